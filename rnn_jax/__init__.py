@@ -1,0 +1,24 @@
+"""A laboratory bench for recurrent neural networks in JAX and Flax.
+
+Put a cell on it, carry it through time, train it on a real sequence task, and see every gradient on its way back.
+"""
+
+import rnn_jax.cells  # noqa: F401  (enters the cells in the catalogue)
+from rnn_jax import flow
+from rnn_jax.cell import AffineCell, Cell, catalogue, make_cell, register
+from rnn_jax.layers import RNN, Bidirectional, Stack
+from rnn_jax.unroll import unroll
+
+__all__ = [
+    "RNN",
+    "AffineCell",
+    "Bidirectional",
+    "Cell",
+    "Stack",
+    "catalogue",
+    "flow",
+    "make_cell",
+    "register",
+    "unroll",
+]
+__version__ = "0.1.0"

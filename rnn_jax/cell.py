@@ -1,0 +1,378 @@
+"""What a recurrent cell is: the contract every cell keeps, and the catalogue of cells by name.
+
+A cell is one step of a recurrence, `(carry_{t-1}, x_t) -> (carry_t, y_t)`. It is a `flax.nnx.RNNCellBase`, so
+`flax.nnx.RNN` runs our cells and our layers run Flax's. Three base classes ask for more and give more:
+
+* `flax.nnx.RNNCellBase`: any step at all. Everything in this library works on it.
+* `Cell`: names its gates, so that the instruments of `rnn_jax.flow` can look inside a step.
+* `AffineCell`: an affine map of input and hidden state, then elementwise operations. The driver fuses the gates
+  into one product and runs the step on its fast path, with no more work by the author of the cell.
+"""
+
+import ast
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+from flax.typing import Dtype, Initializer
+
+Array = jax.Array
+Carry = Any  # a pytree of arrays, [*batch, ...features] each
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+    "identity": lambda x: x,
+    "softsign": jax.nn.soft_sign,
+    "hard_tanh": jax.nn.hard_tanh,
+    "gelu": jax.nn.gelu,
+    "sin": jnp.sin,
+}
+
+
+def as_activation(spec: str | Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """Returns an elementwise function, given itself or its name.
+
+    Raises:
+      ValueError: if the name is unknown.
+    """
+    if callable(spec):
+        return spec
+    if spec not in _ACTIVATIONS:
+        raise ValueError(f"activation={spec!r} is unknown; allowed: {', '.join(_ACTIVATIONS)}, or a function.")
+    return _ACTIVATIONS[spec]
+
+
+def identity_init(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+    """Initialises a kernel to the identity matrix (Le, Jaitly, Hinton 2015, arXiv 1504.00941)."""
+    del key
+    return jnp.eye(*shape, dtype=dtype)
+
+
+_INITIALIZERS: dict[str, Initializer] = {
+    "identity": identity_init,
+    "zeros": nnx.initializers.zeros_init(),
+    "orthogonal": nnx.initializers.orthogonal(),
+    "lecun_normal": nnx.initializers.lecun_normal(),
+    "glorot_uniform": nnx.initializers.glorot_uniform(),
+    "he_normal": nnx.initializers.he_normal(),
+}
+
+
+def as_initializer(spec: str | Initializer) -> Initializer:
+    """Returns an initialiser `(key, shape, dtype) -> Array`, given itself or its name.
+
+    Raises:
+      ValueError: if the name is unknown.
+    """
+    if callable(spec):
+        return spec
+    if spec not in _INITIALIZERS:
+        raise ValueError(f"initializer {spec!r} is unknown; allowed: {', '.join(_INITIALIZERS)}, or a function.")
+    return _INITIALIZERS[spec]
+
+
+def block_kernel(
+    init: str | Initializer, rows: int, columns: int, blocks: int, dtype: Dtype, rngs: nnx.Rngs
+) -> nnx.Param:
+    """Draws a kernel `[rows, blocks * columns]` block by block, so that each block is what `init` promises."""
+    draw = as_initializer(init)
+    return nnx.Param(jnp.concatenate([draw(rngs.params(), (rows, columns), dtype) for _ in range(blocks)], axis=-1))
+
+
+class Cell(nnx.RNNCellBase):
+    """A recurrent cell whose gates have names.
+
+    A subclass writes `gates` and `__call__` (which calls `gates`, so that an equation stands in one place), and
+    declares what its carry is: one array, or a `NamedTuple` of arrays given as `carry_type`. All leading axes are
+    batch axes; the dtype of the carry is kept by every step.
+
+    Attributes:
+      in_features: F, size of the last axis of the input.
+      hidden_features: H, size of the last axis of each part of the carry.
+      dtype: dtype of the matrix products; None takes the promotion of input and parameters.
+      param_dtype: dtype of the parameters and, by default, of the carry and the elementwise part. With
+        `dtype=bfloat16` the products run in bfloat16 and the state is kept in float32.
+    """
+
+    carry_type: ClassVar[Callable[..., Any] | None] = None
+    gate_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
+
+    def __init__(self, in_features: int, hidden_features: int, *, dtype: Dtype | None, param_dtype: Dtype):
+        for name, size in (("in_features", in_features), ("hidden_features", hidden_features)):
+            if size < 1:
+                raise ValueError(f"{name}={size} is not a size; allowed: 1 or more.")
+        self.in_features = in_features
+        self.hidden_features = hidden_features
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+
+    def initialize_carry(
+        self,
+        input_shape: tuple[int, ...],
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+        carry_init: Initializer | None = None,
+    ) -> Carry:
+        """Returns the carry before the first step.
+
+        Args:
+          input_shape: shape of one step's input, `[*batch, F]`.
+          rngs: needed only with a random `carry_init`; the stream `carry` of an `nnx.Rngs` is drawn from.
+          carry_init: zeros by default.
+
+        Returns:
+          One array `[*batch, H]`, or a `carry_type` of such arrays.
+        """
+        carry_init = carry_init or nnx.initializers.zeros_init()
+        stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
+        parts = 1 if self.carry_type is None else len(inspect.signature(self.carry_type).parameters)
+        shape = (*input_shape[:-1], self.hidden_features)
+        keys = [jax.random.key(0) if stream is None else stream() for _ in range(parts)]
+        drawn = [carry_init(key, shape, self.param_dtype) for key in keys]
+        return drawn[0] if self.carry_type is None else self.carry_type(*drawn)
+
+    def gates(self, carry: Carry, x: Array) -> dict[str, Array]:
+        """Returns the values of the gates of one step by name, `[*batch, H]` each."""
+        raise NotImplementedError
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 1
+
+
+class AffineCell(Cell):
+    """A cell of the form `z = x W + h R + b`, then elementwise operations on z and the carry.
+
+    A subclass names the columns of the two kernels and writes the elementwise part:
+
+    * `input_gates`, `recurrent_gates`: one name for each block of H columns of W and of R. Blocks of one name are
+      added; a name that stands in only one of the two is handed over as it is (the reset-after GRU needs this).
+    * `activate(z, carry)`: pre-activations by name, `[*batch, H]` each, to gate values by name.
+    * `pointwise(z, carry) -> (carry, y)`: the rest of the step, calling `activate`. Elementwise over batch and
+      features, and free of `kernel`, `recurrent_kernel` and `bias`.
+    * `hidden(carry)`: the h that R is multiplied by: the carry itself, or its part `h`.
+
+    Parameters: `kernel [F, Gx H]`, `recurrent_kernel [H, Gh H]`, `bias [G H]`, where G counts the distinct names (in
+    the order of `gate_columns`). Kernels are drawn block by block, so an orthogonal recurrent kernel has
+    orthogonal blocks.
+    """
+
+    input_gates: ClassVar[tuple[str, ...]]
+    recurrent_gates: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        use_bias: bool = True,
+        kernel_init: str | Initializer = "lecun_normal",
+        recurrent_kernel_init: str | Initializer = "orthogonal",
+        bias_init: str | Initializer = "zeros",
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(in_features, hidden_features, dtype=dtype, param_dtype=param_dtype)
+        blocks_x, blocks_h = len(self.input_gates), len(self.recurrent_gates)
+        self.kernel = block_kernel(kernel_init, in_features, hidden_features, blocks_x, param_dtype, rngs)
+        self.recurrent_kernel = block_kernel(
+            recurrent_kernel_init, hidden_features, hidden_features, blocks_h, param_dtype, rngs
+        )
+        bias_shape = (len(self.gate_columns()) * hidden_features,)
+        bias = as_initializer(bias_init)(rngs.params(), bias_shape, param_dtype)
+        self.bias = nnx.Param(bias) if use_bias else nnx.data(None)
+
+    @classmethod
+    def gate_columns(cls) -> tuple[str, ...]:
+        """Returns the distinct names of the pre-activations, those of W first: the order of `bias`."""
+        return tuple(dict.fromkeys((*cls.input_gates, *cls.recurrent_gates)))
+
+    def set_gate_bias(self, gate: str, value: Array | float) -> None:
+        """Fills the bias of one gate; for constructors (a cell is not changed once it is built).
+
+        Raises:
+          ValueError: if the cell was built with `use_bias=False`.
+        """
+        if self.bias is None:
+            raise ValueError(f"use_bias=False leaves no bias to initialise for gate {gate!r}; allowed: use_bias=True.")
+        start = self.gate_columns().index(gate) * self.hidden_features
+        stop = start + self.hidden_features
+        self.bias = nnx.Param(self.bias[...].at[start:stop].set(jnp.asarray(value, self.bias.dtype)))
+
+    def affine(self) -> tuple[Array, Array, Array | None]:
+        """Returns W `[F, Gx H]`, R `[H, Gh H]` and b `[G H]` as the products use them.
+
+        A cell with a structured recurrent matrix (orthogonal, masked, skew) overrides this: it is called once for
+        a whole sequence, and JAX differentiates through it.
+        """
+        bias = None if self.bias is None else self.bias[...]
+        return self.kernel[...], self.recurrent_kernel[...], bias
+
+    def hidden(self, carry: Carry) -> Array:
+        """Returns h, the part of the carry that the recurrent kernel multiplies, `[*batch, H]`."""
+        return carry if self.carry_type is None else carry.h
+
+    def activate(self, z: Mapping[str, Array], carry: Carry) -> dict[str, Array]:
+        """Returns the gate values for the pre-activations z."""
+        raise NotImplementedError
+
+    def pointwise(self, z: Mapping[str, Array], carry: Carry) -> tuple[Carry, Array]:
+        """Returns `(carry, y)` of the step, given the pre-activations z."""
+        raise NotImplementedError
+
+    def gates(self, carry: Carry, x: Array) -> dict[str, Array]:
+        return self.activate(self._preactivations(carry, x)[0], carry)
+
+    def __call__(self, carry: Carry, x: Array) -> tuple[Carry, Array]:
+        """Runs one step.
+
+        Args:
+          carry: as `initialize_carry` makes it.
+          x: `[*batch, F]`.
+
+        Returns:
+          The next carry, and the output y `[*batch, H]`.
+        """
+        z, dtype = self._preactivations(carry, x)
+        carry, y = self.pointwise(z, carry)
+        return carry, y.astype(dtype)
+
+    def _preactivations(self, carry: Carry, x: Array) -> tuple[dict[str, Array], Dtype]:
+        kernel, recurrent_kernel, bias = self.affine()
+        h = self.hidden(carry)
+        x, kernel, recurrent_kernel = dtypes.promote_dtype((x, kernel, recurrent_kernel), dtype=self.dtype)
+        z = split_gates(self, x @ kernel, h.astype(x.dtype) @ recurrent_kernel, bias)
+        # The state may be kept in a wider type than the products: gates are computed in the type of the state.
+        return {name: value.astype(h.dtype) for name, value in z.items()}, x.dtype
+
+
+def split_gates(cell: AffineCell, zx: Array, zh: Array, bias: Array | None) -> dict[str, Array]:
+    """Splits `x W [..., Gx H]` and `h R [..., Gh H]` into one array a gate and adds those of one name, and the bias."""
+    size = cell.hidden_features
+
+    def columns(z: Array, names: tuple[str, ...]) -> dict[str, Array]:
+        return {name: z[..., k * size : (k + 1) * size] for k, name in enumerate(names)}
+
+    z = columns(zx, cell.input_gates)
+    for name, value in columns(zh, cell.recurrent_gates).items():
+        z[name] = z[name] + value if name in z else value
+    if bias is not None:
+        for k, name in enumerate(cell.gate_columns()):
+            row = bias[k * size : (k + 1) * size].astype(zx.dtype)
+            z[name] = z[name] + row.reshape((1,) * (z[name].ndim - 1) + (size,))
+    return z
+
+
+def carry_names(cell: nnx.RNNCellBase, carry: Carry) -> tuple[str, ...]:
+    """Names the parts of a carry, one a leaf of the pytree; `("",)` if the carry is one array.
+
+    Our cells name them by the fields of their carry. Flax's LSTM cells carry a bare tuple (c, h).
+    """
+    if isinstance(cell, nnx.LSTMCell | nnx.OptimizedLSTMCell):
+        return ("c", "h")
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(carry)]
+    return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path in paths)
+
+
+def chrono_bias(key: Array, t_max: float, size: int, dtype: Dtype = jnp.float32) -> Array:
+    """Draws log(u), u uniform on [1, t_max - 1]: biases whose gates remember for between 2 and t_max steps.
+
+    References:
+      Tallec, Ollivier 2018, "Can recurrent neural networks warp time?", arXiv 1804.11188.
+
+    Raises:
+      ValueError: if t_max is not above 2.
+    """
+    if not t_max > 2:
+        raise ValueError(f"chrono={t_max} is not a longest time scale; allowed: a number of steps above 2.")
+    return jnp.log(jax.random.uniform(key, (size,), dtype, 1.0, t_max - 1.0))
+
+
+_CATALOGUE: dict[str, type[nnx.RNNCellBase]] = {}
+
+
+def register(name: str) -> Callable[[type[nnx.RNNCellBase]], type[nnx.RNNCellBase]]:
+    """Class decorator: enters a cell in the catalogue under a name."""
+
+    def enter(cls: type[nnx.RNNCellBase]) -> type[nnx.RNNCellBase]:
+        if name in _CATALOGUE:
+            raise ValueError(f"cell name {name!r} is taken by {_CATALOGUE[name].__name__}; allowed: a new name.")
+        _CATALOGUE[name] = cls
+        return cls
+
+    return enter
+
+
+def catalogue() -> dict[str, type[nnx.RNNCellBase]]:
+    """Returns the cells of this library by name, in alphabetical order."""
+    return dict(sorted(_CATALOGUE.items()))
+
+
+def make_cell(
+    name: str, in_features: int, hidden_features: int, *, rngs: nnx.Rngs, **kwargs: Any
+) -> nnx.RNNCellBase:
+    """Builds a cell from its name.
+
+    Args:
+      name: a name of the catalogue (`lstm`) or `path.to.module:Class`, either of them with constructor arguments
+        behind it if wanted: `lstm(forget_bias=0)`, `elman(activation="relu")`.
+      in_features: F, size of the input.
+      hidden_features: H, size of the state.
+      rngs: the stream `params` draws the parameters.
+      **kwargs: more constructor arguments; those in `name` win.
+
+    Raises:
+      ValueError: if there is no such cell, or it takes no such argument.
+    """
+    path, written = _parse_spec(name)
+    cls = _find_class(path)
+    kwargs = {**kwargs, **written}
+    taken = inspect.signature(cls).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        for argument in kwargs:
+            if argument not in taken:
+                known = ", ".join(p for p in taken if p not in ("in_features", "hidden_features", "rngs"))
+                raise ValueError(f"cell {path!r} has no argument {argument!r}; allowed: {known}.")
+    cell = cls(in_features, hidden_features, **kwargs, rngs=rngs)  # type: ignore[call-arg]
+    if not isinstance(cell, nnx.RNNCellBase):
+        raise ValueError(f"cell {path!r} is no flax.nnx.RNNCellBase; allowed: a subclass of it.")
+    return cell
+
+
+def _parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """Splits `name(a=1, b="x")` into the name and its literal keyword arguments."""
+    name, parenthesis, rest = spec.partition("(")
+    if not parenthesis:
+        return spec, {}
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise SyntaxError
+        return name, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+    except (SyntaxError, ValueError):
+        raise ValueError(
+            f"cell {spec!r} cannot be read; allowed: name, or name(argument=value, ...) with literal values."
+        ) from None
+
+
+def _find_class(path: str) -> Callable[..., nnx.RNNCellBase]:
+    if path in _CATALOGUE:
+        return _CATALOGUE[path]
+    module_name, colon, class_name = path.partition(":")
+    if not colon:
+        raise ValueError(f"unknown cell {path!r}; allowed: {', '.join(catalogue())}, or path.to.module:Class.")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"cell {path!r}: module {module_name!r} cannot be imported ({error}).") from error
+    if not hasattr(module, class_name):
+        raise ValueError(f"cell {path!r}: module {module_name!r} has no {class_name!r}.")
+    return getattr(module, class_name)
+

@@ -1,0 +1,136 @@
+"""Gated recurrent units, in the two forms that are in use: reset after and reset before the recurrent product.
+
+References:
+  Cho, van Merrienboer, Gulcehre, Bahdanau, Bougares, Schwenk, Bengio 2014, "Learning phrase representations using
+  RNN encoder-decoder for statistical machine translation", arXiv 1406.1078.
+  Tallec, Ollivier 2018, "Can recurrent neural networks warp time?", arXiv 1804.11188.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+from flax.typing import Dtype, Initializer
+
+from rnn_jax.cell import AffineCell, Array, Cell, block_kernel, chrono_bias, register
+
+
+def _update_gate_bias(update_bias: float, chrono: float | None, size: int, dtype: Dtype, rngs: nnx.Rngs) -> Array:
+    """Returns the bias of the update gate, `[H]`: constant, or drawn for time scales up to `chrono`."""
+    if chrono is not None:
+        return chrono_bias(rngs.params(), chrono, size, dtype)
+    return jnp.full((size,), update_bias, dtype)
+
+
+@register("gru")
+class GRUCell(AffineCell):
+    r"""GRU, reset gate after the recurrent product: the form of cuDNN, PyTorch, Keras and Flax.
+
+    .. math::
+        r_t &= \sigma(x_t W_r + h_{t-1} R_r + b_r) \\
+        u_t &= \sigma(x_t W_u + h_{t-1} R_u + b_u) \\
+        n_t &= \tanh(x_t W_n + b_{nx} + r_t \circ (h_{t-1} R_n + b_{nh})) \\
+        h_t &= u_t \circ h_{t-1} + (1 - u_t) \circ n_t, \qquad y_t = h_t
+
+    Carry: h, `[*batch, H]`. Gates: reset `r`, update `u` (PyTorch's and Flax's z; it *keeps* when it is 1, as in Cho et
+    al.), candidate `n`. Columns: r, u, n. Biases: r, u, nx, nh; Flax's `GRUCell` has no b_nh.
+
+    Args:
+      update_bias: b_u before training. 0 is the custom, and lets half of the state go at each step; 1 or more keeps
+        the gradient alive for longer.
+      chrono: if given, b_u = log(v), v uniform on [1, chrono - 1], for dependencies of up to `chrono` steps (Tallec,
+        Ollivier 2018); `update_bias` is then not used.
+      **kwargs: as `AffineCell`.
+    """
+
+    input_gates = ("r", "u", "nx")
+    recurrent_gates = ("r", "u", "nh")
+    gate_ranges = {"r": (0.0, 1.0), "u": (0.0, 1.0), "n": (-1.0, 1.0)}
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        update_bias: float = 0.0,
+        chrono: float | None = None,
+        rngs: nnx.Rngs,
+        **kwargs: Any,
+    ):
+        super().__init__(in_features, hidden_features, rngs=rngs, **kwargs)
+        if self.bias is not None:
+            bias = _update_gate_bias(update_bias, chrono, hidden_features, self.param_dtype, rngs)
+            self.set_gate_bias("u", bias)
+
+    def activate(self, z: Mapping[str, Array], carry: Array) -> dict[str, Array]:
+        r = jax.nn.sigmoid(z["r"])
+        return {"r": r, "u": jax.nn.sigmoid(z["u"]), "n": jnp.tanh(z["nx"] + r * z["nh"])}
+
+    def pointwise(self, z: Mapping[str, Array], carry: Array) -> tuple[Array, Array]:
+        gates = self.activate(z, carry)
+        h = gates["u"] * carry + (1.0 - gates["u"]) * gates["n"]
+        return h, h
+
+
+@register("gru_reset_before")
+class GRUResetBeforeCell(Cell):
+    r"""GRU, reset gate before the recurrent product: the form of the paper (Cho et al. 2014).
+
+    .. math::
+        r_t &= \sigma(x_t W_r + h_{t-1} R_r + b_r) \\
+        u_t &= \sigma(x_t W_u + h_{t-1} R_u + b_u) \\
+        n_t &= \tanh(x_t W_n + (r_t \circ h_{t-1}) R_n + b_n) \\
+        h_t &= u_t \circ h_{t-1} + (1 - u_t) \circ n_t, \qquad y_t = h_t
+
+    Carry: h, `[*batch, H]`. Gates: `r`, `u` (keeps when it is 1), `n`. Columns of kernels and bias: r, u, n. The second
+    product waits for the first, so this form is not affine-then-pointwise and runs by the plain scan.
+
+    Args:
+      update_bias: b_u before training, as in `GRUCell`.
+      chrono: as in `GRUCell`.
+      kernel_init, recurrent_kernel_init, dtype, param_dtype, rngs: as `AffineCell`.
+    """
+
+    gate_ranges = {"r": (0.0, 1.0), "u": (0.0, 1.0), "n": (-1.0, 1.0)}
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        update_bias: float = 0.0,
+        chrono: float | None = None,
+        kernel_init: str | Initializer = "lecun_normal",
+        recurrent_kernel_init: str | Initializer = "orthogonal",
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(in_features, hidden_features, dtype=dtype, param_dtype=param_dtype)
+        size = hidden_features
+        self.kernel = block_kernel(kernel_init, in_features, size, 3, param_dtype, rngs)
+        self.recurrent_kernel = block_kernel(recurrent_kernel_init, size, size, 3, param_dtype, rngs)
+        bias_u = _update_gate_bias(update_bias, chrono, size, param_dtype, rngs)
+        zeros = jnp.zeros_like(bias_u)
+        self.bias = nnx.Param(jnp.concatenate([zeros, bias_u, zeros]))
+
+    def gates(self, carry: Array, x: Array) -> dict[str, Array]:
+        h, size = carry, self.hidden_features
+        x, kernel, recurrent_kernel = dtypes.promote_dtype(
+            (x, self.kernel[...], self.recurrent_kernel[...]), dtype=self.dtype
+        )
+        bias = self.bias[...].reshape((1,) * (x.ndim - 1) + (3 * size,))
+        zx = (x @ kernel).astype(h.dtype) + bias.astype(h.dtype)
+        zh = (h.astype(x.dtype) @ recurrent_kernel[:, : 2 * size]).astype(h.dtype)
+        r = jax.nn.sigmoid(zx[..., :size] + zh[..., :size])
+        u = jax.nn.sigmoid(zx[..., size : 2 * size] + zh[..., size:])
+        reset_product = (r * h).astype(x.dtype) @ recurrent_kernel[:, 2 * size :]
+        return {"r": r, "u": u, "n": jnp.tanh(zx[..., 2 * size :] + reset_product.astype(h.dtype))}
+
+    def __call__(self, carry: Array, x: Array) -> tuple[Array, Array]:
+        gates = self.gates(carry, x)
+        h = gates["u"] * carry + (1.0 - gates["u"]) * gates["n"]
+        return h, h.astype(self.dtype or x.dtype)

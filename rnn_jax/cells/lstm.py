@@ -1,0 +1,83 @@
+"""Long short-term memory.
+
+References:
+  Hochreiter, Schmidhuber 1997, "Long short-term memory", Neural Computation 9(8).
+  Gers, Schmidhuber, Cummins 2000, "Learning to forget", Neural Computation 12(10).
+  Jozefowicz, Zaremba, Sutskever 2015, "An empirical exploration of recurrent network architectures", ICML.
+  Tallec, Ollivier 2018, "Can recurrent neural networks warp time?", arXiv 1804.11188.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rnn_jax.cell import AffineCell, Array, chrono_bias, register
+
+
+class LSTMCarry(NamedTuple):
+    """The state of an LSTM: the cell state c and the hidden state h, `[*batch, H]` each; Flax's order."""
+
+    c: Array
+    h: Array
+
+
+@register("lstm")
+class LSTMCell(AffineCell):
+    r"""LSTM with a forget gate (Hochreiter, Schmidhuber 1997; Gers, Schmidhuber, Cummins 2000), without peepholes.
+
+    .. math::
+        i_t &= \sigma(x_t W_i + h_{t-1} R_i + b_i) \\
+        f_t &= \sigma(x_t W_f + h_{t-1} R_f + b_f) \\
+        g_t &= \tanh(x_t W_g + h_{t-1} R_g + b_g) \\
+        o_t &= \sigma(x_t W_o + h_{t-1} R_o + b_o) \\
+        c_t &= f_t \circ c_{t-1} + i_t \circ g_t \\
+        h_t &= o_t \circ \tanh(c_t), \qquad y_t = h_t
+
+    Carry: `LSTMCarry(c, h)`. Gates: input `i`, forget `f`, candidate `g`, output `o`: the order of the columns, which
+    is PyTorch's. One bias; PyTorch has the sum of two.
+
+    Args:
+      forget_bias: b_f before training. 1 by default (Jozefowicz et al. 2015), where PyTorch and Flax have 0.
+      chrono: if given, b_f = log(u), u uniform on [1, chrono - 1], and b_i = -b_f, for dependencies of up to
+        `chrono` steps (Tallec, Ollivier 2018); `forget_bias` is then not used.
+      **kwargs: as `AffineCell`.
+    """
+
+    input_gates = recurrent_gates = ("i", "f", "g", "o")
+    gate_ranges = {"i": (0.0, 1.0), "f": (0.0, 1.0), "g": (-1.0, 1.0), "o": (0.0, 1.0)}
+    carry_type = LSTMCarry
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        forget_bias: float = 1.0,
+        chrono: float | None = None,
+        rngs: nnx.Rngs,
+        **kwargs: Any,
+    ):
+        super().__init__(in_features, hidden_features, rngs=rngs, **kwargs)
+        if chrono is not None:
+            b_f = chrono_bias(rngs.params(), chrono, hidden_features, self.param_dtype)
+            self.set_gate_bias("f", b_f)
+            self.set_gate_bias("i", -b_f)
+        elif self.bias is not None:
+            self.set_gate_bias("f", forget_bias)
+
+    def activate(self, z: Mapping[str, Array], carry: LSTMCarry) -> dict[str, Array]:
+        return {
+            "i": jax.nn.sigmoid(z["i"]),
+            "f": jax.nn.sigmoid(z["f"]),
+            "g": jnp.tanh(z["g"]),
+            "o": jax.nn.sigmoid(z["o"]),
+        }
+
+    def pointwise(self, z: Mapping[str, Array], carry: LSTMCarry) -> tuple[LSTMCarry, Array]:
+        gates = self.activate(z, carry)
+        c = gates["f"] * carry.c + gates["i"] * gates["g"]
+        h = gates["o"] * jnp.tanh(c)
+        return LSTMCarry(c, h), h

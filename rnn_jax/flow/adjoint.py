@@ -1,0 +1,94 @@
+"""The adjoints themselves: the vector dL/d carry_t of every example at every step, direction and size apart."""
+
+import dataclasses
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rnn_jax.unroll import Tap, unroll
+from rnn_jax.unroll.running_scale import log2_largest, real_dtype, times_power_of_two
+
+Array = jax.Array
+Carry = Any
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["direction", "log10_scale"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Adjoints:
+    """a_t = direction * 10**log10_scale for every example and every step t = 1..T.
+
+    Attributes:
+      direction: a pytree like the carry, `[*batch, time, ...]` each, of norm 1 over the whole carry; 0 where a_t = 0.
+      log10_scale: float32 `[*batch, time]`; -inf where a_t = 0.
+    """
+
+    direction: Carry
+    log10_scale: Array
+
+
+def adjoints(
+    cell: nnx.RNNCellBase,
+    xs: Array,
+    ys_cotangent: Array,
+    carry: Carry | None = None,
+    *,
+    carry_cotangent: Carry | None = None,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    reverse: bool = False,
+) -> Adjoints:
+    """Returns the adjoint of every carry, each example with a scale of its own.
+
+    Args:
+      cell: any `flax.nnx.RNNCellBase`.
+      xs: `[*batch, time, ...features]`.
+      ys_cotangent: dL/d ys, `[*batch, time, ...]`.
+      carry: before the first step; by default the cell's own.
+      carry_cotangent: dL/d of the final carry through other ways than ys; 0 by default.
+      lengths, resets, reverse: as `rnn_jax.unroll`.
+
+    Raises:
+      ValueError: if `ys_cotangent` has not the shape of ys.
+    """
+    batch_axes = xs.ndim - cell.num_feature_axes - 1
+    time = xs.shape[batch_axes]
+    step_shape = xs.shape[:batch_axes] + xs.shape[batch_axes + 1 :]
+    if carry is None:
+        carry = cell.initialize_carry(step_shape, nnx.Rngs(0))
+    ys = jax.eval_shape(lambda: unroll(cell, xs, carry)[1])
+    if ys_cotangent.shape != ys.shape:
+        raise ValueError(f"ys_cotangent has shape {ys_cotangent.shape}; allowed: that of ys, {ys.shape}.")
+    if carry_cotangent is None:
+        carry_cotangent = jax.tree.map(jnp.zeros_like, carry)
+
+    def one_example(x, y_cotangent, carry, carry_cotangent, length, reset):
+        directions = jax.tree.map(lambda part: jnp.zeros((time, *part.shape), part.dtype), carry)
+        zeros = (directions, jnp.zeros((time,), jnp.float32))
+        tap = Tap(zeros, jnp.zeros((), jnp.float32), _direction_and_scale)
+
+        def run(tap):
+            return unroll(cell, x, carry, lengths=length, resets=reset, reverse=reverse, tap=tap)
+
+        _, pullback = jax.vjp(run, tap)
+        return pullback((carry_cotangent, y_cotangent))[0].zeros
+
+    run = one_example
+    for _ in range(batch_axes):
+        run = jax.vmap(run)
+    direction, log10_scale = run(xs, ys_cotangent, carry, carry_cotangent, lengths, resets)
+    return Adjoints(direction, log10_scale)
+
+
+def _direction_and_scale(adjoint: Carry, log2_scale: Array) -> tuple[Carry, Array]:
+    largest = log2_largest(adjoint)
+    exponent = jnp.where(jnp.isfinite(largest), largest, 0.0)
+    mantissa = times_power_of_two(adjoint, -exponent)
+    squares = [jnp.sum(jnp.square(jnp.abs(x).astype(jnp.promote_types(real_dtype(x), jnp.float32))))
+               for x in jax.tree.leaves(mantissa)]  # fmt: skip
+    norm = jnp.sqrt(sum(squares))
+    unit = jax.tree.map(lambda x: jnp.where(norm > 0, x / jnp.where(norm > 0, norm, 1.0).astype(x.dtype), x), mantissa)
+    return unit, (log2_scale + exponent + jnp.log2(norm).astype(jnp.float32)) * math.log10(2.0)

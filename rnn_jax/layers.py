@@ -1,0 +1,294 @@
+"""What models are built from: `RNN`, `Bidirectional`, `Stack`. Signatures are those of `flax.nnx`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+from rnn_jax.cell import make_cell
+from rnn_jax.unroll import Tap, TapRequest, unroll
+
+Array = jax.Array
+Carry = Any
+
+
+class RNN(nnx.Module):
+    """Applies a cell over a sequence; takes every argument of `flax.nnx.RNN`, with its meaning and default.
+
+    Unlike that one it may be closed over by, or passed to, any of `jax.jit`, `jax.grad`, `jax.vmap` and `jax.lax.scan`.
+    It keeps no random state, and outputs at padded steps are zero.
+
+    Args:
+      cell: any `flax.nnx.RNNCellBase`.
+      time_major: inputs are `[time, *batch, ...]` instead of `[*batch, time, ...]`.
+      return_carry: return `(carry, ys)` instead of `ys`.
+      reverse: run from the last (true) step to the first.
+      keep_order: with `reverse`, outputs stay at the step of their input; else they come in the order of the run,
+        the last input's output first, padding at the end.
+      unroll: steps in one iteration of the loop, as in `jax.lax.scan`.
+      state_axes, broadcast_rngs: taken for compatibility; only None, as a cell has no state but its carry.
+      rngs: for a random initial carry. An `nnx.Rngs` is drawn from once, here; pass one to the call to draw anew.
+
+    Raises:
+      ValueError: if `state_axes` or `broadcast_rngs` is given.
+    """
+
+    def __init__(
+        self,
+        cell: nnx.RNNCellBase,
+        *,
+        time_major: bool = False,
+        return_carry: bool = False,
+        reverse: bool = False,
+        keep_order: bool = False,
+        unroll: int = 1,
+        state_axes: None = None,
+        broadcast_rngs: None = None,
+        rngs: nnx.Rngs | nnx.RngStream | bool = True,
+    ):
+        for name, value in (("state_axes", state_axes), ("broadcast_rngs", broadcast_rngs)):
+            if value is not None:
+                raise ValueError(f"{name}={value!r} is not supported; allowed: None, as cells keep no state of their own.")
+        self.cell = cell
+        self.time_major = time_major
+        self.return_carry = return_carry
+        self.reverse = reverse
+        self.keep_order = keep_order
+        self.unroll = unroll
+        stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
+        # A plain number, so that no key stands among the arrays of the model, where it would stop jax.grad.
+        self.carry_seed = int(jax.random.bits(stream())) if isinstance(stream, nnx.RngStream) else 0
+        self.tap = nnx.data(None)
+
+    def __call__(
+        self,
+        inputs: Array,
+        *,
+        initial_carry: Carry | None = None,
+        seq_lengths: Array | None = None,
+        resets: Array | None = None,
+        return_carry: bool | None = None,
+        time_major: bool | None = None,
+        reverse: bool | None = None,
+        keep_order: bool | None = None,
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+    ) -> Any:
+        """Runs the cell over the inputs.
+
+        Args:
+          inputs: `[*batch, time, ...features]`, or `[time, *batch, ...features]` if time-major.
+          initial_carry: by default what `cell.initialize_carry` makes.
+          seq_lengths: true lengths, int `[*batch]`; see `rnn_jax.unroll`.
+          resets: bool, of the shape of the inputs without features; see `rnn_jax.unroll`.
+          return_carry, time_major, reverse, keep_order: in the place of the constructor's.
+          rngs: for a random initial carry.
+
+        Returns:
+          ys, time where it is in the inputs; or `(carry, ys)`.
+        """
+        return_carry = self.return_carry if return_carry is None else return_carry
+        time_major = self.time_major if time_major is None else time_major
+        reverse = self.reverse if reverse is None else reverse
+        keep_order = self.keep_order if keep_order is None else keep_order
+        time_axis = inputs.ndim - self.cell.num_feature_axes - 1
+        if time_major:
+            inputs = jnp.moveaxis(inputs, 0, time_axis)
+            resets = None if resets is None else jnp.moveaxis(resets, 0, -1)
+        carry, ys = unroll(
+            self.cell,
+            inputs,
+            initial_carry,
+            lengths=seq_lengths,
+            resets=resets,
+            reverse=reverse,
+            unroll=self.unroll,
+            rngs=nnx.Rngs(self.carry_seed) if rngs is None else rngs,
+            tap=self.tap,
+        )
+        if reverse and not keep_order:
+            ys = _flip(ys, seq_lengths, time_axis)
+        if time_major:
+            ys = jnp.moveaxis(ys, time_axis, 0)
+        return (carry, ys) if return_carry else ys
+
+    def with_tap(self, tap: Tap | TapRequest | None) -> "RNN":
+        """Returns the same layer with another tap; the instruments of `rnn_jax.flow` call this."""
+        layer = jax.tree.map(lambda x: x, self)
+        layer.tap = nnx.data(tap)
+        return layer
+
+
+def _flip(ys: Array, lengths: Array | None, time_axis: int) -> Array:
+    """Reverses the true steps of every sequence, padding stays behind."""
+    if lengths is None:
+        return jnp.flip(ys, time_axis)
+    time = ys.shape[time_axis]
+    source = jnp.expand_dims(lengths, -1) - 1 - jnp.arange(time).reshape((1,) * lengths.ndim + (time,))
+    source = jnp.where(source < 0, source + time, source)
+    return jnp.take_along_axis(ys, source.reshape(source.shape + (1,) * (ys.ndim - source.ndim)), time_axis)
+
+
+def concatenate(forward: Array, backward: Array) -> Array:
+    """Joins the outputs of two directions along the last axis."""
+    return jnp.concatenate([forward, backward], axis=-1)
+
+
+class Bidirectional(nnx.Module):
+    """Runs one layer forward and one backward over the same sequence and merges their outputs step by step.
+
+    Args:
+      forward_rnn, backward_rnn: `RNN` layers (or anything of the same signature), one set of weights each.
+      merge_fn: of the two outputs, each at the step of its input; by default joined along the last axis.
+      time_major, return_carry: as in `RNN`; the carry is the pair (forward, backward).
+      rngs: taken for compatibility with `flax.nnx.Bidirectional`; each layer has its own.
+
+    Raises:
+      ValueError: if both layers are the same object, so that they would share their weights.
+    """
+
+    def __init__(
+        self,
+        forward_rnn: RNN,
+        backward_rnn: RNN,
+        *,
+        merge_fn: Callable[[Array, Array], Array] = concatenate,
+        time_major: bool = False,
+        return_carry: bool = False,
+        rngs: nnx.Rngs | nnx.RngStream | bool = True,
+    ):
+        del rngs
+        if forward_rnn is backward_rnn:
+            raise ValueError("forward_rnn and backward_rnn are one object; allowed: two layers, each with its weights.")
+        self.forward_rnn = forward_rnn
+        self.backward_rnn = backward_rnn
+        self.merge_fn = merge_fn
+        self.time_major = time_major
+        self.return_carry = return_carry
+
+    def __call__(
+        self,
+        inputs: Array,
+        *,
+        initial_carry: tuple[Carry, Carry] | None = None,
+        seq_lengths: Array | None = None,
+        resets: Array | None = None,
+        return_carry: bool | None = None,
+        time_major: bool | None = None,
+        reverse: bool | None = None,
+        keep_order: bool | None = None,
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+    ) -> Any:
+        """Runs both directions; arguments as `RNN.__call__` (`reverse` and `keep_order` do nothing, as in Flax).
+
+        Raises:
+          ValueError: for `resets`: the two directions begin sequences at different steps.
+        """
+        del reverse, keep_order
+        if resets is not None:
+            raise ValueError("resets cannot be used in both directions; allowed: None, or `lengths` of a padded batch.")
+        return_carry = self.return_carry if return_carry is None else return_carry
+        time_major = self.time_major if time_major is None else time_major
+        outputs = []
+        for direction, layer in enumerate((self.forward_rnn, self.backward_rnn)):
+            outputs.append(
+                layer(
+                    inputs,
+                    initial_carry=None if initial_carry is None else initial_carry[direction],
+                    seq_lengths=seq_lengths,
+                    return_carry=True,
+                    time_major=time_major,
+                    reverse=direction == 1,
+                    keep_order=direction == 1,
+                    rngs=rngs,
+                )
+            )
+        (carry_forward, ys_forward), (carry_backward, ys_backward) = outputs
+        ys = jax.tree.map(self.merge_fn, ys_forward, ys_backward)
+        return ((carry_forward, carry_backward), ys) if return_carry else ys
+
+
+class Stack(nnx.Module):
+    """Several recurrent layers, one above the other: each reads the outputs of the one below.
+
+    Args:
+      layers: `RNN`, `Bidirectional` or other layers of that signature, the lowest first. (`reverse` layers must have
+        `keep_order`, or a layer above would meet its inputs out of order: in this class they always do.)
+      return_carry: return `(carries, ys)`, one carry a layer, instead of `ys`.
+
+    Raises:
+      ValueError: if there is no layer.
+    """
+
+    def __init__(self, layers: Sequence[Any], *, return_carry: bool = False):
+        if not layers:
+            raise ValueError("layers is empty; allowed: at least one layer.")
+        self.layers = nnx.List(layers)
+        self.return_carry = return_carry
+
+    def __call__(
+        self,
+        inputs: Array,
+        *,
+        initial_carry: Sequence[Carry] | None = None,
+        seq_lengths: Array | None = None,
+        return_carry: bool | None = None,
+        time_major: bool | None = None,
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Runs all layers; arguments as `RNN.__call__`, `initial_carry` being one carry a layer."""
+        return_carry = self.return_carry if return_carry is None else return_carry
+        carries, ys = [], inputs
+        for k, layer in enumerate(self.layers):
+            carry, ys = layer(
+                ys,
+                initial_carry=None if initial_carry is None else initial_carry[k],
+                seq_lengths=seq_lengths,
+                return_carry=True,
+                time_major=time_major,
+                rngs=rngs,
+                **{"keep_order": True, **kwargs},
+            )
+            carries.append(carry)
+        return (tuple(carries), ys) if return_carry else ys
+
+
+def make_rnn(
+    cell: str,
+    in_features: int,
+    hidden_features: int,
+    *,
+    layers: int = 1,
+    bidirectional: bool = False,
+    rngs: nnx.Rngs,
+    **kwargs: Any,
+) -> RNN | Bidirectional | Stack:
+    """Builds a recurrent network of one kind of cell: one layer, or several, in one direction or both.
+
+    Args:
+      cell: a name, as `rnn_jax.make_cell` takes.
+      in_features: F of the inputs.
+      hidden_features: H of each layer and direction; a bidirectional layer puts out 2 H.
+      layers: how many, one above the other.
+      bidirectional: whether each layer runs in both directions.
+      rngs: draws the parameters.
+      **kwargs: more arguments of the cell.
+
+    Raises:
+      ValueError: if `layers` is below 1, or as `rnn_jax.make_cell`.
+    """
+    if layers < 1:
+        raise ValueError(f"layers={layers} is no number of layers; allowed: 1 or more.")
+
+    def layer(size: int) -> RNN | Bidirectional:
+        def one() -> RNN:
+            return RNN(make_cell(cell, size, hidden_features, rngs=rngs, **kwargs))
+
+        return Bidirectional(one(), one()) if bidirectional else one()
+
+    sizes = [in_features] + [hidden_features * (2 if bidirectional else 1)] * (layers - 1)
+    stack = [layer(size) for size in sizes]
+    return stack[0] if layers == 1 else Stack(stack)

@@ -1,0 +1,53 @@
+"""One optimiser step that also measures the gradient flow, for one model or an ensemble in one program."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+
+from rnn_jax.flow import GradientProfile, gradient_profile
+
+PyTree = Any
+
+
+def make_ensemble(make_model: Callable[[nnx.Rngs], nnx.Module], seeds: list[int]) -> nnx.Module:
+    """Builds one model a seed, stacked along a leading axis of every parameter.
+
+    Member k is the model that `make_model(nnx.Rngs(seeds[k]))` builds.
+    """
+    keys = jax.vmap(jax.random.key)(jax.numpy.asarray(seeds))
+    return jax.jit(jax.vmap(lambda key: make_model(nnx.Rngs(key))))(keys)
+
+
+def make_optimizer(learning_rate: float, clip: float | None = None) -> optax.GradientTransformation:
+    """Adam, with the gradient clipped to a global norm if `clip` is given.
+
+    References:
+      Kingma, Ba 2014, arXiv 1412.6980; Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063 (clipping by norm).
+    """
+    adam = optax.adam(learning_rate)
+    return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)
+
+
+def train_step(
+    optimizer: optax.GradientTransformation,
+    loss_fn: Callable[..., jax.Array],
+    model: PyTree,
+    opt_state: PyTree,
+    batch: PyTree,
+) -> tuple[PyTree, PyTree, GradientProfile]:
+    """Returns the model and optimiser state after one update, and the profile before it.
+
+    The profile comes from the backward pass of the update itself. For an ensemble, vmap over the last three.
+
+    Args:
+      optimizer: an optax transformation.
+      loss_fn: `loss_fn(model, batch) -> scalar`.
+      model, opt_state: before the update.
+      batch: what the loss takes.
+    """
+    profile = gradient_profile(loss_fn, model, batch)
+    updates, opt_state = optimizer.update(profile.grads, opt_state, model)
+    return optax.apply_updates(model, updates), opt_state, profile

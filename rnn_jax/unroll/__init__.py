@@ -1,0 +1,120 @@
+"""How a cell is carried through time: one function, `unroll`, and one file for each method."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rnn_jax.unroll.running_scale import Tap, TapRequest
+from rnn_jax.unroll.sequential import scan_cell
+
+Array = jax.Array
+Carry = Any
+
+METHODS = ("sequential",)
+
+
+def unroll(
+    cell: nnx.RNNCellBase,
+    xs: Array,
+    carry: Carry | None = None,
+    *,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    reverse: bool = False,
+    method: str = "sequential",
+    unroll: int = 1,
+    rngs: nnx.Rngs | nnx.RngStream | None = None,
+    tap: Tap | TapRequest | None = None,
+) -> tuple[Carry, Array]:
+    """Carries a cell through time: `carry, y_t = cell(carry, x_t)` for every step.
+
+    Args:
+      cell: any `flax.nnx.RNNCellBase`, of this library, of Flax or of one's own.
+      xs: `[*batch, time, ...features]`, any number of batch axes.
+      carry: the carry before the first step; by default what `cell.initialize_carry` makes.
+      lengths: int `[*batch]`, 0 to time. From step `lengths` on a sequence is padding, which may hold anything: it
+        changes neither carry nor gradient, and its outputs are 0. No new compilation for new values.
+      resets: bool `[*batch, time]`. Where True, the carry is made new before that step: a sequence begins there.
+        (In the direction of the run: with `reverse`, a sequence's last step is where one resets.)
+      reverse: runs from the last step to the first. Outputs stay at the step of their input.
+      method: `sequential`, a `jax.lax.scan`.
+      unroll: steps in one iteration of the loop, as in `jax.lax.scan`.
+      rngs: for a random initial carry.
+      tap: what to record of the adjoint on its way back; `rnn_jax.flow` makes these.
+
+    Returns:
+      The final carry (after step `lengths` of each sequence), and ys `[*batch, time, ...]`.
+
+    Raises:
+      ValueError: for shapes that do not fit, a length beyond the sequence, an unknown method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown; allowed: {', '.join(METHODS)}.")
+    time_axis = xs.ndim - cell.num_feature_axes - 1
+    if time_axis < 0:
+        raise ValueError(
+            f"xs has shape {xs.shape}; allowed: [*batch, time, ...features] with {cell.num_feature_axes} feature axes."
+        )
+    batch_shape, time = xs.shape[:time_axis], xs.shape[time_axis]
+    step_shape = (*batch_shape, *xs.shape[time_axis + 1 :])
+    if lengths is not None:
+        lengths = check_lengths(lengths, batch_shape, time)
+    if resets is not None and resets.shape != (*batch_shape, time):
+        raise ValueError(f"resets has shape {resets.shape}; allowed: [*batch, time], here {(*batch_shape, time)}.")
+
+    fresh_carry = None
+    if carry is None or resets is not None:
+        fresh_carry = cell.initialize_carry(step_shape, nnx.Rngs(0) if rngs is None else rngs)
+    carry = fresh_carry if carry is None else fit_carry(cell, carry, step_shape)
+    if isinstance(tap, TapRequest):
+        tap.note(cell, carry, batch_shape, time)
+        tap = None
+
+    carry, ys = scan_cell(
+        cell,
+        jnp.moveaxis(xs, time_axis, 0),
+        carry,
+        fresh_carry=fresh_carry,
+        lengths=lengths,
+        resets=None if resets is None else jnp.moveaxis(resets, -1, 0),
+        reverse=reverse,
+        tap=tap,
+        unroll=unroll,
+    )
+    return carry, jnp.moveaxis(ys, 0, time_axis)
+
+
+def check_lengths(lengths: Array, batch_shape: tuple[int, ...], time: int) -> Array:
+    """Returns `lengths` as an int array `[*batch]`.
+
+    Raises:
+      ValueError: if its shape is not that of the batch, its dtype not integer, or a value (where it can be known: not
+        inside `jax.jit`) not within 0 and time.
+    """
+    lengths = jnp.asarray(lengths)
+    if lengths.shape != batch_shape or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(
+            f"lengths has shape {lengths.shape} and dtype {lengths.dtype}; allowed: integers of shape {batch_shape}."
+        )
+    if not isinstance(lengths, jax.core.Tracer):
+        wrong = np.asarray(lengths)[(np.asarray(lengths) < 0) | (np.asarray(lengths) > time)]
+        if wrong.size:
+            raise ValueError(f"lengths holds {wrong[0]}; allowed: 0 to {time}, the number of time steps.")
+    return lengths
+
+
+def fit_carry(cell: nnx.RNNCellBase, carry: Carry, step_shape: tuple[int, ...]) -> Carry:
+    """Returns the carry in the pytree structure of the cell's own (a bare tuple becomes an `LSTMCarry`).
+
+    Raises:
+      ValueError: if it has not as many arrays as the cell's carry, or not their shapes.
+    """
+    own = jax.eval_shape(lambda: cell.initialize_carry(step_shape, nnx.Rngs(0)))
+    given, wanted = jax.tree.leaves(carry), jax.tree.leaves(own)
+    shapes = [jnp.shape(x) for x in given]
+    if shapes != [x.shape for x in wanted]:
+        raise ValueError(f"carry has arrays of shapes {shapes}; allowed: {[x.shape for x in wanted]}.")
+    return jax.tree.unflatten(jax.tree.structure(own), given)

@@ -1,0 +1,158 @@
+"""The adjoint carried backward with a running scale, so that its norm never underflows.
+
+The adjoint of a carry, a_t = dL/d carry_t, shrinks or grows by a factor a step: in float32 it is 0 after a few
+hundred steps, and its square long before. Here the backward pass carries a pair (a', s) with a_t = a' 2^s and the
+largest entry of a' between 1 and 2. The trick is to let JAX do it: a scalar e of value 0 is threaded through
+the scan beside the carry, and two identity functions around each step *define* what the cotangent of e is, namely s:
+
+    carry, e -> unscale -> cell -> rescale -> carry, e          (forward: every one an identity but the cell)
+
+* `rescale`, behind the cell, meets the scaled cotangent a' of the carry and the unscaled cotangent g of the output.
+  It takes the larger of the two scales, a whole power of two, and brings both to it.
+* `unscale`, in front of the cell, multiplies what the cell sends to its parameters and its input by 2^s.
+
+As every factor is a power of two, parameter gradients are those of the plain backward pass, bit for bit, unless that
+one met denormal numbers. `rescale` also takes a `Tap`: zeros, one element a step, whose cotangent is whatever the
+tap wants to record of (a', s). So a recording comes out of `jax.grad` beside the gradients, in one pass.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+PyTree = Any
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["zeros", "count"], meta_fields=["record"])
+@dataclasses.dataclass(frozen=True)
+class Tap:
+    """What to record of the adjoint at every step of an unroll.
+
+    Attributes:
+      zeros: pytree of zeros, `[time, ...]` each. Their cotangents are the recording.
+      count: a float32 zero. Its cotangent counts how often the tap ran; more than once, the recording is a sum.
+      record: `(adjoint, log2_scale) -> pytree` of the shapes in `zeros`, less the time axis. The true adjoint is
+        `adjoint * 2**log2_scale`.
+    """
+
+    zeros: PyTree
+    count: Array
+    record: Callable[[PyTree, Array], PyTree]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(eq=False)
+class TapRequest:
+    """Stands in the place of a `Tap` for a first, abstract run, and notes what a tap there must look like.
+
+    Attributes:
+      runs: a tuple (cell, carry, batch_shape, time) for every run, the carry as abstract or traced arrays.
+    """
+
+    runs: list[tuple[Any, PyTree, tuple[int, ...], int]] = dataclasses.field(default_factory=list)
+
+    def note(self, cell: Any, carry: PyTree, batch_shape: tuple[int, ...], time: int) -> None:
+        self.runs.append((cell, jax.eval_shape(lambda: carry), batch_shape, time))
+
+
+def power_of_two(exponent: Array, dtype: jnp.dtype) -> Array:
+    """Returns 2**exponent exactly, for whole exponents within the normal numbers of float32 or float64."""
+    bits, bias, mantissa = (jnp.int64, 1023, 52) if dtype == jnp.float64 else (jnp.int32, 127, 23)
+    return jax.lax.bitcast_convert_type(jax.lax.shift_left(exponent.astype(bits) + bias, bits(mantissa)), dtype)
+
+
+def times_power_of_two(tree: PyTree, exponent: Array) -> PyTree:
+    """Multiplies every inexact leaf by 2**exponent, exactly as long as the result is a normal number.
+
+    Args:
+      tree: arrays of any shape; leaves of other types (`float0` cotangents) are passed through.
+      exponent: whole-valued scalar, however large: a product below the smallest number is 0, never NaN.
+    """
+
+    def scale(x: Array) -> Array:
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            return x
+        wide = jnp.float64 if x.dtype in (jnp.float64, jnp.complex128) else jnp.float32
+        limit = jnp.finfo(wide).maxexp - 2
+        # Two factors: one alone would leave the range of the type before the product does.
+        half = jnp.clip(jnp.floor(exponent / 2), -limit, limit)
+        rest = jnp.clip(exponent - half, -limit, limit)
+        real = jnp.finfo(x.dtype).dtype
+        for part in (half, rest):
+            factor = power_of_two(part, wide)
+            narrow = real in (jnp.float16, jnp.bfloat16)
+            x = (x.astype(wide) * factor).astype(real) if narrow else x * factor.astype(x.dtype)
+        return x
+
+    return jax.tree.map(scale, tree)
+
+
+def log2_largest(tree: PyTree) -> Array:
+    """Returns log2 of the largest absolute entry rounded down, float32; -inf for an all-zero tree."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact) and x.size]
+    exponents = [jnp.floor(jnp.log2(jnp.max(jnp.abs(x)).astype(jnp.promote_types(real_dtype(x), jnp.float32))))
+                 for x in leaves]  # fmt: skip
+    return jnp.max(jnp.stack([e.astype(jnp.float32) for e in exponents])) if exponents else jnp.float32(-jnp.inf)
+
+
+def real_dtype(x: Array) -> jnp.dtype:
+    """Returns the dtype of the real part of x."""
+    return jnp.finfo(x.dtype).dtype
+
+
+@jax.custom_vjp
+def unscale(tree: PyTree, e: Array) -> tuple[PyTree, Array]:
+    """Identity whose backward pass multiplies the cotangent of `tree` by 2**(cotangent of e)."""
+    return tree, e
+
+
+def _unscale_fwd(tree, e):
+    return (tree, e), None
+
+
+def _unscale_bwd(_, cotangents):
+    tree, log2_scale = cotangents
+    return times_power_of_two(tree, log2_scale), log2_scale
+
+
+unscale.defvjp(_unscale_fwd, _unscale_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def rescale(
+    record: Callable[[PyTree, Array], PyTree], carry: PyTree, y: PyTree, e: Array, tap_t: PyTree
+) -> tuple[PyTree, PyTree, Array]:
+    """Identity on (carry, y, e) whose backward pass records the adjoint and brings both cotangents to one scale."""
+    del record, tap_t
+    return carry, y, e
+
+
+def _rescale_fwd(record, carry, y, e, tap_t):
+    del record, tap_t
+    return (carry, y, e), None
+
+
+def _rescale_bwd(record, _, cotangents):
+    a, g, log2_scale = cotangents
+    recorded = record(a, log2_scale)
+    a, g, new_scale = common_scale(a, g, log2_scale)
+    return a, g, new_scale, recorded
+
+
+rescale.defvjp(_rescale_fwd, _rescale_bwd)
+
+
+def common_scale(a: PyTree, g: PyTree, log2_scale: Array) -> tuple[PyTree, PyTree, Array]:
+    """Brings a scaled cotangent a (true value `a * 2**log2_scale`) and an unscaled one g to one scale.
+
+    Returns:
+      a, g and the new log2_scale, with the largest entry of both together between 1 and 2.
+    """
+    new = jnp.maximum(log2_scale + log2_largest(a), log2_largest(g))
+    new = jnp.where(jnp.isfinite(new), new, log2_scale)  # all zero, or not finite: nothing to bring to scale
+    return times_power_of_two(a, log2_scale - new), times_power_of_two(g, -new), new
