@@ -12,6 +12,7 @@ A cell is one step of a recurrence, `(carry_{t-1}, x_t) -> (carry_t, y_t)`. It i
 import ast
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -344,6 +345,18 @@ def make_cell(
     if not isinstance(cell, nnx.RNNCellBase):
         raise ValueError(f"cell {path!r} is no flax.nnx.RNNCellBase; allowed: a subclass of it.")
     return cell
+
+
+def split_names(text: str) -> list[str]:
+    """Splits a comma-separated list of cell names, as a flag gives it; commas within parentheses belong to a name.
+
+    Raises:
+      ValueError: if there is no name, or one stands there twice.
+    """
+    names = [name.strip() for name in re.split(r",(?![^()]*\))", text) if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"cells={text!r} names {'a cell twice' if names else 'no cell'}; allowed: different names.")
+    return names
 
 
 def _parse_spec(spec: str) -> tuple[str, dict[str, Any]]:

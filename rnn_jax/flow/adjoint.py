@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rnn_jax.unroll import Tap, unroll
-from rnn_jax.unroll.running_scale import log2_largest, real_dtype, times_power_of_two
+from rnn_jax.unroll.running_scale import log2_largest, times_power_of_two, wide_dtype
 
 Array = jax.Array
 Carry = Any
@@ -87,7 +87,7 @@ def _direction_and_scale(adjoint: Carry, log2_scale: Array) -> tuple[Carry, Arra
     largest = log2_largest(adjoint)
     exponent = jnp.where(jnp.isfinite(largest), largest, 0.0)
     mantissa = times_power_of_two(adjoint, -exponent)
-    squares = [jnp.sum(jnp.square(jnp.abs(x).astype(jnp.promote_types(real_dtype(x), jnp.float32))))
+    squares = [jnp.sum(jnp.square(jnp.abs(x).astype(wide_dtype(x))))
                for x in jax.tree.leaves(mantissa)]  # fmt: skip
     norm = jnp.sqrt(sum(squares))
     unit = jax.tree.map(lambda x: jnp.where(norm > 0, x / jnp.where(norm > 0, norm, 1.0).astype(x.dtype), x), mantissa)

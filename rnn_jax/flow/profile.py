@@ -24,7 +24,7 @@ import numpy as np
 
 from rnn_jax.cell import carry_names
 from rnn_jax.layers import RNN
-from rnn_jax.unroll.running_scale import Tap, TapRequest, log2_largest, real_dtype, times_power_of_two
+from rnn_jax.unroll.running_scale import Tap, TapRequest, is_inexact, log2_largest, times_power_of_two, wide_dtype
 
 Array = jax.Array
 PyTree = Any
@@ -114,12 +114,12 @@ def _log10_norms(batch_size: int, adjoint: PyTree, log2_scale: Array) -> Array:
     """Returns log10 of the root of the batch mean of |adjoint|^2 for each part of the carry, then for the whole."""
     log2_norms = []
     for part in jax.tree.leaves(adjoint):
-        if not jnp.issubdtype(part.dtype, jnp.inexact):  # a counter among the parts has no adjoint
+        if not is_inexact(part):  # a counter among the parts has no adjoint
             log2_norms.append(jnp.full((), -jnp.inf, jnp.float32))
             continue
         largest = log2_largest(part)
         exponent = jnp.where(jnp.isfinite(largest), largest, 0.0)
-        mantissa = jnp.abs(times_power_of_two(part, -exponent)).astype(jnp.promote_types(real_dtype(part), jnp.float32))
+        mantissa = jnp.abs(times_power_of_two(part, -exponent)).astype(wide_dtype(part))
         mean_square = jnp.sum(jnp.square(mantissa)) / batch_size
         log2_norms.append(exponent + 0.5 * jnp.log2(mean_square).astype(jnp.float32))
     log2_norms = jnp.stack(log2_norms)

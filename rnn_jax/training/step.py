@@ -1,9 +1,11 @@
 """One optimiser step that also measures the gradient flow, for one model or an ensemble in one program."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -12,12 +14,12 @@ from rnn_jax.flow import GradientProfile, gradient_profile
 PyTree = Any
 
 
-def make_ensemble(make_model: Callable[[nnx.Rngs], nnx.Module], seeds: list[int]) -> nnx.Module:
+def make_ensemble(make_model: Callable[[nnx.Rngs], nnx.Module], seeds: Sequence[int]) -> nnx.Module:
     """Builds one model a seed, stacked along a leading axis of every parameter.
 
     Member k is the model that `make_model(nnx.Rngs(seeds[k]))` builds.
     """
-    keys = jax.vmap(jax.random.key)(jax.numpy.asarray(seeds))
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
     return jax.jit(jax.vmap(lambda key: make_model(nnx.Rngs(key))))(keys)
 
 
@@ -51,3 +53,25 @@ def train_step(
     profile = gradient_profile(loss_fn, model, batch)
     updates, opt_state = optimizer.update(profile.grads, opt_state, model)
     return optax.apply_updates(model, updates), opt_state, profile
+
+
+def evaluate(
+    score: Callable[..., jax.Array],
+    ensemble: nnx.Module,
+    examples: dict[str, np.ndarray],
+    batch_size: int = 512,
+) -> np.ndarray:
+    """Returns the mean score of each member over all examples, `[seeds]`.
+
+    Args:
+      score: `(model, batch) -> scalar`, a mean over the batch.
+      ensemble: as `make_ensemble` builds it.
+      examples: arrays `[N, ...]`.
+      batch_size: how many examples to evaluate at a time.
+    """
+    scores = jax.jit(jax.vmap(score, in_axes=(0, None)))
+    total, count = 0.0, len(next(iter(examples.values())))
+    for start in range(0, count, batch_size):
+        batch = {name: array[start : start + batch_size] for name, array in examples.items()}
+        total = total + np.asarray(scores(ensemble, batch), np.float64) * min(batch_size, count - start)
+    return np.asarray(total / count)

@@ -6,14 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.interpreters.ad import JVPTracer
 
+from rnn_jax.cell import AffineCell
+from rnn_jax.unroll.affine import scan_affine
 from rnn_jax.unroll.running_scale import Tap, TapRequest
 from rnn_jax.unroll.sequential import scan_cell
 
 Array = jax.Array
 Carry = Any
 
-METHODS = ("sequential",)
+METHODS = ("sequential", "scan")
 
 
 def unroll(
@@ -40,7 +43,9 @@ def unroll(
       resets: bool `[*batch, time]`. Where True, the carry is made new before that step: a sequence begins there.
         (In the direction of the run: with `reverse`, a sequence's last step is where one resets.)
       reverse: runs from the last step to the first. Outputs stay at the step of their input.
-      method: `sequential`, a `jax.lax.scan`.
+      method: `sequential` takes the fast path if the cell is an `AffineCell`, and else the plain scan; `scan` always
+        takes the plain one. Both give the same results. Only the plain one has a forward-mode derivative
+        (`jax.jvp`) of a function that was jitted before; otherwise the driver sees for itself and takes it.
       unroll: steps in one iteration of the loop, as in `jax.lax.scan`.
       rngs: for a random initial carry.
       tap: what to record of the adjoint on its way back; `rnn_jax.flow` makes these.
@@ -73,7 +78,8 @@ def unroll(
         tap.note(cell, carry, batch_shape, time)
         tap = None
 
-    carry, ys = scan_cell(
+    run = scan_affine if method == "sequential" and _fits_fast_path(cell, (cell, xs, carry, fresh_carry)) else scan_cell
+    carry, ys = run(
         cell,
         jnp.moveaxis(xs, time_axis, 0),
         carry,
@@ -85,6 +91,16 @@ def unroll(
         unroll=unroll,
     )
     return carry, jnp.moveaxis(ys, 0, time_axis)
+
+
+def _fits_fast_path(cell: nnx.RNNCellBase, operands: Any) -> bool:
+    """Whether the cell is affine-then-pointwise with inexact parameters only, and nobody asks for a forward derivative."""
+    leaves = jax.tree.leaves(cell)
+    return (
+        isinstance(cell, AffineCell)
+        and all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves)
+        and not any(isinstance(x, JVPTracer) for x in jax.tree.leaves(operands))
+    )
 
 
 def check_lengths(lengths: Array, batch_shape: tuple[int, ...], time: int) -> Array:

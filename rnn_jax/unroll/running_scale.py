@@ -75,34 +75,38 @@ def times_power_of_two(tree: PyTree, exponent: Array) -> PyTree:
     """
 
     def scale(x: Array) -> Array:
-        if not jnp.issubdtype(x.dtype, jnp.inexact):
+        if not is_inexact(x):
             return x
-        wide = jnp.float64 if x.dtype in (jnp.float64, jnp.complex128) else jnp.float32
+        wide = wide_dtype(x)
+        # Complex numbers take a complex factor, 16-bit ones pass through float32: no implicit promotion.
+        through = x.dtype if jnp.issubdtype(x.dtype, jnp.complexfloating) else wide
         limit = jnp.finfo(wide).maxexp - 2
         # Two factors: one alone would leave the range of the type before the product does.
         half = jnp.clip(jnp.floor(exponent / 2), -limit, limit)
         rest = jnp.clip(exponent - half, -limit, limit)
-        real = jnp.finfo(x.dtype).dtype
+        product = x.astype(through)
         for part in (half, rest):
-            factor = power_of_two(part, wide)
-            narrow = real in (jnp.float16, jnp.bfloat16)
-            x = (x.astype(wide) * factor).astype(real) if narrow else x * factor.astype(x.dtype)
-        return x
+            product = product * power_of_two(part, wide).astype(through)
+        return product.astype(x.dtype)
 
     return jax.tree.map(scale, tree)
 
 
 def log2_largest(tree: PyTree) -> Array:
-    """Returns log2 of the largest absolute entry rounded down, float32; -inf for an all-zero tree."""
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact) and x.size]
-    exponents = [jnp.floor(jnp.log2(jnp.max(jnp.abs(x)).astype(jnp.promote_types(real_dtype(x), jnp.float32))))
-                 for x in leaves]  # fmt: skip
-    return jnp.max(jnp.stack([e.astype(jnp.float32) for e in exponents])) if exponents else jnp.float32(-jnp.inf)
+    """Returns log2 of the largest absolute entry, rounded down, as float32; -inf for an all-zero or empty tree."""
+    largest = [jnp.max(jnp.abs(x)).astype(wide_dtype(x)) for x in jax.tree.leaves(tree) if is_inexact(x) and x.size]
+    exponents = [jnp.floor(jnp.log2(x)).astype(jnp.float32) for x in largest]
+    return jnp.max(jnp.stack(exponents)) if exponents else jnp.float32(-jnp.inf)
 
 
-def real_dtype(x: Array) -> jnp.dtype:
-    """Returns the dtype of the real part of x."""
-    return jnp.finfo(x.dtype).dtype
+def is_inexact(x: Array) -> bool:
+    """Whether x has a gradient: real or complex floating point."""
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def wide_dtype(x: Array) -> jnp.dtype:
+    """Returns the real dtype to measure x in: float64 for double precision, else float32."""
+    return jnp.dtype(jnp.float64 if x.dtype in (jnp.float64, jnp.complex128) else jnp.float32)
 
 
 @jax.custom_vjp

@@ -1,0 +1,229 @@
+r"""Which cells keep the gradient alive?
+
+Trains each cell on one task, an ensemble of seeds in one program, and shows how large the gradient of the loss with
+respect to the carry is at every step: before training, on the way, and after it.
+
+    python -m experiments.gradient_flow                                   (1 min on 2 CPU cores)
+    python -m experiments.gradient_flow --cells='elman,irnn,lstm(forget_bias=0),my.module:MyCell' --blanks=0
+    python -m experiments.gradient_flow --task=adding --seq_len=200 --steps=2000 --hidden=128
+
+It writes a run directory (config.json, metrics.csv, TensorBoard events, gradient_flow.npz and .csv, summary.csv,
+checkpoints/, figures/) and prints where.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from absl import app, flags
+from flax import nnx
+
+from rnn_jax import flow, tasks
+from rnn_jax.cell import split_names
+from rnn_jax.models import SequenceClassifier
+from rnn_jax.report.gradient_flow import gradient_flow as draw
+from rnn_jax.training import run_directory
+from rnn_jax.training.step import evaluate, make_ensemble, make_optimizer, train_step
+
+_CELLS = flags.DEFINE_string(
+    "cells",
+    "elman,gru,gru(update_bias=1),lstm",
+    "Comma-separated cells: names of the catalogue or path.to.module:Class, with arguments if wanted: lstm(chrono=128).",
+)
+_TASK = flags.DEFINE_string("task", "digits", f"What to learn: {', '.join(sorted(tasks.TASKS))}.")
+_SEQ_LEN = flags.DEFINE_integer("seq_len", None, "Time steps in a sequence; the task's own by default.", lower_bound=1)
+_BLANKS = flags.DEFINE_integer(
+    "blanks", None, "digits: empty steps behind the 64 pixels (64 by default).", lower_bound=0
+)
+_HIDDEN = flags.DEFINE_integer("hidden", 64, "Hidden features of each layer and direction.", lower_bound=1)
+_LAYERS = flags.DEFINE_integer("layers", 1, "Recurrent layers, one above the other.", lower_bound=1)
+_BIDIRECTIONAL = flags.DEFINE_bool("bidirectional", False, "Run every layer in both directions.")
+_BATCH = flags.DEFINE_integer("batch", 32, "Sequences in a batch.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 400, "Training steps.", lower_bound=1)
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 2e-3, "Of Adam.", lower_bound=0.0)
+_CLIP = flags.DEFINE_float("clip", 1.0, "Clip gradients to this global norm; 0 does not clip.", lower_bound=0.0)
+_SEEDS = flags.DEFINE_integer("seeds", 5, "Members of the ensemble: seed, seed + 1, ...", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "The first seed, of parameters and of the order of the data.", lower_bound=0)
+_OUT = flags.DEFINE_string("out", None, "Folder for the results; runs/gradient_flow-<time> by default.")
+
+_PROFILES_KEPT = 20  # on the way through training, for the heat map
+
+
+@dataclasses.dataclass(frozen=True)
+class CellResult:
+    """What one cell's ensemble showed: `profiles` by part `[L, seeds, time]`, `scores [seeds]`, and its cost."""
+
+    profiles: dict[str, np.ndarray]
+    scores: np.ndarray
+    parameters: int
+    seconds: float
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
+    try:
+        cells = split_names(_CELLS.value)
+        blanks = _BLANKS.value
+        if _TASK.value == "digits" and blanks is None and _SEQ_LEN.value is None:
+            blanks = 64
+        task = tasks.make_task(_TASK.value, seq_len=_SEQ_LEN.value, blanks=blanks)
+        for cell in cells:
+            jax.eval_shape(lambda cell=cell: make_model(cell, task, nnx.Rngs(0)))
+        tasks.batches(task.train, _BATCH.value, _SEED.value)
+        given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
+        out = run_directory.default_out("gradient_flow") if _OUT.value is None else _OUT.value
+        run_dir = run_directory.create(out, {**given, "blanks": blanks, "data": task.fingerprint})
+    except ValueError as error:
+        sys.exit(str(error))
+
+    results: dict[str, CellResult] = {}
+    bar = tqdm.tqdm(total=len(cells) * (_STEPS.value + 1), unit="step", disable=None)
+    with run_directory.MetricWriter(run_dir) as writer, bar:
+        for cell in cells:
+            bar.set_description(cell)
+            try:
+                results[cell] = train(cell, task, run_dir, writer, bar)
+            except KeyboardInterrupt:
+                bar.close()
+                print(f"Interrupted at {cell!r}; what the cells before it showed is in {run_dir}.", file=sys.stderr)
+                sys.exit(130)
+            save(run_dir, results)
+    print_table(task, results)
+    print(f"\nThe run directory is {run_dir}. Look at:")
+    for path in (*draw(run_dir), run_dir / "summary.csv", run_dir / "gradient_flow.csv", run_dir / "metrics.csv"):
+        print(f"  {path}")
+
+
+def make_model(cell: str, task: tasks.Task, rngs: nnx.Rngs) -> SequenceClassifier:
+    return SequenceClassifier(
+        cell,
+        task.in_features,
+        _HIDDEN.value,
+        task.out_features,
+        layers=_LAYERS.value,
+        bidirectional=_BIDIRECTIONAL.value,
+        rngs=rngs,
+    )
+
+
+def logged_steps() -> list[int]:
+    """Steps whose profile is kept: before the first update, after the last, and some between."""
+    return sorted({round(step) for step in np.linspace(0, _STEPS.value, _PROFILES_KEPT + 1)})
+
+
+def train(
+    cell: str,
+    task: tasks.Task,
+    run_dir: pathlib.Path,
+    writer: run_directory.MetricWriter,
+    bar: tqdm.tqdm,
+) -> CellResult:
+    """Trains an ensemble of one cell; every seed draws its parameters and the order of its data."""
+    start = time.perf_counter()
+    seeds = range(_SEED.value, _SEED.value + _SEEDS.value)
+    models = make_ensemble(functools.partial(make_model, cell, task), seeds)
+    optimizer = make_optimizer(_LEARNING_RATE.value, _CLIP.value or None)
+    opt_states = jax.vmap(optimizer.init)(models)
+    step_fn = jax.jit(jax.vmap(functools.partial(train_step, optimizer, task.loss)), donate_argnums=(0, 1))
+    streams = [tasks.batches(task.train, _BATCH.value, seed) for seed in seeds]
+
+    kept: dict[int, dict[str, np.ndarray]] = {}
+    for step in range(_STEPS.value + 1):  # the last one measures what the last update left, and updates nothing more
+        if step == _STEPS.value:
+            trained = jax.tree.map(jnp.copy, models)
+        members = [next(stream) for stream in streams]
+        batch = jax.tree.map(lambda *arrays: np.stack(arrays), *members)
+        models, opt_states, profile = step_fn(models, opt_states, batch)
+        if step in logged_steps():
+            kept[step] = jax.tree.map(np.asarray, profile.log10_norm)
+            losses = {f"loss/seed{seed}": float(loss) for seed, loss in zip(seeds, profile.loss, strict=True)}
+            writer.write(step, losses, prefix=cell)
+            bar.set_postfix(loss=f"{np.mean(profile.loss):.3f}", refresh=False)
+        bar.update()
+
+    scores = evaluate(task.score, trained, tasks.as_batch(task.test))
+    values = {f"test_{task.metric}/seed{seed}": score for seed, score in zip(seeds, scores, strict=True)}
+    writer.write(_STEPS.value, values, prefix=cell)
+    run_directory.save_checkpoint(run_dir, cell, trained)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(trained)) // len(seeds)
+    profiles = {part: np.stack([kept[step][part] for step in sorted(kept)]) for part in kept[0]}
+    for part in profiles:
+        if "backward_rnn" in part.split("/"):  # time as this layer ran it, so that lags count from its end
+            profiles[part] = profiles[part][..., ::-1]
+    return CellResult(profiles, scores, parameters, time.perf_counter() - start)
+
+
+def save(run_dir: pathlib.Path, results: dict[str, CellResult]) -> None:
+    """Writes the profiles of all cells so far, and a summary row for each cell, part, stage and seed."""
+    rows = []
+    for cell, result in results.items():
+        for part, profiles_LST in result.profiles.items():
+            for stage, profiles_ST in (("initialisation", profiles_LST[0]), ("trained", profiles_LST[-1])):
+                lags = flow.horizon(jnp.asarray(profiles_ST))
+                rows += [
+                    {
+                        "cell": cell,
+                        "part": part,
+                        "stage": stage,
+                        "seed": _SEED.value + k,
+                        "horizon_e": int(lags.e[k]),
+                        "horizon_1000": int(lags.thousand[k]),
+                        "test_score": result.scores[k],
+                        "parameters": result.parameters,
+                        "seconds": round(result.seconds, 1),
+                    }
+                    for k in range(_SEEDS.value)
+                ]
+    run_directory.save_profiles(run_dir, logged_steps(), {cell: r.profiles for cell, r in results.items()})
+    run_directory.save_table(run_dir, rows)
+
+
+
+
+def print_table(task: tasks.Task, results: dict[str, CellResult]) -> None:
+    """Prints a row for each cell and layer: medians over seeds, smallest to largest in brackets."""
+    time_steps = task.seq_len
+    print(f"\n{task.name}: {time_steps} steps, {_SEEDS.value} seeds, {_HIDDEN.value} hidden features. {task.description}")
+    print("Lag at which |dL/d carry_t| has fallen for good to 1/e and to 1/1000 of its largest value; log10 of the")
+    print("share that is left at the first step.")
+    before, after = "at initialisation", f"after {_STEPS.value} updates"
+    print(f"\n{'':30} {before:^38}   {after:^38}")
+    stage = f"{'1/e':>8} {'1/1000':>8} {'at step 1':>20}"
+    print(f"{'cell':30} {stage}   {stage}   {'test ' + task.metric:>18} {'parameters':>11} {'seconds':>8}")
+    for cell, result in results.items():
+        for layer in whole_carries(result.profiles):
+            columns = [f"{cell} {layer}" if len(whole_carries(result.profiles)) > 1 else cell]
+            for profiles_ST in (result.profiles[layer][0], result.profiles[layer][-1]):
+                lags = flow.horizon(jnp.asarray(profiles_ST))
+                first = profiles_ST[:, 0] - profiles_ST.max(axis=-1)
+                e, thousand = (lag_text(lag, time_steps) for lag in (lags.e, lags.thousand))
+                columns.append(f"{e:>8} {thousand:>8} {spread(first, '.1f'):>20}")
+            cost = f"{result.parameters:>11,} {result.seconds:>8.1f}"
+            print(f"{columns[0]:30} {columns[1]}   {columns[2]}   {spread(result.scores, '.3f'):>18} {cost}")
+    sign = "above" if task.higher_is_better else "below"
+    print(f"Whoever ignores the input has {task.metric} {task.trivial_score:.3f}; {sign} that, something was learned.")
+
+
+def lag_text(lags: jax.Array, time_steps: int) -> str:
+    lag = np.median(lags)
+    return f"{lag:g}" if lag < time_steps else "never"
+
+
+def spread(values: np.ndarray, form: str) -> str:
+    return f"{np.median(values):{form}} [{np.min(values):{form}}, {np.max(values):{form}}]"
+
+
+def whole_carries(profiles: dict[str, np.ndarray]) -> list[str]:
+    """Returns the layers among the parts: `rnn`, not `rnn/c`."""
+    return [part for part in profiles if not any(part.startswith(f"{other}/") for other in profiles)]
+
+
+if __name__ == "__main__":
+    app.run(main)

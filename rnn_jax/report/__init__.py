@@ -1,0 +1,1 @@
+"""Figures and reports, made again at any time from run directories alone."""

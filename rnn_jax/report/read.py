@@ -1,0 +1,58 @@
+"""Reads a run directory from its files alone; their format is stated in `rnn_jax.training.run_directory`."""
+
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Profiles:
+    """Gradient profiles of several cells, along the training of each.
+
+    Attributes:
+      steps: [L], the training steps at which profiles were taken.
+      log10_norm: cell -> part of its carry ("rnn", "rnn/c", "layers/0", ...) -> [L, seeds, time], log10 of
+        the norm of the adjoint; -inf where it is exactly zero.
+    """
+
+    steps: np.ndarray
+    log10_norm: dict[str, dict[str, np.ndarray]]
+
+
+def load_config(run_dir: StrPath) -> dict[str, Any]:
+    """Reads config.json; raises ValueError if there is none, for then it is no run directory."""
+    return json.loads(_existing(run_dir, "config.json").read_text(encoding="utf-8"))
+
+
+def load_profiles(run_dir: StrPath) -> Profiles:
+    """Reads gradient_flow.npz; raises ValueError if the run wrote none."""
+    log10_norm: dict[str, dict[str, np.ndarray]] = {}
+    with np.load(_existing(run_dir, "gradient_flow.npz")) as arrays:
+        for key in arrays.files:
+            if key != "steps":
+                cell, part = key.split("|")
+                log10_norm.setdefault(cell, {})[part] = arrays[key]
+        return Profiles(arrays["steps"], log10_norm)
+
+
+def load_table(run_dir: StrPath) -> list[dict[str, str]]:
+    """Reads the rows of summary.csv, all values as text; none if the run wrote no summary."""
+    path = pathlib.Path(run_dir) / "summary.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as table:
+        return list(csv.DictReader(table))
+
+
+def _existing(run_dir: StrPath, name: str) -> pathlib.Path:
+    path = pathlib.Path(run_dir) / name
+    if not path.exists():
+        raise ValueError(f"{os.fspath(run_dir)!r} has no {name}; allowed: a run directory that holds one")
+    return path

@@ -1,0 +1,375 @@
+"""The run directory: what an experiment leaves on disk. A killed run loses nothing that it had finished.
+
+    config.json           flags, versions, device, git, argv, start_time_utc, cpu_count
+    metrics.csv           step,name,value: one row a number, flushed at each write
+    events.out.tfevents*  the same numbers for TensorBoard
+    gradient_flow.npz     "steps" [L] and, for each "<cell>|<part>", log10 adjoint norms [L, seeds, time]
+    gradient_flow.csv     cell,part,step,seed,t,lag,log10_norm: the same numbers, t = 1..T and lag = T - t
+    summary.csv           one row a result, columns chosen by the experiment
+    checkpoints/<name>/   Orbax
+
+This file writes; `rnn_jax.report.read` reads. The files are the only contract between them.
+"""
+
+import contextlib
+import csv
+import datetime
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self, TextIO, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging as absl_logging
+
+_ALLOWED = "allowed: a writable folder that is absent, empty or without config.json"
+_KEY_SEPARATOR = (
+    "|"  # in gradient_flow.npz, where "/" and ":" are taken: they occur in parts and in cell names
+)
+
+StrPath = str | os.PathLike[str]
+_Tree = TypeVar("_Tree")
+
+
+def default_out(name: str) -> str:
+    """Names a folder that does not exist yet: "runs/<name>-YYYYmmdd-HHMMSS" in local time, else with "-2"."""
+    stamped = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    out, attempt = stamped, 1
+    while os.path.lexists(out):
+        attempt += 1
+        out = f"{stamped}-{attempt}"
+    return out
+
+
+def create(out: str, config: Mapping[str, object]) -> pathlib.Path:
+    """Makes the folder `out`, with its parents, and writes its config.json.
+
+    Args:
+      out: where; `~` is expanded.
+      config: the flags of the run; it stands under "flags" in config.json.
+
+    Raises:
+      ValueError: `out` is empty, is a file, cannot be written, or already holds a run, which stays untouched.
+    """
+    run_dir = pathlib.Path(os.path.expanduser(out))
+    if not out.strip():
+        raise ValueError(f"--out={out!r} names no folder; {_ALLOWED}")
+    if os.path.exists(run_dir) and not os.path.isdir(run_dir):
+        raise ValueError(f"--out={out!r} is a file; {_ALLOWED}")
+    if os.path.lexists(run_dir / "config.json"):
+        raise ValueError(f"--out={out!r} already holds a run; {_ALLOWED}")
+    text = json.dumps(_describe_run(config), indent=2, default=_as_json)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with _replacing(run_dir / "config.json") as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: a null character in `out`
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"--out={out!r} cannot be written ({reason}); {_ALLOWED}") from error
+    return run_dir
+
+
+class MetricWriter:
+    """Writes metrics to metrics.csv and to TensorBoard, as a context manager.
+
+    Rows are appended to an existing metrics.csv. A last line cut short by a kill is dropped first: half a
+    number reads as another number.
+    """
+
+    def __init__(self, run_dir: StrPath):
+        import tensorboardX  # here: it imports torch where torch is installed, which takes a second
+        from tensorboardX.proto import summary_pb2
+
+        path = pathlib.Path(run_dir) / "metrics.csv"
+        self._file = path.open("a+", newline="", encoding="utf-8")
+        content = path.read_bytes()
+        self._file.truncate(content.rfind(b"\n") + 1)
+        self._csv = csv.writer(self._file, lineterminator="\n")
+        if b"\n" not in content:
+            self._csv.writerow(["step", "name", "value"])
+            self._file.flush()
+        # The suffix: tensorboardX names files by the second and overwrites one of the same name.
+        suffix = f".{time.time_ns()}"
+        self._events = tensorboardX.FileWriter(str(run_dir), flush_secs=5, filename_suffix=suffix)
+        self._summary = summary_pb2.Summary
+
+    def write(self, step: int, values: Mapping[str, float], prefix: str = "") -> None:
+        """Writes each number under its name, or as "prefix/name"; NaN and infinities are allowed."""
+        numbers = {f"{prefix}/{name}" if prefix else name: float(value) for name, value in values.items()}
+        self._csv.writerows([int(step), name, number] for name, number in numbers.items())
+        self._file.flush()
+        points = [self._summary.Value(tag=name, simple_value=number) for name, number in numbers.items()]
+        self._events.add_summary(self._summary(value=points), int(step))
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def save_profiles(
+    run_dir: StrPath,
+    steps: Sequence[int] | np.ndarray,
+    log10_norm: Mapping[str, Mapping[str, Any]],
+) -> pathlib.Path:
+    """Writes gradient profiles to gradient_flow.npz and gradient_flow.csv, replacing earlier ones.
+
+    Args:
+      run_dir: the run directory.
+      steps: [L], the training steps at which profiles were taken; 0 is before the first update.
+      log10_norm: cell -> part of its carry -> [L, seeds, time]; -inf (an exact zero) and NaN are kept.
+
+    Returns:
+      The path of gradient_flow.npz.
+
+    Raises:
+      ValueError: there are no profiles, an array is not [L, seeds, time] of float16, float32 or float64, all
+        at least 1, or a name contains "|".
+    """
+    steps_L = np.asarray(steps)
+    if steps_L.ndim != 1 or not any(log10_norm.values()):
+        raise ValueError(
+            f"profiles of {list(log10_norm)} at steps of shape {steps_L.shape}; allowed: some, at [L]"
+        )
+    arrays: dict[str, np.ndarray] = {}
+    for cell, parts in log10_norm.items():
+        for part, values in parts.items():
+            array_LST = np.asarray(values)
+            if _KEY_SEPARATOR in cell + part:
+                raise ValueError(f"profile {cell!r}, {part!r}: allowed: names without {_KEY_SEPARATOR!r}")
+            is_float = np.issubdtype(array_LST.dtype, np.floating)
+            if array_LST.ndim != 3 or len(array_LST) != len(steps_L) or not array_LST.size or not is_float:
+                raise ValueError(
+                    f"profile {cell!r}, {part!r} is {array_LST.dtype}{list(array_LST.shape)}; "
+                    f"allowed: NumPy floats [L, seeds, time] with L = {len(steps_L)} steps"
+                )
+            arrays[cell + _KEY_SEPARATOR + part] = array_LST
+
+    path = pathlib.Path(run_dir) / "gradient_flow.npz"
+    with _replacing(path) as temporary, temporary.open("wb") as file:
+        # numpy's stub reads each of these keywords as its flag `allow_pickle`
+        np.savez(file, steps=steps_L, **arrays)  # type: ignore[arg-type]
+    with _replacing(path.with_suffix(".csv")) as temporary, _open_csv(temporary) as table:
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(["cell", "part", "step", "seed", "t", "lag", "log10_norm"])
+        for key, array_LST in arrays.items():
+            cell, part = key.split(_KEY_SEPARATOR)
+            for step, profile_ST in zip(steps_L.tolist(), array_LST.tolist(), strict=True):
+                for seed, profile_T in enumerate(profile_ST):
+                    for t, value in enumerate(profile_T, start=1):
+                        writer.writerow([cell, part, step, seed, t, len(profile_T) - t, value])
+    return path
+
+
+def save_table(run_dir: StrPath, rows: Sequence[Mapping[str, object]]) -> pathlib.Path:
+    """Writes `rows` to summary.csv, replacing an earlier one, and returns its path.
+
+    Raises:
+      ValueError: there are no rows, or two rows have different columns.
+    """
+    if not rows:
+        raise ValueError("a summary of no rows has no columns; allowed: at least one row")
+    columns = list(rows[0])
+    for row in rows:
+        if set(row) != set(columns):
+            raise ValueError(f"a summary row has columns {list(row)}; allowed: those of the first, {columns}")
+    path = pathlib.Path(run_dir) / "summary.csv"
+    with _replacing(path) as temporary, _open_csv(temporary) as table:
+        writer = csv.DictWriter(table, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def save_checkpoint(run_dir: StrPath, name: str, tree: Any) -> pathlib.Path:
+    """Writes a pytree of arrays (a model, an optimiser state, a dict of both) to checkpoints/<name>.
+
+    A checkpoint of that name is replaced after the new one is complete; a kill leaves one or the other.
+
+    Returns:
+      The path of the checkpoint.
+
+    Raises:
+      ValueError: `name` is not the name of a folder.
+    """
+    path, complete, replaced = _checkpoint_paths(run_dir, name)
+    leaves = {key: _stored(leaf) for key, leaf in _named_leaves(tree).items()}
+    with _without_orbax_chatter(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        checkpointer.save(complete, args=ocp.args.StandardSave(leaves), force=True)
+    if path.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        path.rename(replaced)
+    complete.rename(path)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return path
+
+
+def restore_checkpoint(run_dir: StrPath, name: str, like: _Tree) -> _Tree:
+    """Reads checkpoints/<name> into the structure of `like`.
+
+    Args:
+      run_dir: the run directory.
+      name: the name given to `save_checkpoint`.
+      like: a pytree with the leaves that were saved, or with `jax.ShapeDtypeStruct`s of them. JAX arrays come
+        back with its sharding; where `like` has a NumPy array or a Python number, a NumPy array comes back.
+
+    Raises:
+      ValueError: there is no such checkpoint, or it differs from `like` in a leaf's name, shape or dtype.
+    """
+    path, complete, _ = _checkpoint_paths(run_dir, name)
+    if not path.exists():  # a kill between the two renames of `save_checkpoint`
+        path = complete
+    if not path.exists():
+        saved = sorted(entry.name for entry in path.parent.glob("[!.]*"))
+        raise ValueError(f"{os.fspath(run_dir)!r} has no checkpoint {name!r}; allowed: {saved}")
+
+    wanted = {key: _restored_as(leaf) for key, leaf in _named_leaves(like).items()}
+    with _without_orbax_chatter(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        metadata = checkpointer.metadata(path).item_metadata.tree
+        found = {key: (tuple(leaf.shape), np.dtype(leaf.dtype)) for key, leaf in metadata.items()}
+        for key in sorted(wanted.keys() | found.keys()):
+            ours = (tuple(wanted[key].shape), np.dtype(wanted[key].dtype)) if key in wanted else None
+            if found.get(key) != ours:
+                raise ValueError(
+                    f"checkpoint {name!r} has leaf {key!r} as {_show(found.get(key))}, `like` has it as "
+                    f"{_show(ours)}; allowed: the same leaves, shapes and dtypes"
+                )
+        leaves = checkpointer.restore(path, args=ocp.args.StandardRestore(wanted))
+
+    def unstored(key_path: jax.tree_util.KeyPath, leaf: Any) -> Any:
+        array = leaves[jax.tree_util.keystr(key_path)]
+        if _is_key(leaf):
+            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(jnp.empty((), leaf.dtype)))
+        return array
+
+    return jax.tree_util.tree_map_with_path(unstored, like)
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a temporary path, moved to `path` at the end: a kill leaves the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _open_csv(path: pathlib.Path) -> TextIO:
+    return path.open("w", newline="", encoding="utf-8")
+
+
+def _describe_run(config: Mapping[str, object]) -> dict[str, object]:
+    devices = jax.devices()
+    return {
+        "flags": dict(config),
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy", "rnn_jax")},
+        "device": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
+        "git": _git_state(),
+        "argv": sys.argv,
+        "start_time_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, object]:
+    """The commit this code stands at, and whether files differ from it; both None without a commit."""
+    checkout = pathlib.Path(__file__).resolve().parents[2]
+    try:
+        top = _git(checkout, "rev-parse", "--show-toplevel")
+        if pathlib.Path(top).resolve() != checkout:  # installed below somebody else's repository
+            return {"commit": None, "dirty": None}
+        return {
+            "commit": _git(checkout, "rev-parse", "HEAD"),
+            "dirty": bool(_git(checkout, "status", "--porcelain")),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def _git(checkout: pathlib.Path, *arguments: str) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(checkout), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _as_json(value: object) -> object:
+    """NumPy and JAX values become numbers and lists; whatever else JSON has no word for becomes its text."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray | jax.Array) else str(value)
+
+
+def _checkpoint_paths(run_dir: StrPath, name: str) -> tuple[pathlib.Path, ...]:
+    """Where a checkpoint is, where a complete new one waits to take its place, and where the old one goes."""
+    if not name or name != pathlib.PurePath(name).name or name.startswith("."):
+        raise ValueError(f"no checkpoint can be named {name!r}; allowed: a folder name without a leading dot")
+    folder = pathlib.Path(run_dir).resolve() / "checkpoints"  # Orbax takes absolute paths only
+    return folder / name, folder / f".{name}.new", folder / f".{name}.old"
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _stored(leaf: Any) -> jax.Array | np.ndarray:
+    if _is_key(leaf):
+        return jax.random.key_data(leaf)
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+
+def _restored_as(leaf: Any) -> jax.ShapeDtypeStruct | np.ndarray:
+    """The target that has Orbax put a leaf on the devices of `leaf`, not on those it was saved from."""
+    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return np.asarray(leaf)
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    if _is_key(leaf):
+        data = jax.eval_shape(jax.random.key_data, leaf)
+        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _show(leaf: tuple[tuple[int, ...], np.dtype] | None) -> str:
+    return f"{leaf[1]}{list(leaf[0])}" if leaf else "absent"
+
+
+@contextlib.contextmanager
+def _without_orbax_chatter() -> Iterator[None]:
+    """Drops Orbax's INFO lines, dozens a checkpoint; the user's log level and handlers stay as they are."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.INFO or f"{os.sep}orbax{os.sep}" not in record.pathname
+
+    logger = absl_logging.get_absl_logger()
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)

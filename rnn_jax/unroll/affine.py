@@ -1,0 +1,250 @@
+"""The fast path for a cell of the form `z = x W + h R + b`, then elementwise operations.
+
+What it gains over differentiating a plain scan:
+
+* The forward pass keeps the pre-activations z of each step, and nothing else but the carries.
+* The backward step takes the vector-Jacobian product of the elementwise part alone (JAX makes it, from one array a
+  gate, so that no split has to be transposed), then needs one product, with R^T, for the carry.
+* What does not hang on the carry leaves the step: x W, and the gradients of W, R, b and x, are formed for a segment
+  of some 16 steps in one product each, while the segment is still in cache.
+
+With a `Tap`, the backward pass runs at a running scale (see `running_scale.py`), for the price of a few scalars.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax.nnx.nn import dtypes
+
+from rnn_jax.cell import AffineCell, split_gates
+from rnn_jax.unroll.running_scale import Tap, common_scale, times_power_of_two
+from rnn_jax.unroll.sequential import where
+
+Array = jax.Array
+Carry = Any
+PyTree = Any
+
+_SEGMENT = 16  # steps; 8 to 32 were about equally fast, the whole sequence much slower at large sizes
+
+
+class _Weights(NamedTuple):
+    """Operands of the products, in their type: W `[F, Gx H]`, R `[H, Gh H]`, b `[G H]` or None."""
+
+    kernel: Array
+    recurrent_kernel: Array
+    bias: Array | None
+
+
+class _Steps(NamedTuple):
+    """What comes in at each step: x `[time, B, F]`; active and reset, bool `[time, B]`, or None."""
+
+    x: Array
+    active: Array | None
+    reset: Array | None
+
+
+class _Split(NamedTuple):
+    """How to put a cell together from the leaves its elementwise part uses, and the others (static)."""
+
+    treedef: jax.tree_util.PyTreeDef
+    used: tuple[bool, ...]
+
+    def merge(self, used: list[Array], others: list[Array]) -> AffineCell:
+        used_leaves, other_leaves = iter(used), iter(others)
+        return jax.tree.unflatten(self.treedef, [next(used_leaves if u else other_leaves) for u in self.used])
+
+
+def scan_affine(
+    cell: AffineCell,
+    xs: Array,
+    carry: Carry,
+    *,
+    fresh_carry: Carry | None,
+    lengths: Array | None,
+    resets: Array | None,
+    reverse: bool,
+    tap: Tap | None,
+    unroll: int,
+) -> tuple[Carry, Array]:
+    """Runs the cell over time; arguments and results as `rnn_jax.unroll.sequential.scan_cell`."""
+    time, *batch_shape, _ = xs.shape
+    kernel, recurrent_kernel, bias = cell.affine()
+    xs, kernel, recurrent_kernel = dtypes.promote_dtype((xs, kernel, recurrent_kernel), dtype=cell.dtype)
+    weights = _Weights(kernel, recurrent_kernel, None if bias is None else bias.astype(xs.dtype))
+
+    def one_batch_axis(part: Array) -> Array:
+        return part.reshape(-1, *part.shape[len(batch_shape) :])
+
+    xs = xs.reshape(time, -1, xs.shape[-1])
+    carry, fresh_carry = jax.tree.map(one_batch_axis, (carry, fresh_carry))
+    active = None if lengths is None else jnp.arange(time)[:, None] < lengths.reshape(1, -1)
+    if active is not None:
+        xs = where(active, xs, jnp.zeros_like(xs))  # padding may hold anything, NaN included
+    steps = _Steps(xs, active, None if resets is None else resets.reshape(time, -1))
+
+    leaves, treedef = jax.tree.flatten(cell)
+    split = _Split(treedef, _used_by_pointwise(cell, carry, xs.dtype))
+    used = [leaf for leaf, is_used in zip(leaves, split.used, strict=True) if is_used]
+    others = [leaf for leaf, is_used in zip(leaves, split.used, strict=True) if not is_used]
+    carry, ys = _run(split, reverse, unroll, used, others, weights, steps, carry, fresh_carry, tap)
+    carry = jax.tree.map(lambda part: part.reshape(*batch_shape, *part.shape[1:]), carry)
+    return carry, ys.reshape(time, *batch_shape, *ys.shape[2:])
+
+
+def _used_by_pointwise(cell: AffineCell, carry: Carry, dtype: Any) -> tuple[bool, ...]:
+    """Tells for each leaf of the cell whether the elementwise part hangs on it; W, R and b do not."""
+    leaves, treedef = jax.tree.flatten(cell)
+    batch = cell.hidden(carry).shape[0]
+    z = {name: jax.ShapeDtypeStruct((batch, cell.hidden_features), dtype) for name in cell.gate_columns()}
+
+    def pointwise(leaves, z, carry):
+        return _pointwise(jax.tree.unflatten(treedef, leaves), z, carry)
+
+    jaxpr = jax.make_jaxpr(pointwise)(leaves, z, carry).jaxpr
+    read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
+    return tuple(id(v) in read for v in jaxpr.invars[: len(leaves)])
+
+
+def _pointwise(cell: AffineCell, z: dict[str, Array], carry: Carry) -> tuple[Carry, Array]:
+    """The elementwise part, computed in the type of the state; y in the type of the products."""
+    dtype = next(iter(z.values())).dtype
+    state_dtype = cell.hidden(carry).dtype
+    carry, y = cell.pointwise({name: value.astype(state_dtype) for name, value in z.items()}, carry)
+    return carry, y.astype(dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _run(split, reverse, unroll, used, others, weights, steps, carry, fresh_carry, tap):
+    del tap
+    cell = split.merge(used, others)
+    carry, ys, _ = _forward(cell, reverse, unroll, weights, steps, carry, fresh_carry, keep=False)
+    return carry, ys
+
+
+def _run_fwd(split, reverse, unroll, used, others, weights, steps, carry, fresh_carry, tap):
+    cell = split.merge(used, others)
+    carry, ys, kept = _forward(cell, reverse, unroll, weights, steps, carry, fresh_carry, keep=True)
+    return (carry, ys), (used, others, weights, steps, kept, fresh_carry, tap)
+
+
+def _forward(cell, reverse, unroll, weights, steps, carry, fresh_carry, *, keep):
+    """Returns the final carry, ys and, if they are to be kept, z and the carry that met it, for every step."""
+
+    def step(carry, inputs):
+        zx, active, reset = inputs
+        old = carry
+        if reset is not None:
+            carry = jax.tree.map(partial(where, reset), fresh_carry, carry)
+        zh = cell.hidden(carry).astype(zx.dtype) @ weights.recurrent_kernel
+        z = split_gates(cell, zx, zh, weights.bias)
+        new, y = _pointwise(cell, z, carry)
+        if active is not None:
+            new = jax.tree.map(partial(where, active), new, old)
+            y = where(active, y, jnp.zeros_like(y))
+        return new, (y, (z, carry) if keep else None)
+
+    def segment(carry, steps):
+        zx = steps.x @ weights.kernel
+        return jax.lax.scan(step, carry, (zx, steps.active, steps.reset), reverse=reverse, unroll=unroll)
+
+    carry, (ys, kept) = _over_segments(segment, carry, steps, reverse)
+    return carry, ys, kept
+
+
+def _run_bwd(split, reverse, unroll, residuals, cotangents):
+    used, others, weights, steps, kept, fresh_carry, tap = residuals
+    cell = split.merge(used, others)
+    one_product = cell.input_gates == cell.recurrent_gates
+
+    def step(state, inputs):
+        a, log2_scale, d_used, d_fresh = state
+        g, (z, carry), active, reset = inputs
+        recorded = None
+        if tap is not None:
+            recorded = tap.record(a, log2_scale)
+        if active is not None:
+            g = where(active, g, jnp.zeros_like(g))
+        if tap is not None:
+            a, g, log2_scale = common_scale(a, g, log2_scale)
+        around = 0  # what passes a padded step by
+        if active is not None:
+            around = jax.tree.map(lambda part: where(active, jnp.zeros_like(part), part), a)
+            a = jax.tree.map(jnp.subtract, a, around)
+
+        _, pullback = jax.vjp(lambda used, z, carry: _pointwise(split.merge(used, others), z, carry), used, z, carry)
+        d_used_t, dz, d_carry = pullback((a, g))
+        dz_h = jnp.concatenate([dz[name] for name in cell.recurrent_gates], axis=-1)
+        dz_x = dz_h if one_product else jnp.concatenate([dz[name] for name in cell.input_gates], axis=-1)
+        h, hidden_pullback = jax.vjp(cell.hidden, carry)
+        (through_r,) = hidden_pullback((dz_h @ weights.recurrent_kernel.T).astype(h.dtype))
+        a = jax.tree.map(jnp.add, d_carry, through_r)
+        if tap is not None:
+            dz_x, dz_h, d_used_t = times_power_of_two((dz_x, dz_h, d_used_t), log2_scale)
+        d_used = jax.tree.map(jnp.add, d_used, d_used_t)
+        if reset is not None:
+            begun = jax.tree.map(lambda part: where(reset, part, jnp.zeros_like(part)), a)
+            a = jax.tree.map(jnp.subtract, a, begun)
+            begun = begun if tap is None else times_power_of_two(begun, log2_scale)
+            d_fresh = jax.tree.map(jnp.add, d_fresh, begun)
+        if active is not None:
+            a = jax.tree.map(jnp.add, a, around)
+        return (a, log2_scale, d_used, d_fresh), (dz_x, None if one_product else dz_h, recorded)
+
+    def segment(state, inputs):
+        state, d_weights = state
+        steps, g, (z, carries) = inputs
+        state, (dz_x, dz_h, recorded) = jax.lax.scan(
+            step, state, (g, (z, carries), steps.active, steps.reset), reverse=not reverse, unroll=unroll
+        )
+        dz_h = dz_x if one_product else dz_h
+        h = cell.hidden(carries).astype(dz_h.dtype)
+        d_bias = None
+        if weights.bias is not None:
+            rows = split_gates(cell, jnp.sum(dz_x, (0, 1)), jnp.zeros_like(dz_h[0, 0]), None)
+            rows_h = dict(zip(cell.recurrent_gates, jnp.split(jnp.sum(dz_h, (0, 1)), len(cell.recurrent_gates)), strict=True))
+            d_bias = jnp.concatenate([rows[name] if name in cell.input_gates else rows_h[name] for name in cell.gate_columns()])
+        both = (((0, 1), (0, 1)), ((), ()))
+        d = _Weights(jax.lax.dot_general(steps.x, dz_x, both), jax.lax.dot_general(h, dz_h, both), d_bias)
+        return (state, jax.tree.map(jnp.add, d_weights, d)), (dz_x @ weights.kernel.T, recorded)
+
+    final_cotangent, ys_cotangent = cotangents
+    zeros = partial(jax.tree.map, jnp.zeros_like)
+    state = (final_cotangent, jnp.zeros((), jnp.float32), zeros(used), zeros(fresh_carry))
+    inputs = (steps, ys_cotangent, kept)
+    ((a, log2_scale, d_used, d_fresh), d_weights), (dx, recorded) = _over_segments(
+        segment, (state, zeros(weights)), inputs, not reverse
+    )
+    d_tap = None
+    if tap is not None:
+        a = times_power_of_two(a, log2_scale)
+        d_tap = Tap(recorded, jnp.ones_like(tap.count), tap.record)
+    return d_used, None, d_weights, _Steps(dx, None, None), a, d_fresh, d_tap
+
+
+_run.defvjp(_run_fwd, _run_bwd)
+
+
+def _over_segments(segment, state, inputs, reverse):
+    """`jax.lax.scan` of `segment(state, inputs)` over pieces of some `_SEGMENT` steps; stacks its outputs over all steps.
+
+    A length that no number near `_SEGMENT` divides leaves a shorter piece at the end.
+    """
+    time = jax.tree.leaves(inputs)[0].shape[0]
+    sizes = [size for size in range(_SEGMENT // 2, 2 * _SEGMENT + 1) if time % size == 0]
+    size = min(sizes, key=lambda size: abs(size - _SEGMENT)) if sizes else _SEGMENT
+    if time <= 2 * _SEGMENT:
+        return segment(state, inputs)
+    whole = time // size * size
+    pieces = jax.tree.map(lambda a: a[:whole].reshape(-1, size, *a.shape[1:]), inputs)
+    rest = jax.tree.map(lambda a: a[whole:], inputs)
+    if whole < time and reverse:
+        state, rest_outputs = segment(state, rest)
+    state, outputs = jax.lax.scan(segment, state, pieces, reverse=reverse)
+    outputs = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), outputs)
+    if whole < time and not reverse:
+        state, rest_outputs = segment(state, rest)
+    if whole < time:
+        outputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), outputs, rest_outputs)
+    return state, outputs
