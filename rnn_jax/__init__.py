@@ -8,6 +8,7 @@ from rnn_jax import flow
 from rnn_jax.cell import AffineCell, Cell, catalogue, make_cell, register
 from rnn_jax.layers import RNN, Bidirectional, Stack
 from rnn_jax.unroll import unroll
+from rnn_jax.version import __version__
 
 __all__ = [
     "RNN",
@@ -15,10 +16,11 @@ __all__ = [
     "Bidirectional",
     "Cell",
     "Stack",
+    "__version__",
     "catalogue",
     "flow",
     "make_cell",
     "register",
     "unroll",
 ]
-__version__ = "0.1.0"
+

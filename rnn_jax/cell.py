@@ -53,7 +53,8 @@ def as_activation(spec: str | Callable[[Array], Array]) -> Callable[[Array], Arr
 def identity_init(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
     """Initialises a kernel to the identity matrix (Le, Jaitly, Hinton 2015, arXiv 1504.00941)."""
     del key
-    return jnp.eye(*shape, dtype=dtype)
+    rows, columns = shape
+    return jnp.eye(rows, columns, dtype=dtype)
 
 
 _INITIALIZERS: dict[str, Initializer] = {

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rnn_jax.unroll import Tap, unroll
-from rnn_jax.unroll.running_scale import log2_largest, times_power_of_two, wide_dtype
+from rnn_jax.unroll.running_scale import log2_norm, times_power_of_two
 
 Array = jax.Array
 Carry = Any
@@ -84,11 +84,9 @@ def adjoints(
 
 
 def _direction_and_scale(adjoint: Carry, log2_scale: Array) -> tuple[Carry, Array]:
-    largest = log2_largest(adjoint)
-    exponent = jnp.where(jnp.isfinite(largest), largest, 0.0)
-    mantissa = times_power_of_two(adjoint, -exponent)
-    squares = [jnp.sum(jnp.square(jnp.abs(x).astype(wide_dtype(x))))
-               for x in jax.tree.leaves(mantissa)]  # fmt: skip
-    norm = jnp.sqrt(sum(squares))
-    unit = jax.tree.map(lambda x: jnp.where(norm > 0, x / jnp.where(norm > 0, norm, 1.0).astype(x.dtype), x), mantissa)
-    return unit, (log2_scale + exponent + jnp.log2(norm).astype(jnp.float32)) * math.log10(2.0)
+    log2_size = log2_norm(adjoint)
+    nonzero = jnp.isfinite(log2_size)
+    exponent = jnp.where(nonzero, jnp.floor(log2_size), 0.0)
+    mantissa = jnp.where(nonzero, jnp.exp2(log2_size - exponent), 1.0)
+    unit = jax.tree.map(lambda x: x / mantissa.astype(x.dtype), times_power_of_two(adjoint, -exponent))
+    return unit, (log2_scale + log2_size) * math.log10(2.0)

@@ -24,12 +24,10 @@ import numpy as np
 
 from rnn_jax.cell import carry_names
 from rnn_jax.layers import RNN
-from rnn_jax.unroll.running_scale import Tap, TapRequest, is_inexact, log2_largest, times_power_of_two, wide_dtype
+from rnn_jax.unroll.running_scale import Tap, TapRequest, log2_norm
 
 Array = jax.Array
 PyTree = Any
-
-_LOG10_2 = math.log10(2.0)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["loss", "log10_norm", "grads", "aux"], meta_fields=[])
@@ -112,19 +110,12 @@ def _checked(name: str, recorded: Tap) -> Array:
 
 def _log10_norms(batch_size: int, adjoint: PyTree, log2_scale: Array) -> Array:
     """Returns log10 of the root of the batch mean of |adjoint|^2 for each part of the carry, then for the whole."""
-    log2_norms = []
-    for part in jax.tree.leaves(adjoint):
-        if not is_inexact(part):  # a counter among the parts has no adjoint
-            log2_norms.append(jnp.full((), -jnp.inf, jnp.float32))
-            continue
-        largest = log2_largest(part)
-        exponent = jnp.where(jnp.isfinite(largest), largest, 0.0)
-        mantissa = jnp.abs(times_power_of_two(part, -exponent)).astype(wide_dtype(part))
-        mean_square = jnp.sum(jnp.square(mantissa)) / batch_size
-        log2_norms.append(exponent + 0.5 * jnp.log2(mean_square).astype(jnp.float32))
-    log2_norms = jnp.stack(log2_norms)
-    whole = 0.5 * jax.nn.logsumexp(2.0 * math.log(2.0) * log2_norms) / math.log(2.0)
-    return (jnp.append(log2_norms, whole) + log2_scale) * _LOG10_2
+    parts = [log2_norm(part) for part in jax.tree.leaves(adjoint)]  # -inf for a counter, which has no adjoint
+    by_part = jnp.stack(parts) - 0.5 * math.log2(batch_size)
+    largest = jnp.max(by_part)
+    whole = largest + 0.5 * jnp.log2(jnp.sum(jnp.exp2(2.0 * (by_part - largest))))
+    whole = jnp.where(jnp.isfinite(largest), whole, largest)
+    return (jnp.append(by_part, whole) + log2_scale) * math.log10(2.0)
 
 
 def layer_names(model: PyTree) -> list[str]:

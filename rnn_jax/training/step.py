@@ -70,8 +70,9 @@ def evaluate(
       batch_size: how many examples to evaluate at a time.
     """
     scores = jax.jit(jax.vmap(score, in_axes=(0, None)))
-    total, count = 0.0, len(next(iter(examples.values())))
+    count = len(next(iter(examples.values())))
+    parts = []
     for start in range(0, count, batch_size):
         batch = {name: array[start : start + batch_size] for name, array in examples.items()}
-        total = total + np.asarray(scores(ensemble, batch), np.float64) * min(batch_size, count - start)
-    return np.asarray(total / count)
+        parts.append(np.asarray(scores(ensemble, batch), np.float64) * min(batch_size, count - start))
+    return np.sum(parts, axis=0) / count

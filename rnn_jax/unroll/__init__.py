@@ -1,5 +1,6 @@
 """How a cell is carried through time: one function, `unroll`, and one file for each method."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -78,7 +79,8 @@ def unroll(
         tap.note(cell, carry, batch_shape, time)
         tap = None
 
-    run = scan_affine if method == "sequential" and _fits_fast_path(cell, (cell, xs, carry, fresh_carry)) else scan_cell
+    fast = method == "sequential" and _fits_fast_path(cell, (cell, xs, carry, fresh_carry))
+    run: Callable[..., tuple[Carry, Array]] = scan_affine if fast else scan_cell
     carry, ys = run(
         cell,
         jnp.moveaxis(xs, time_axis, 0),

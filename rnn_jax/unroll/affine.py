@@ -5,8 +5,11 @@ What it gains over differentiating a plain scan:
 * The forward pass keeps the pre-activations z of each step, and nothing else but the carries.
 * The backward step takes the vector-Jacobian product of the elementwise part alone (JAX makes it, from one array a
   gate, so that no split has to be transposed), then needs one product, with R^T, for the carry.
-* What does not hang on the carry leaves the step: x W, and the gradients of W, R, b and x, are formed for a segment
-  of some 16 steps in one product each, while the segment is still in cache.
+* The gradients of W, R, b and x leave the loop over time: one product each over as many steps as memory allows.
+* Arrays are kept one for each gate, as XLA vectorises the read of a whole array at a step, but not of a part of one.
+
+What did not pay: x W before the loop (writing and re-reading it costs more than the larger product gains), a loop
+over segments of 16 steps, `unroll` above 1.
 
 With a `Tap`, the backward pass runs at a running scale (see `running_scale.py`), for the price of a few scalars.
 """
@@ -19,14 +22,14 @@ import jax.numpy as jnp
 from flax.nnx.nn import dtypes
 
 from rnn_jax.cell import AffineCell, split_gates
-from rnn_jax.unroll.running_scale import Tap, common_scale, times_power_of_two
+from rnn_jax.unroll.running_scale import Tap, common_scale, log2_largest, times_power_of_two
 from rnn_jax.unroll.sequential import where
 
 Array = jax.Array
 Carry = Any
 PyTree = Any
 
-_SEGMENT = 16  # steps; 8 to 32 were about equally fast, the whole sequence much slower at large sizes
+_SEGMENT_BYTES = 2**26  # of the cotangents of z that wait for the products of one segment
 
 
 class _Weights(NamedTuple):
@@ -133,23 +136,19 @@ def _forward(cell, reverse, unroll, weights, steps, carry, fresh_carry, *, keep)
     """Returns the final carry, ys and, if they are to be kept, z and the carry that met it, for every step."""
 
     def step(carry, inputs):
-        zx, active, reset = inputs
+        x, active, reset = inputs
         old = carry
         if reset is not None:
             carry = jax.tree.map(partial(where, reset), fresh_carry, carry)
-        zh = cell.hidden(carry).astype(zx.dtype) @ weights.recurrent_kernel
-        z = split_gates(cell, zx, zh, weights.bias)
+        zh = cell.hidden(carry).astype(x.dtype) @ weights.recurrent_kernel
+        z = split_gates(cell, x @ weights.kernel, zh, weights.bias)
         new, y = _pointwise(cell, z, carry)
         if active is not None:
             new = jax.tree.map(partial(where, active), new, old)
             y = where(active, y, jnp.zeros_like(y))
         return new, (y, (z, carry) if keep else None)
 
-    def segment(carry, steps):
-        zx = steps.x @ weights.kernel
-        return jax.lax.scan(step, carry, (zx, steps.active, steps.reset), reverse=reverse, unroll=unroll)
-
-    carry, (ys, kept) = _over_segments(segment, carry, steps, reverse)
+    carry, (ys, kept) = jax.lax.scan(step, carry, steps, reverse=reverse, unroll=unroll)
     return carry, ys, kept
 
 
@@ -160,14 +159,11 @@ def _run_bwd(split, reverse, unroll, residuals, cotangents):
 
     def step(state, inputs):
         a, log2_scale, d_used, d_fresh = state
-        g, (z, carry), active, reset = inputs
+        g, log2_g, (z, carry), active, reset = inputs
         recorded = None
         if tap is not None:
             recorded = tap.record(a, log2_scale)
-        if active is not None:
-            g = where(active, g, jnp.zeros_like(g))
-        if tap is not None:
-            a, g, log2_scale = common_scale(a, g, log2_scale)
+            a, g, log2_scale = common_scale(a, g, log2_scale, log2_g)
         around = 0  # what passes a padded step by
         if active is not None:
             around = jax.tree.map(lambda part: where(active, jnp.zeros_like(part), part), a)
@@ -194,9 +190,9 @@ def _run_bwd(split, reverse, unroll, residuals, cotangents):
 
     def segment(state, inputs):
         state, d_weights = state
-        steps, g, (z, carries) = inputs
+        steps, g, log2_g, (z, carries) = inputs
         state, (dz_x, dz_h, recorded) = jax.lax.scan(
-            step, state, (g, (z, carries), steps.active, steps.reset), reverse=not reverse, unroll=unroll
+            step, state, (g, log2_g, (z, carries), steps.active, steps.reset), reverse=not reverse, unroll=unroll
         )
         dz_h = dz_x if one_product else dz_h
         h = cell.hidden(carries).astype(dz_h.dtype)
@@ -210,11 +206,15 @@ def _run_bwd(split, reverse, unroll, residuals, cotangents):
         return (state, jax.tree.map(jnp.add, d_weights, d)), (dz_x @ weights.kernel.T, recorded)
 
     final_cotangent, ys_cotangent = cotangents
+    if steps.active is not None:
+        ys_cotangent = where(steps.active, ys_cotangent, jnp.zeros_like(ys_cotangent))
     zeros = partial(jax.tree.map, jnp.zeros_like)
     state = (final_cotangent, jnp.zeros((), jnp.float32), zeros(used), zeros(fresh_carry))
-    inputs = (steps, ys_cotangent, kept)
+    log2_g = None if tap is None else jax.vmap(log2_largest)(ys_cotangent)
+    inputs = (steps, ys_cotangent, log2_g, kept)
+    step_bytes = 4 * steps.x.shape[1] * weights.recurrent_kernel.size // cell.hidden_features
     ((a, log2_scale, d_used, d_fresh), d_weights), (dx, recorded) = _over_segments(
-        segment, (state, zeros(weights)), inputs, not reverse
+        segment, (state, zeros(weights)), inputs, not reverse, max(1, _SEGMENT_BYTES // step_bytes)
     )
     d_tap = None
     if tap is not None:
@@ -226,18 +226,15 @@ def _run_bwd(split, reverse, unroll, residuals, cotangents):
 _run.defvjp(_run_fwd, _run_bwd)
 
 
-def _over_segments(segment, state, inputs, reverse):
-    """`jax.lax.scan` of `segment(state, inputs)` over pieces of some `_SEGMENT` steps; stacks its outputs over all steps.
-
-    A length that no number near `_SEGMENT` divides leaves a shorter piece at the end.
-    """
+def _over_segments(segment, state, inputs, reverse, size):
+    """`jax.lax.scan` of `segment(state, inputs)` over pieces of `size` steps or fewer; stacks its outputs over all steps."""
     time = jax.tree.leaves(inputs)[0].shape[0]
-    sizes = [size for size in range(_SEGMENT // 2, 2 * _SEGMENT + 1) if time % size == 0]
-    size = min(sizes, key=lambda size: abs(size - _SEGMENT)) if sizes else _SEGMENT
-    if time <= 2 * _SEGMENT:
+    if time <= size:
         return segment(state, inputs)
-    whole = time // size * size
-    pieces = jax.tree.map(lambda a: a[:whole].reshape(-1, size, *a.shape[1:]), inputs)
+    count = -(-time // size)
+    size = time // count
+    whole = size * count  # up to count - 1 steps are left over
+    pieces = jax.tree.map(lambda a: a[:whole].reshape(count, size, *a.shape[1:]), inputs)
     rest = jax.tree.map(lambda a: a[whole:], inputs)
     if whole < time and reverse:
         state, rest_outputs = segment(state, rest)

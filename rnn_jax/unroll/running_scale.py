@@ -94,9 +94,30 @@ def times_power_of_two(tree: PyTree, exponent: Array) -> PyTree:
 
 def log2_largest(tree: PyTree) -> Array:
     """Returns log2 of the largest absolute entry, rounded down, as float32; -inf for an all-zero or empty tree."""
-    largest = [jnp.max(jnp.abs(x)).astype(wide_dtype(x)) for x in jax.tree.leaves(tree) if is_inexact(x) and x.size]
-    exponents = [jnp.floor(jnp.log2(x)).astype(jnp.float32) for x in largest]
+    # The largest of each column first: XLA does not vectorise a reduction of a whole array to one number.
+    columns = [jnp.max(jnp.abs(_rows(x)), axis=0).astype(wide_dtype(x)) for x in _measurable(tree)]
+    exponents = [jnp.max(jnp.floor(jnp.log2(column)).astype(jnp.float32)) for column in columns]
     return jnp.max(jnp.stack(exponents)) if exponents else jnp.float32(-jnp.inf)
+
+
+def log2_norm(tree: PyTree) -> Array:
+    """Returns log2 of the Euclidean norm of all entries, as float32, without under- or overflow; -inf for zeros."""
+    largest = log2_largest(tree)
+    exponent = jnp.where(jnp.isfinite(largest), largest, 0.0)
+    squares = []
+    for x in _measurable(times_power_of_two(tree, -exponent)):
+        columns = jnp.sum(jnp.square(jnp.abs(_rows(x)).astype(wide_dtype(x))), axis=0)
+        # `maximum` changes nothing, but keeps XLA from merging the two sums into one that it does not vectorise.
+        squares.append(jnp.sum(jnp.maximum(columns, 0)).astype(jnp.float32))
+    return exponent + 0.5 * jnp.log2(sum(squares, jnp.float32(0)))
+
+
+def _measurable(tree: PyTree) -> list[Array]:
+    return [x for x in jax.tree.leaves(tree) if is_inexact(x) and x.size]
+
+
+def _rows(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1]) if x.ndim > 1 else x.reshape(1, -1)
 
 
 def is_inexact(x: Array) -> bool:
@@ -151,12 +172,19 @@ def _rescale_bwd(record, _, cotangents):
 rescale.defvjp(_rescale_fwd, _rescale_bwd)
 
 
-def common_scale(a: PyTree, g: PyTree, log2_scale: Array) -> tuple[PyTree, PyTree, Array]:
+def common_scale(
+    a: PyTree, g: PyTree, log2_scale: Array, log2_largest_g: Array | None = None
+) -> tuple[PyTree, PyTree, Array]:
     """Brings a scaled cotangent a (true value `a * 2**log2_scale`) and an unscaled one g to one scale.
+
+    Args:
+      a, g: the cotangents of carry and output.
+      log2_scale: of a.
+      log2_largest_g: `log2_largest(g)`, if it is known.
 
     Returns:
       a, g and the new log2_scale, with the largest entry of both together between 1 and 2.
     """
-    new = jnp.maximum(log2_scale + log2_largest(a), log2_largest(g))
+    new = jnp.maximum(log2_scale + log2_largest(a), log2_largest(g) if log2_largest_g is None else log2_largest_g)
     new = jnp.where(jnp.isfinite(new), new, log2_scale)  # all zero, or not finite: nothing to bring to scale
     return times_power_of_two(a, log2_scale - new), times_power_of_two(g, -new), new
