@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from absl import app, flags
+from absl import app, flags, logging
 from flax import nnx
 
 from rnn_jax import flow, tasks
@@ -34,7 +34,7 @@ from rnn_jax.training.step import evaluate, make_ensemble, make_optimizer, train
 _CELLS = flags.DEFINE_string(
     "cells",
     "elman,gru,gru(update_bias=1),lstm",
-    "Comma-separated cells: names of the catalogue or path.to.module:Class, with arguments if wanted: lstm(chrono=128).",
+    "Comma-separated: names of the catalogue or path.to.module:Class, with arguments if wanted: lstm(chrono=128).",
 )
 _TASK = flags.DEFINE_string("task", "digits", f"What to learn: {', '.join(sorted(tasks.TASKS))}.")
 _SEQ_LEN = flags.DEFINE_integer("seq_len", None, "Time steps in a sequence; the task's own by default.", lower_bound=1)
@@ -68,6 +68,7 @@ class CellResult:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
+    logging.set_verbosity(logging.WARNING)  # JAX and TFDS tell much on the level below
     try:
         cells = split_names(_CELLS.value)
         blanks = _BLANKS.value
@@ -185,18 +186,18 @@ def save(run_dir: pathlib.Path, results: dict[str, CellResult]) -> None:
     run_directory.save_table(run_dir, rows)
 
 
-
-
 def print_table(task: tasks.Task, results: dict[str, CellResult]) -> None:
     """Prints a row for each cell and layer: medians over seeds, smallest to largest in brackets."""
     time_steps = task.seq_len
-    print(f"\n{task.name}: {time_steps} steps, {_SEEDS.value} seeds, {_HIDDEN.value} hidden features. {task.description}")
+    print(
+        f"\n{task.name}: {time_steps} steps, {_SEEDS.value} seeds, {_HIDDEN.value} hidden features. {task.description}"
+    )
     print("Lag at which |dL/d carry_t| has fallen for good to 1/e and to 1/1000 of its largest value; log10 of the")
     print("share that is left at the first step.")
     before, after = "at initialisation", f"after {_STEPS.value} updates"
-    print(f"\n{'':30} {before:^38}   {after:^38}")
-    stage = f"{'1/e':>8} {'1/1000':>8} {'at step 1':>20}"
-    print(f"{'cell':30} {stage}   {stage}   {'test ' + task.metric:>18} {'parameters':>11} {'seconds':>8}")
+    print(f"\n{'':24} {before:^36}   {after:^36}")
+    stage = f"{'1/e':>6} {'1/1000':>7} {'at step 1':>21}"
+    print(f"{'cell':24} {stage}   {stage}   {'test ' + task.metric:>20} {'parameters':>11} {'seconds':>8}")
     for cell, result in results.items():
         for layer in whole_carries(result.profiles):
             columns = [f"{cell} {layer}" if len(whole_carries(result.profiles)) > 1 else cell]
@@ -204,9 +205,9 @@ def print_table(task: tasks.Task, results: dict[str, CellResult]) -> None:
                 lags = flow.horizon(jnp.asarray(profiles_ST))
                 first = profiles_ST[:, 0] - profiles_ST.max(axis=-1)
                 e, thousand = (lag_text(lag, time_steps) for lag in (lags.e, lags.thousand))
-                columns.append(f"{e:>8} {thousand:>8} {spread(first, '.1f'):>20}")
+                columns.append(f"{e:>6} {thousand:>7} {spread(first, '.1f'):>21}")
             cost = f"{result.parameters:>11,} {result.seconds:>8.1f}"
-            print(f"{columns[0]:30} {columns[1]}   {columns[2]}   {spread(result.scores, '.3f'):>18} {cost}")
+            print(f"{columns[0]:24} {columns[1]}   {columns[2]}   {spread(result.scores, '.3f'):>20} {cost}")
     sign = "above" if task.higher_is_better else "below"
     print(f"Whoever ignores the input has {task.metric} {task.trivial_score:.3f}; {sign} that, something was learned.")
 

@@ -317,9 +317,7 @@ def catalogue() -> dict[str, type[nnx.RNNCellBase]]:
     return dict(sorted(_CATALOGUE.items()))
 
 
-def make_cell(
-    name: str, in_features: int, hidden_features: int, *, rngs: nnx.Rngs, **kwargs: Any
-) -> nnx.RNNCellBase:
+def make_cell(name: str, in_features: int, hidden_features: int, *, rngs: nnx.Rngs, **kwargs: Any) -> nnx.RNNCellBase:
     """Builds a cell from its name.
 
     Args:
@@ -389,4 +387,3 @@ def _find_class(path: str) -> Callable[..., nnx.RNNCellBase]:
     if not hasattr(module, class_name):
         raise ValueError(f"cell {path!r}: module {module_name!r} has no {class_name!r}.")
     return getattr(module, class_name)
-

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-
 from rnn_jax.cell import make_cell
 from rnn_jax.unroll import Tap, TapRequest, unroll
 
@@ -29,6 +28,7 @@ class RNN(nnx.Module):
       keep_order: with `reverse`, outputs stay at the step of their input; else they come in the order of the run,
         the last input's output first, padding at the end.
       unroll: steps in one iteration of the loop, as in `jax.lax.scan`.
+      checkpoint_every, truncate_every: as `rnn_jax.unroll`; not in Flax.
       state_axes, broadcast_rngs: taken for compatibility; only None, as a cell has no state but its carry.
       rngs: for a random initial carry. An `nnx.Rngs` is drawn from once, here; pass one to the call to draw anew.
 
@@ -45,19 +45,25 @@ class RNN(nnx.Module):
         reverse: bool = False,
         keep_order: bool = False,
         unroll: int = 1,
+        checkpoint_every: int | None = None,
+        truncate_every: int | None = None,
         state_axes: None = None,
         broadcast_rngs: None = None,
         rngs: nnx.Rngs | nnx.RngStream | bool = True,
     ):
         for name, value in (("state_axes", state_axes), ("broadcast_rngs", broadcast_rngs)):
             if value is not None:
-                raise ValueError(f"{name}={value!r} is not supported; allowed: None, as cells keep no state of their own.")
+                raise ValueError(
+                    f"{name}={value!r} is not supported; allowed: None, as cells keep no state of their own."
+                )
         self.cell = cell
         self.time_major = time_major
         self.return_carry = return_carry
         self.reverse = reverse
         self.keep_order = keep_order
         self.unroll = unroll
+        self.checkpoint_every = checkpoint_every
+        self.truncate_every = truncate_every
         stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
         # A plain number, so that no key stands among the arrays of the model, where it would stop jax.grad.
         self.carry_seed = int(jax.random.bits(stream())) if isinstance(stream, nnx.RngStream) else 0
@@ -105,6 +111,8 @@ class RNN(nnx.Module):
             resets=resets,
             reverse=reverse,
             unroll=self.unroll,
+            checkpoint_every=self.checkpoint_every,
+            truncate_every=self.truncate_every,
             rngs=nnx.Rngs(self.carry_seed) if rngs is None else rngs,
             tap=self.tap,
         )

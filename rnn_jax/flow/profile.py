@@ -8,7 +8,8 @@ It costs about as much as the gradient itself, keeps O(T) numbers, and never und
 `rnn_jax.unroll.running_scale`.
 
 References:
-  Hochreiter 1991, diploma thesis (in German), TU Munich; Bengio, Simard, Frasconi 1994, IEEE Trans. Neural Networks 5(2).
+  Hochreiter 1991, diploma thesis (in German), TU Munich; Bengio, Simard, Frasconi 1994,
+  IEEE Trans. Neural Networks 5(2).
   Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063.
 """
 
@@ -50,17 +51,15 @@ class GradientProfile:
     aux: Any = None
 
 
-def gradient_profile(
-    loss_fn: Callable[..., Any], model: PyTree, *args: Any, has_aux: bool = False
-) -> GradientProfile:
+def gradient_profile(loss_fn: Callable[..., Any], model: PyTree, *args: Any, has_aux: bool = False) -> GradientProfile:
     """Returns the norm of every adjoint on its way back through time, and the parameter gradients, in one pass.
 
     It may be jitted, vmapped (over an ensemble of models, for instance) and called inside a training step, where
     it takes the place of `jax.value_and_grad`.
 
     Args:
-      loss_fn: `loss_fn(model, *args) -> scalar`, or `(scalar, aux)` with `has_aux`. Any loss: of the last output, of all
-        of them, of the final carry.
+      loss_fn: `loss_fn(model, *args) -> scalar`, or `(scalar, aux)` with `has_aux`. Any loss: of the last output, of
+        all outputs, of the final carry.
       model: a layer, or any pytree that contains `rnn_jax.RNN` layers: a module, a list of layers.
       *args: passed to the loss.
       has_aux: as in `jax.value_and_grad`.

@@ -41,9 +41,7 @@ class _Curve(NamedTuple):
     log10_ratio_LST: np.ndarray
 
 
-def plot_profile(
-    ax: Axes, log10_norm_ST: np.ndarray, *, label: str, color: str, linestyle: str = "-"
-) -> Axes:
+def plot_profile(ax: Axes, log10_norm_ST: np.ndarray, *, label: str, color: str, linestyle: str = "-") -> Axes:
     """Draws a gradient profile against the lag: a line for the median over seeds, a band for their range.
 
     Exact zeros (-inf; always at t = T when the loss reads outputs only) and NaN are left out.
@@ -98,9 +96,7 @@ def plot_training(ax: Axes, steps_L: np.ndarray, log10_ratio_LST: np.ndarray, *,
     return image
 
 
-def profiles_figure(
-    profiles: read.Profiles, horizons: Sequence[Mapping[str, str]], title: str = ""
-) -> Figure:
+def profiles_figure(profiles: read.Profiles, horizons: Sequence[Mapping[str, str]], title: str = "") -> Figure:
     """Profiles over their largest value, at the first logged step and at the last, a line for each layer.
 
     Args:
@@ -154,9 +150,7 @@ def training_figure(profiles: read.Profiles, title: str = "") -> Figure:
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     lowest = _lowest(curves)
     for i, (ax, curve) in enumerate(zip(axes, curves, strict=False)):
-        image = plot_training(
-            ax, profiles.steps, curve.log10_ratio_LST, floor=np.clip(lowest, _FLOOR, _THOUSAND - 0.5)
-        )
+        image = plot_training(ax, profiles.steps, curve.log10_ratio_LST, floor=np.clip(lowest, _FLOOR, _THOUSAND - 0.5))
         ax.set_title(curve.label, fontsize=10)
         ax.tick_params(labelbottom=i + columns >= len(curves))
         ax.set_ylabel("" if i % columns else "training step")
@@ -231,8 +225,7 @@ def _lowest(curves: Sequence[_Curve]) -> float:
 def _reach(curves: Sequence[_Curve]) -> int:
     """The largest lag that is inside the frame of any curve."""
     return max(
-        int(_lags(c.log10_ratio_LST)[(c.log10_ratio_LST >= _FLOOR).any(axis=(0, 1))].max(initial=1))
-        for c in curves
+        int(_lags(c.log10_ratio_LST)[(c.log10_ratio_LST >= _FLOOR).any(axis=(0, 1))].max(initial=1)) for c in curves
     )
 
 

@@ -55,24 +55,18 @@ def make_task(
     return TASKS[name](seq_len=seq_len, blanks=blanks, data_dir=data_dir)
 
 
-def _adding(
-    *, seq_len: int | None = None, blanks: int | None = None, data_dir: PathLike | None = None
-) -> Task:
+def _adding(*, seq_len: int | None = None, blanks: int | None = None, data_dir: PathLike | None = None) -> Task:
     del data_dir  # nothing is stored
     if blanks:
         raise ValueError(f"blanks={blanks}: the task 'adding' has no blank steps; its lag is set by seq_len.")
     return adding() if seq_len is None else adding(seq_len)
 
 
-def _digits(
-    *, seq_len: int | None = None, blanks: int | None = None, data_dir: PathLike | None = None
-) -> Task:
+def _digits(*, seq_len: int | None = None, blanks: int | None = None, data_dir: PathLike | None = None) -> Task:
     if seq_len is None:
         return digits(blanks or 0, data_dir)
     if seq_len < PIXELS:
-        raise ValueError(
-            f"seq_len={seq_len} is out of range for the task 'digits'; allowed: {PIXELS} or more."
-        )
+        raise ValueError(f"seq_len={seq_len} is out of range for the task 'digits'; allowed: {PIXELS} or more.")
     if blanks is not None and seq_len != PIXELS + blanks:
         raise ValueError(
             f"seq_len={seq_len} and blanks={blanks} contradict each other:"

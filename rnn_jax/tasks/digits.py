@@ -150,6 +150,7 @@ def _prepare(data_dir: pathlib.Path) -> None:
     folder, version = data_dir / SklearnDigits.name, str(SklearnDigits.VERSION)
     for debris in (*folder.glob(version), *folder.glob(f"incomplete.*_{version}")):
         shutil.rmtree(debris)
+    tfds.disable_progress_bar()  # it is a matter of a second
     with contextlib.redirect_stdout(sys.stderr):  # TFDS announces itself by print; stdout is the caller's
         _builder(data_dir).download_and_prepare()
 

@@ -171,9 +171,7 @@ def _outputs(model: Model, batch: Batch) -> jax.Array:
     return ys if ys.dtype == jnp.float64 else ys.astype(jnp.float32)
 
 
-def fingerprint(
-    train: Source, test: Source, packages: Sequence[str], first: int | None = None
-) -> dict[str, str]:
+def fingerprint(train: Source, test: Source, packages: Sequence[str], first: int | None = None) -> dict[str, str]:
     """What a run must note to be made again: the content of both splits and who produced it.
 
     Args:

@@ -34,9 +34,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
 _ALLOWED = "allowed: a writable folder that is absent, empty or without config.json"
-_KEY_SEPARATOR = (
-    "|"  # in gradient_flow.npz, where "/" and ":" are taken: they occur in parts and in cell names
-)
+_KEY_SEPARATOR = "|"  # in gradient_flow.npz, where "/" and ":" are taken: they occur in parts and in cell names
 
 StrPath = str | os.PathLike[str]
 _Tree = TypeVar("_Tree")
@@ -144,9 +142,7 @@ def save_profiles(
     """
     steps_L = np.asarray(steps)
     if steps_L.ndim != 1 or not any(log10_norm.values()):
-        raise ValueError(
-            f"profiles of {list(log10_norm)} at steps of shape {steps_L.shape}; allowed: some, at [L]"
-        )
+        raise ValueError(f"profiles of {list(log10_norm)} at steps of shape {steps_L.shape}; allowed: some, at [L]")
     arrays: dict[str, np.ndarray] = {}
     for cell, parts in log10_norm.items():
         for part, values in parts.items():

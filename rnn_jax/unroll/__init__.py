@@ -1,6 +1,8 @@
 """How a cell is carried through time: one function, `unroll`, and one file for each method."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,12 +14,14 @@ from jax.interpreters.ad import JVPTracer
 from rnn_jax.cell import AffineCell
 from rnn_jax.unroll.affine import scan_affine
 from rnn_jax.unroll.running_scale import Tap, TapRequest
-from rnn_jax.unroll.sequential import scan_cell
+from rnn_jax.unroll.sequential import State, Steps, over_segments, scan_cell, start_of_scale, where
 
 Array = jax.Array
 Carry = Any
 
 METHODS = ("sequential", "scan")
+
+_KEPT_BYTES = 2**30
 
 
 def unroll(
@@ -30,6 +34,8 @@ def unroll(
     reverse: bool = False,
     method: str = "sequential",
     unroll: int = 1,
+    checkpoint_every: int | None = None,
+    truncate_every: int | None = None,
     rngs: nnx.Rngs | nnx.RngStream | None = None,
     tap: Tap | TapRequest | None = None,
 ) -> tuple[Carry, Array]:
@@ -48,6 +54,11 @@ def unroll(
         takes the plain one. Both give the same results. Only the plain one has a forward-mode derivative
         (`jax.jvp`) of a function that was jitted before; otherwise the driver sees for itself and takes it.
       unroll: steps in one iteration of the loop, as in `jax.lax.scan`.
+      checkpoint_every: keeps only every so many-th carry for the backward pass and computes the steps between anew:
+        memory for sqrt(time) steps instead of time, for the price of one more forward pass. 0 keeps all. By default
+        about sqrt(time) where more than a gigabyte would be kept, else 0. Results are the same.
+      truncate_every: truncated back-propagation through time: no gradient flows between pieces of so many steps.
+        Outputs are the same.
       rngs: for a random initial carry.
       tap: what to record of the adjoint on its way back; `rnn_jax.flow` makes these.
 
@@ -57,6 +68,9 @@ def unroll(
     Raises:
       ValueError: for shapes that do not fit, a length beyond the sequence, an unknown method.
     """
+    for name, value, least in (("checkpoint_every", checkpoint_every, 0), ("truncate_every", truncate_every, 1)):
+        if value is not None and value < least:
+            raise ValueError(f"{name}={value} is no number of steps; allowed: {least} or more, or None.")
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; allowed: {', '.join(METHODS)}.")
     time_axis = xs.ndim - cell.num_feature_axes - 1
@@ -79,24 +93,59 @@ def unroll(
         tap.note(cell, carry, batch_shape, time)
         tap = None
 
+    xs = jnp.moveaxis(xs, time_axis, 0)
+    active = None
+    if lengths is not None:
+        active = jnp.arange(time).reshape((time,) + (1,) * lengths.ndim) < lengths[None]
+        xs = where(active, xs, jnp.zeros_like(xs))  # padding may hold anything, NaN included
+    resets = None if resets is None else jnp.moveaxis(resets, -1, 0)
+    steps = Steps(xs, active, resets, None if tap is None else tap.zeros)
+
     fast = method == "sequential" and _fits_fast_path(cell, (cell, xs, carry, fresh_carry))
-    run: Callable[..., tuple[Carry, Array]] = scan_affine if fast else scan_cell
-    carry, ys = run(
-        cell,
-        jnp.moveaxis(xs, time_axis, 0),
-        carry,
-        fresh_carry=fresh_carry,
-        lengths=lengths,
-        resets=None if resets is None else jnp.moveaxis(resets, -1, 0),
-        reverse=reverse,
-        tap=tap,
-        unroll=unroll,
-    )
-    return carry, jnp.moveaxis(ys, 0, time_axis)
+    scan: Callable[..., tuple[State, Array]] = scan_affine if fast else scan_cell
+
+    def run(state: State, steps: Steps) -> tuple[State, Array]:
+        record = None if tap is None else tap.record
+        return scan(cell, steps, state, fresh_carry=fresh_carry, record=record, reverse=reverse, unroll=unroll)
+
+    state = (carry, jnp.zeros((), jnp.float32))
+    if tap is not None:
+        state = start_of_scale(tap, *state)
+    if checkpoint_every is None:
+        checkpoint_every = _default_checkpoint(carry, xs)
+    if checkpoint_every:
+        run = partial(over_segments, jax.checkpoint(run), reverse=reverse, size=checkpoint_every)
+    if truncate_every is not None:
+        run = partial(_truncated, run, reverse=reverse, size=truncate_every)
+    state, ys = run(state, steps)
+    return state[0], jnp.moveaxis(ys, 0, time_axis)
+
+
+def _default_checkpoint(carry: Carry, xs: Array) -> int:
+    """Returns about sqrt(time), if what the backward pass would keep is likely to be above `_KEPT_BYTES`; else 0."""
+    time = xs.shape[0]
+    step_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(carry))
+    # An LSTM keeps 3.5 times its carry, a GRU 6 times.
+    return math.isqrt(time) if 6 * step_bytes * time > _KEPT_BYTES else 0
+
+
+def _truncated(
+    run: Callable[[State, Steps], tuple[State, Array]], state: State, steps: Steps, *, reverse: bool, size: int
+):
+    """Runs pieces of the sequence between which no gradient flows; the first one hangs on the caller's carry."""
+
+    def piece(first_and_state, steps):
+        first, (carry, e) = first_and_state
+        carry = jax.tree.map(lambda part: jnp.where(first, part, jax.lax.stop_gradient(part)), carry)
+        state, ys = run((carry, e), steps)
+        return (jnp.zeros_like(first), state), ys
+
+    (_, state), ys = over_segments(piece, (jnp.ones((), bool), state), steps, reverse=reverse, size=size)
+    return state, ys
 
 
 def _fits_fast_path(cell: nnx.RNNCellBase, operands: Any) -> bool:
-    """Whether the cell is affine-then-pointwise with inexact parameters only, and nobody asks for a forward derivative."""
+    """Whether the cell is affine, with inexact parameters only, and nobody asks for a forward derivative."""
     leaves = jax.tree.leaves(cell)
     return (
         isinstance(cell, AffineCell)

@@ -14,6 +14,7 @@ over segments of 16 steps, `unroll` above 1.
 With a `Tap`, the backward pass runs at a running scale (see `running_scale.py`), for the price of a few scalars.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,8 +23,8 @@ import jax.numpy as jnp
 from flax.nnx.nn import dtypes
 
 from rnn_jax.cell import AffineCell, split_gates
-from rnn_jax.unroll.running_scale import Tap, common_scale, log2_largest, times_power_of_two
-from rnn_jax.unroll.sequential import where
+from rnn_jax.unroll.running_scale import common_scale, log2_largest, times_power_of_two
+from rnn_jax.unroll.sequential import State, Steps, over_segments, where
 
 Array = jax.Array
 Carry = Any
@@ -40,14 +41,6 @@ class _Weights(NamedTuple):
     bias: Array | None
 
 
-class _Steps(NamedTuple):
-    """What comes in at each step: x `[time, B, F]`; active and reset, bool `[time, B]`, or None."""
-
-    x: Array
-    active: Array | None
-    reset: Array | None
-
-
 class _Split(NamedTuple):
     """How to put a cell together from the leaves its elementwise part uses, and the others (static)."""
 
@@ -59,41 +52,48 @@ class _Split(NamedTuple):
         return jax.tree.unflatten(self.treedef, [next(used_leaves if u else other_leaves) for u in self.used])
 
 
+class _Static(NamedTuple):
+    """What the derivative rule takes beside arrays: as in `scan_affine`."""
+
+    split: _Split
+    record: Callable[[PyTree, Array], PyTree] | None
+    reverse: bool
+    unroll: int
+
+
 def scan_affine(
     cell: AffineCell,
-    xs: Array,
-    carry: Carry,
+    steps: Steps,
+    state: State,
     *,
     fresh_carry: Carry | None,
-    lengths: Array | None,
-    resets: Array | None,
+    record: Callable[[PyTree, Array], PyTree] | None,
     reverse: bool,
-    tap: Tap | None,
     unroll: int,
-) -> tuple[Carry, Array]:
+) -> tuple[State, Array]:
     """Runs the cell over time; arguments and results as `rnn_jax.unroll.sequential.scan_cell`."""
-    time, *batch_shape, _ = xs.shape
+    time, *batch_shape, _ = steps.x.shape
     kernel, recurrent_kernel, bias = cell.affine()
-    xs, kernel, recurrent_kernel = dtypes.promote_dtype((xs, kernel, recurrent_kernel), dtype=cell.dtype)
+    xs, kernel, recurrent_kernel = dtypes.promote_dtype((steps.x, kernel, recurrent_kernel), dtype=cell.dtype)
     weights = _Weights(kernel, recurrent_kernel, None if bias is None else bias.astype(xs.dtype))
 
-    def one_batch_axis(part: Array) -> Array:
-        return part.reshape(-1, *part.shape[len(batch_shape) :])
+    def one_batch_axis(axis: int, tree: PyTree) -> PyTree:
+        last = axis + len(batch_shape)
+        return jax.tree.map(lambda a: a.reshape(*a.shape[:axis], -1, *a.shape[last:]), tree)
 
-    xs = xs.reshape(time, -1, xs.shape[-1])
-    carry, fresh_carry = jax.tree.map(one_batch_axis, (carry, fresh_carry))
-    active = None if lengths is None else jnp.arange(time)[:, None] < lengths.reshape(1, -1)
-    if active is not None:
-        xs = where(active, xs, jnp.zeros_like(xs))  # padding may hold anything, NaN included
-    steps = _Steps(xs, active, None if resets is None else resets.reshape(time, -1))
+    carry, fresh_carry = one_batch_axis(0, (state[0], fresh_carry))
+    xs, active, reset = one_batch_axis(1, (xs, steps.active, steps.reset))
 
     leaves, treedef = jax.tree.flatten(cell)
     split = _Split(treedef, _used_by_pointwise(cell, carry, xs.dtype))
-    used = [leaf for leaf, is_used in zip(leaves, split.used, strict=True) if is_used]
-    others = [leaf for leaf, is_used in zip(leaves, split.used, strict=True) if not is_used]
-    carry, ys = _run(split, reverse, unroll, used, others, weights, steps, carry, fresh_carry, tap)
+    used = [leaf for leaf, is_used in zip(leaves, split.used) if is_used]
+    others = [leaf for leaf, is_used in zip(leaves, split.used) if not is_used]
+    static = _Static(split, record, reverse, unroll)
+    (carry, e), ys = _run(
+        static, used, others, weights, Steps(xs, active, reset, steps.tap), (carry, state[1]), fresh_carry
+    )
     carry = jax.tree.map(lambda part: part.reshape(*batch_shape, *part.shape[1:]), carry)
-    return carry, ys.reshape(time, *batch_shape, *ys.shape[2:])
+    return (carry, e), ys.reshape(time, *batch_shape, *ys.shape[2:])
 
 
 def _used_by_pointwise(cell: AffineCell, carry: Carry, dtype: Any) -> tuple[bool, ...]:
@@ -118,25 +118,25 @@ def _pointwise(cell: AffineCell, z: dict[str, Array], carry: Carry) -> tuple[Car
     return carry, y.astype(dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _run(split, reverse, unroll, used, others, weights, steps, carry, fresh_carry, tap):
-    del tap
-    cell = split.merge(used, others)
-    carry, ys, _ = _forward(cell, reverse, unroll, weights, steps, carry, fresh_carry, keep=False)
-    return carry, ys
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run(static, used, others, weights, steps, state, fresh_carry):
+    carry, e = state
+    carry, ys, _ = _forward(static, static.split.merge(used, others), weights, steps, carry, fresh_carry, keep=False)
+    return (carry, e), ys
 
 
-def _run_fwd(split, reverse, unroll, used, others, weights, steps, carry, fresh_carry, tap):
-    cell = split.merge(used, others)
-    carry, ys, kept = _forward(cell, reverse, unroll, weights, steps, carry, fresh_carry, keep=True)
-    return (carry, ys), (used, others, weights, steps, kept, fresh_carry, tap)
+def _run_fwd(static, used, others, weights, steps, state, fresh_carry):
+    carry, e = state
+    cell = static.split.merge(used, others)
+    carry, ys, kept = _forward(static, cell, weights, steps, carry, fresh_carry, keep=True)
+    return ((carry, e), ys), (used, others, weights, steps, kept, fresh_carry)
 
 
-def _forward(cell, reverse, unroll, weights, steps, carry, fresh_carry, *, keep):
+def _forward(static, cell, weights, steps, carry, fresh_carry, *, keep):
     """Returns the final carry, ys and, if they are to be kept, z and the carry that met it, for every step."""
 
     def step(carry, inputs):
-        x, active, reset = inputs
+        x, active, reset, _ = inputs
         old = carry
         if reset is not None:
             carry = jax.tree.map(partial(where, reset), fresh_carry, carry)
@@ -148,12 +148,13 @@ def _forward(cell, reverse, unroll, weights, steps, carry, fresh_carry, *, keep)
             y = where(active, y, jnp.zeros_like(y))
         return new, (y, (z, carry) if keep else None)
 
-    carry, (ys, kept) = jax.lax.scan(step, carry, steps, reverse=reverse, unroll=unroll)
+    carry, (ys, kept) = jax.lax.scan(step, carry, steps, reverse=static.reverse, unroll=static.unroll)
     return carry, ys, kept
 
 
-def _run_bwd(split, reverse, unroll, residuals, cotangents):
-    used, others, weights, steps, kept, fresh_carry, tap = residuals
+def _run_bwd(static, residuals, cotangents):
+    used, others, weights, steps, kept, fresh_carry = residuals
+    split, record = static.split, static.record
     cell = split.merge(used, others)
     one_product = cell.input_gates == cell.recurrent_gates
 
@@ -161,8 +162,8 @@ def _run_bwd(split, reverse, unroll, residuals, cotangents):
         a, log2_scale, d_used, d_fresh = state
         g, log2_g, (z, carry), active, reset = inputs
         recorded = None
-        if tap is not None:
-            recorded = tap.record(a, log2_scale)
+        if record is not None:
+            recorded = record(a, log2_scale)
             a, g, log2_scale = common_scale(a, g, log2_scale, log2_g)
         around = 0  # what passes a padded step by
         if active is not None:
@@ -176,13 +177,13 @@ def _run_bwd(split, reverse, unroll, residuals, cotangents):
         h, hidden_pullback = jax.vjp(cell.hidden, carry)
         (through_r,) = hidden_pullback((dz_h @ weights.recurrent_kernel.T).astype(h.dtype))
         a = jax.tree.map(jnp.add, d_carry, through_r)
-        if tap is not None:
+        if record is not None:
             dz_x, dz_h, d_used_t = times_power_of_two((dz_x, dz_h, d_used_t), log2_scale)
         d_used = jax.tree.map(jnp.add, d_used, d_used_t)
         if reset is not None:
             begun = jax.tree.map(lambda part: where(reset, part, jnp.zeros_like(part)), a)
             a = jax.tree.map(jnp.subtract, a, begun)
-            begun = begun if tap is None else times_power_of_two(begun, log2_scale)
+            begun = begun if record is None else times_power_of_two(begun, log2_scale)
             d_fresh = jax.tree.map(jnp.add, d_fresh, begun)
         if active is not None:
             a = jax.tree.map(jnp.add, a, around)
@@ -192,56 +193,42 @@ def _run_bwd(split, reverse, unroll, residuals, cotangents):
         state, d_weights = state
         steps, g, log2_g, (z, carries) = inputs
         state, (dz_x, dz_h, recorded) = jax.lax.scan(
-            step, state, (g, log2_g, (z, carries), steps.active, steps.reset), reverse=not reverse, unroll=unroll
+            step,
+            state,
+            (g, log2_g, (z, carries), steps.active, steps.reset),
+            reverse=not static.reverse,
+            unroll=static.unroll,
         )
         dz_h = dz_x if one_product else dz_h
         h = cell.hidden(carries).astype(dz_h.dtype)
         d_bias = None
         if weights.bias is not None:
             rows = split_gates(cell, jnp.sum(dz_x, (0, 1)), jnp.zeros_like(dz_h[0, 0]), None)
-            rows_h = dict(zip(cell.recurrent_gates, jnp.split(jnp.sum(dz_h, (0, 1)), len(cell.recurrent_gates)), strict=True))
-            d_bias = jnp.concatenate([rows[name] if name in cell.input_gates else rows_h[name] for name in cell.gate_columns()])
+            rows_h = dict(
+                zip(cell.recurrent_gates, jnp.split(jnp.sum(dz_h, (0, 1)), len(cell.recurrent_gates)), strict=True)
+            )
+            d_bias = jnp.concatenate(
+                [rows[name] if name in cell.input_gates else rows_h[name] for name in cell.gate_columns()]
+            )
         both = (((0, 1), (0, 1)), ((), ()))
         d = _Weights(jax.lax.dot_general(steps.x, dz_x, both), jax.lax.dot_general(h, dz_h, both), d_bias)
         return (state, jax.tree.map(jnp.add, d_weights, d)), (dz_x @ weights.kernel.T, recorded)
 
-    final_cotangent, ys_cotangent = cotangents
+    (a, log2_scale), ys_cotangent = cotangents  # the cotangent of e is the scale
     if steps.active is not None:
         ys_cotangent = where(steps.active, ys_cotangent, jnp.zeros_like(ys_cotangent))
+    log2_g = None if record is None else jax.vmap(log2_largest)(ys_cotangent)
     zeros = partial(jax.tree.map, jnp.zeros_like)
-    state = (final_cotangent, jnp.zeros((), jnp.float32), zeros(used), zeros(fresh_carry))
-    log2_g = None if tap is None else jax.vmap(log2_largest)(ys_cotangent)
-    inputs = (steps, ys_cotangent, log2_g, kept)
-    step_bytes = 4 * steps.x.shape[1] * weights.recurrent_kernel.size // cell.hidden_features
-    ((a, log2_scale, d_used, d_fresh), d_weights), (dx, recorded) = _over_segments(
-        segment, (state, zeros(weights)), inputs, not reverse, max(1, _SEGMENT_BYTES // step_bytes)
+    state = ((a, log2_scale, zeros(used), zeros(fresh_carry)), zeros(weights))
+    step_bytes = sum(z.size // len(z) * z.dtype.itemsize for z in kept[0].values())
+    ((a, log2_scale, d_used, d_fresh), d_weights), (dx, recorded) = over_segments(
+        segment,
+        state,
+        (steps, ys_cotangent, log2_g, kept),
+        reverse=not static.reverse,
+        size=max(1, _SEGMENT_BYTES // step_bytes),
     )
-    d_tap = None
-    if tap is not None:
-        a = times_power_of_two(a, log2_scale)
-        d_tap = Tap(recorded, jnp.ones_like(tap.count), tap.record)
-    return d_used, None, d_weights, _Steps(dx, None, None), a, d_fresh, d_tap
+    return d_used, None, d_weights, Steps(dx, None, None, recorded), (a, log2_scale), d_fresh
 
 
 _run.defvjp(_run_fwd, _run_bwd)
-
-
-def _over_segments(segment, state, inputs, reverse, size):
-    """`jax.lax.scan` of `segment(state, inputs)` over pieces of `size` steps or fewer; stacks its outputs over all steps."""
-    time = jax.tree.leaves(inputs)[0].shape[0]
-    if time <= size:
-        return segment(state, inputs)
-    count = -(-time // size)
-    size = time // count
-    whole = size * count  # up to count - 1 steps are left over
-    pieces = jax.tree.map(lambda a: a[:whole].reshape(count, size, *a.shape[1:]), inputs)
-    rest = jax.tree.map(lambda a: a[whole:], inputs)
-    if whole < time and reverse:
-        state, rest_outputs = segment(state, rest)
-    state, outputs = jax.lax.scan(segment, state, pieces, reverse=reverse)
-    outputs = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), outputs)
-    if whole < time and not reverse:
-        state, rest_outputs = segment(state, rest)
-    if whole < time:
-        outputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), outputs, rest_outputs)
-    return state, outputs

@@ -1,16 +1,17 @@
-"""Carries a cell through time one step after another, with `jax.lax.scan`.
+"""Carries a cell through time one step after another, with `jax.lax.scan`: the general form, for any cell.
 
-In plain Python, for one sequence `xs [time, F]`:
+In plain Python, for one sequence:
 
     for t in range(len(xs)):
-        if resets is not None and resets[t]: carry = fresh_carry
-        if lengths is None or t < lengths:   carry, ys[t] = cell(carry, xs[t])
-
-This file is the general form, for any cell. Arrays are time-major here, `[time, *batch, ...]`.
+        if resets is not None and resets[t]:
+            carry = fresh_carry
+        if lengths is None or t < lengths:
+            carry, ys[t] = cell(carry, xs[t])
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,62 +21,68 @@ from rnn_jax.unroll.running_scale import Tap, rescale, times_power_of_two, unsca
 
 Array = jax.Array
 Carry = Any
+PyTree = Any
+State = tuple[Carry, Array]  # the carry, and the scalar e of `running_scale` that runs beside it
+
+
+class Steps(NamedTuple):
+    """What comes in at each step, time-major.
+
+    Attributes:
+      x: `[time, *batch, ...features]`.
+      active: bool `[time, *batch]`, False at padded steps; None if there are none.
+      reset: bool `[time, *batch]`, or None.
+      tap: the zeros of a `Tap`, or None.
+    """
+
+    x: Array
+    active: Array | None
+    reset: Array | None
+    tap: PyTree
 
 
 def scan_cell(
     cell: nnx.RNNCellBase,
-    xs: Array,
-    carry: Carry,
+    steps: Steps,
+    state: State,
     *,
     fresh_carry: Carry | None,
-    lengths: Array | None,
-    resets: Array | None,
+    record: Callable[[PyTree, Array], PyTree] | None,
     reverse: bool,
-    tap: Tap | None,
     unroll: int,
-) -> tuple[Carry, Array]:
+) -> tuple[State, Array]:
     """Runs the cell over time.
 
     Args:
       cell: any `flax.nnx.RNNCellBase`.
-      xs: `[time, *batch, ...features]`.
-      carry: before the first step.
-      fresh_carry: what a reset puts in the place of the carry; needed with `resets`.
-      lengths: true lengths, int `[*batch]`.
-      resets: bool `[time, *batch]`.
+      steps: the inputs.
+      state: carry and e before the first step.
+      fresh_carry: what a reset puts in the place of the carry.
+      record: of the `Tap` whose zeros are in `steps`.
       reverse: from the last step to the first.
-      tap: what to record of the adjoint.
       unroll: steps in one iteration of the loop, as in `jax.lax.scan`.
 
     Returns:
-      The final carry, and ys `[time, *batch, ...]`, zero at padded steps.
+      The final state, and ys `[time, *batch, ...]`, zero at padded steps.
     """
-    e = jnp.zeros((), jnp.float32)
-    if tap is not None:
-        carry, e = start_of_scale(tap, carry, e)
 
-    def step(carry_and_e, inputs):
-        carry, e = carry_and_e
-        x, t, reset, tap_t = inputs
-        the_cell, old = cell, carry
-        if tap is not None:
+    def step(state, inputs):
+        (carry, e), the_cell = state, cell
+        x, active, reset, tap_t = inputs
+        if record is not None:
             (the_cell, x), e = unscale((cell, x), e)
-        active = None if lengths is None else t < lengths
-        if active is not None:
-            x = where(active, x, jnp.zeros_like(x))  # padding may hold anything, NaN included
+        old = carry
         if reset is not None:
             carry = jax.tree.map(partial(where, reset), fresh_carry, carry)
         carry, y = the_cell(carry, x)
         if active is not None:
             carry = jax.tree.map(partial(where, active), carry, old)
             y = where(active, y, jnp.zeros_like(y))
-        if tap is not None:
-            carry, y, e = rescale(tap.record, carry, y, e, tap_t)
+        if record is not None:
+            carry, y, e = rescale(record, carry, y, e, tap_t)
         return (carry, e), y
 
-    inputs = (xs, jnp.arange(xs.shape[0]), resets, None if tap is None else tap.zeros)
-    (carry, _), ys = jax.lax.scan(step, (carry, e), inputs, reverse=reverse, unroll=unroll)
-    return carry, ys
+    return jax.lax.scan(step, state, steps, reverse=reverse, unroll=unroll)
 
 
 def where(condition: Array, x: Array, y: Array) -> Array:
@@ -83,9 +90,45 @@ def where(condition: Array, x: Array, y: Array) -> Array:
     return jnp.where(condition.reshape(condition.shape + (1,) * (x.ndim - condition.ndim)), x, y)
 
 
+def over_segments(
+    segment: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    state: PyTree,
+    inputs: PyTree,
+    *,
+    reverse: bool,
+    size: int,
+) -> tuple[PyTree, PyTree]:
+    """`jax.lax.scan` of `segment(state, inputs)` over pieces of at most `size` steps, outputs joined along time.
+
+    Pieces are of one size but for a shorter one at the end, if there must be one.
+
+    Args:
+      segment: takes a state and the inputs of some steps; returns the next state and outputs `[steps, ...]`.
+      state: before the first piece that is run.
+      inputs: pytree of `[time, ...]`.
+      reverse: from the last piece to the first.
+      size: steps in a piece, at most.
+    """
+    time = jax.tree.leaves(inputs)[0].shape[0]
+    if time <= size:
+        return segment(state, inputs)
+    whole = time // size * size
+    pieces = jax.tree.map(lambda a: a[:whole].reshape(-1, size, *a.shape[1:]), inputs)
+    rest = jax.tree.map(lambda a: a[whole:], inputs)
+    if whole < time and reverse:
+        state, rest_outputs = segment(state, rest)
+    state, outputs = jax.lax.scan(segment, state, pieces, reverse=reverse)
+    outputs = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), outputs)
+    if whole < time and not reverse:
+        state, rest_outputs = segment(state, rest)
+    if whole < time:
+        outputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), outputs, rest_outputs)
+    return state, outputs
+
+
 @jax.custom_vjp
-def start_of_scale(tap: Tap, carry: Carry, e: Array) -> tuple[Carry, Array]:
-    """Identity before the first step: returns the adjoint of the initial carry at its true scale, and counts the run."""
+def start_of_scale(tap: Tap, carry: Carry, e: Array) -> State:
+    """Identity before the first step: brings the adjoint of the initial carry to its true scale; counts the run."""
     del tap
     return carry, e
 
@@ -96,8 +139,7 @@ def _start_fwd(tap, carry, e):
 
 def _start_bwd(tap, cotangents):
     carry, log2_scale = cotangents
-    counted = jax.tree.map(jnp.zeros_like, tap)
-    counted = Tap(counted.zeros, jnp.ones_like(tap.count), tap.record)
+    counted = Tap(jax.tree.map(jnp.zeros_like, tap.zeros), jnp.ones_like(tap.count), tap.record)
     return counted, times_power_of_two(carry, log2_scale), jnp.zeros_like(log2_scale)
 
 
