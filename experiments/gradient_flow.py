@@ -5,6 +5,7 @@ respect to the carry is at every step: before training, on the way, and after it
 
     python -m experiments.gradient_flow                                   (1 min on 2 CPU cores)
     python -m experiments.gradient_flow --cells='elman,irnn,lstm(forget_bias=0),my.module:MyCell' --blanks=0
+    python -m experiments.gradient_flow --cells=lstm,gru --learning_rate=1e-2,3e-3,1e-3
     python -m experiments.gradient_flow --task=adding --seq_len=200 --steps=2000 --hidden=128
 
 It writes a run directory (config.json, metrics.csv, TensorBoard events, gradient_flow.npz and .csv, summary.csv,
@@ -29,6 +30,7 @@ from rnn_jax.cell import split_names
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.report.gradient_flow import gradient_flow as draw
 from rnn_jax.training import run_directory
+from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.step import evaluate, make_ensemble, make_optimizer, train_step
 
 _CELLS = flags.DEFINE_string(
@@ -46,7 +48,7 @@ _LAYERS = flags.DEFINE_integer("layers", 1, "Recurrent layers, one above the oth
 _BIDIRECTIONAL = flags.DEFINE_bool("bidirectional", False, "Run every layer in both directions.")
 _BATCH = flags.DEFINE_integer("batch", 32, "Sequences in a batch.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 400, "Training steps.", lower_bound=1)
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 2e-3, "Of Adam.", lower_bound=0.0)
+_LEARNING_RATE = flags.DEFINE_list("learning_rate", ["2e-3"], "Of Adam; several are trained side by side.")
 _CLIP = flags.DEFINE_float("clip", 1.0, "Clip gradients to this global norm; 0 does not clip.", lower_bound=0.0)
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Members of the ensemble: seed, seed + 1, ...", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "The first seed, of parameters and of the order of the data.", lower_bound=0)
@@ -56,8 +58,15 @@ _PROFILES_KEPT = 20  # on the way through training, for the heat map
 
 
 @dataclasses.dataclass(frozen=True)
-class CellResult:
-    """What one cell's ensemble showed: `profiles` by part `[L, seeds, time]`, `scores [seeds]`, and its cost."""
+class Result:
+    """What one cell at one learning rate showed, over seeds.
+
+    Attributes:
+      profiles: by part of the carry, `[logged steps, seeds, time]`.
+      scores: on the test split, `[seeds]`.
+      parameters: of one member.
+      seconds: that the training took, with all that was trained beside it in the same program.
+    """
 
     profiles: dict[str, np.ndarray]
     scores: np.ndarray
@@ -69,8 +78,10 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)  # JAX and TFDS tell much on the level below
+    enable_compilation_cache()
     try:
         cells = split_names(_CELLS.value)
+        learning_rates = parse_learning_rates(_LEARNING_RATE.value)
         blanks = _BLANKS.value
         if _TASK.value == "digits" and blanks is None and _SEQ_LEN.value is None:
             blanks = 64
@@ -84,13 +95,13 @@ def main(argv: list[str]) -> None:
     except ValueError as error:
         sys.exit(str(error))
 
-    results: dict[str, CellResult] = {}
+    results: dict[str, Result] = {}
     bar = tqdm.tqdm(total=len(cells) * (_STEPS.value + 1), unit="step", disable=None)
     with run_directory.MetricWriter(run_dir) as writer, bar:
         for cell in cells:
             bar.set_description(cell)
             try:
-                results[cell] = train(cell, task, run_dir, writer, bar)
+                results |= train(cell, task, learning_rates, run_dir, writer, bar)
             except KeyboardInterrupt:
                 bar.close()
                 print(f"Interrupted at {cell!r}; what the cells before it showed is in {run_dir}.", file=sys.stderr)
@@ -119,49 +130,75 @@ def logged_steps() -> list[int]:
     return sorted({round(step) for step in np.linspace(0, _STEPS.value, _PROFILES_KEPT + 1)})
 
 
+def parse_learning_rates(texts: list[str]) -> list[float]:
+    """Raises ValueError unless all are different positive numbers."""
+    try:
+        rates = [float(text) for text in texts]
+    except ValueError:
+        rates = []
+    if not rates or len(set(rates)) < len(rates) or not all(0 < rate < np.inf for rate in rates):
+        raise ValueError(f"--learning_rate={','.join(texts)} is no list of rates; allowed: different numbers above 0.")
+    return rates
+
+
 def train(
     cell: str,
     task: tasks.Task,
+    learning_rates: list[float],
     run_dir: pathlib.Path,
     writer: run_directory.MetricWriter,
     bar: tqdm.tqdm,
-) -> CellResult:
-    """Trains an ensemble of one cell; every seed draws its parameters and the order of its data."""
+) -> dict[str, Result]:
+    """Trains a member for each learning rate and seed, all in one program; returns a result for each learning rate.
+
+    A seed draws the parameters and the order of the data, and is the same at every learning rate.
+    """
     start = time.perf_counter()
-    seeds = range(_SEED.value, _SEED.value + _SEEDS.value)
-    models = make_ensemble(functools.partial(make_model, cell, task), seeds)
-    optimizer = make_optimizer(_LEARNING_RATE.value, _CLIP.value or None)
-    opt_states = jax.vmap(optimizer.init)(models)
-    step_fn = jax.jit(jax.vmap(functools.partial(train_step, optimizer, task.loss)), donate_argnums=(0, 1))
+    seeds = list(range(_SEED.value, _SEED.value + _SEEDS.value))
+    models = make_ensemble(functools.partial(make_model, cell, task), seeds * len(learning_rates))
+    member_rates = jnp.repeat(jnp.asarray(learning_rates, jnp.float32), len(seeds))
+    clip = _CLIP.value or None
+    opt_states = jax.vmap(lambda rate, model: make_optimizer(rate, clip).init(model))(member_rates, models)
+    one_member = functools.partial(train_step, make_optimizer(0.0, clip), task.loss)
+    step_fn = jax.jit(jax.vmap(one_member), donate_argnums=(0, 1))
     streams = [tasks.batches(task.train, _BATCH.value, seed) for seed in seeds]
 
+    def label(rate: float) -> str:
+        return cell if len(learning_rates) == 1 else f"{cell} at {rate:g}"
+
+    names = [f"{label(rate)}/seed{seed}" for rate in learning_rates for seed in seeds]
     kept: dict[int, dict[str, np.ndarray]] = {}
-    for step in range(_STEPS.value + 1):  # the last one measures what the last update left, and updates nothing more
-        if step == _STEPS.value:
+    for step in range(_STEPS.value + 1):
+        if step == _STEPS.value:  # this one measures what the last update left; what it updates is not used
             trained = jax.tree.map(jnp.copy, models)
-        members = [next(stream) for stream in streams]
+        members = [next(stream) for stream in streams] * len(learning_rates)
         batch = jax.tree.map(lambda *arrays: np.stack(arrays), *members)
         models, opt_states, profile = step_fn(models, opt_states, batch)
         if step in logged_steps():
             kept[step] = jax.tree.map(np.asarray, profile.log10_norm)
-            losses = {f"loss/seed{seed}": float(loss) for seed, loss in zip(seeds, profile.loss, strict=True)}
-            writer.write(step, losses, prefix=cell)
+            writer.write(step, {f"{name}/loss": float(loss) for name, loss in zip(names, profile.loss)})
             bar.set_postfix(loss=f"{np.mean(profile.loss):.3f}", refresh=False)
         bar.update()
 
     scores = evaluate(task.score, trained, tasks.as_batch(task.test))
-    values = {f"test_{task.metric}/seed{seed}": score for seed, score in zip(seeds, scores, strict=True)}
-    writer.write(_STEPS.value, values, prefix=cell)
+    writer.write(_STEPS.value, {f"{name}/test_{task.metric}": score for name, score in zip(names, scores)})
     run_directory.save_checkpoint(run_dir, cell, trained)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(trained)) // len(seeds)
     profiles = {part: np.stack([kept[step][part] for step in sorted(kept)]) for part in kept[0]}
     for part in profiles:
         if "backward_rnn" in part.split("/"):  # time as this layer ran it, so that lags count from its end
             profiles[part] = profiles[part][..., ::-1]
-    return CellResult(profiles, scores, parameters, time.perf_counter() - start)
+
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(trained)) // len(names)
+    seconds = time.perf_counter() - start
+    results = {}
+    for k, rate in enumerate(learning_rates):
+        mine = slice(k * len(seeds), (k + 1) * len(seeds))
+        of_rate = {part: profile[:, mine] for part, profile in profiles.items()}
+        results[label(rate)] = Result(of_rate, scores[mine], parameters, seconds)
+    return results
 
 
-def save(run_dir: pathlib.Path, results: dict[str, CellResult]) -> None:
+def save(run_dir: pathlib.Path, results: dict[str, Result]) -> None:
     """Writes the profiles of all cells so far, and a summary row for each cell, part, stage and seed."""
     rows = []
     for cell, result in results.items():
@@ -186,28 +223,32 @@ def save(run_dir: pathlib.Path, results: dict[str, CellResult]) -> None:
     run_directory.save_table(run_dir, rows)
 
 
-def print_table(task: tasks.Task, results: dict[str, CellResult]) -> None:
+def print_table(task: tasks.Task, results: dict[str, Result]) -> None:
     """Prints a row for each cell and layer: medians over seeds, smallest to largest in brackets."""
-    time_steps = task.seq_len
     print(
-        f"\n{task.name}: {time_steps} steps, {_SEEDS.value} seeds, {_HIDDEN.value} hidden features. {task.description}"
+        f"\n{task.name}: {task.seq_len} steps, {_SEEDS.value} seeds, {_HIDDEN.value} hidden features. {task.description}"
     )
-    print("Lag at which |dL/d carry_t| has fallen for good to 1/e and to 1/1000 of its largest value; log10 of the")
-    print("share that is left at the first step.")
-    before, after = "at initialisation", f"after {_STEPS.value} updates"
-    print(f"\n{'':24} {before:^36}   {after:^36}")
-    stage = f"{'1/e':>6} {'1/1000':>7} {'at step 1':>21}"
-    print(f"{'cell':24} {stage}   {stage}   {'test ' + task.metric:>20} {'parameters':>11} {'seconds':>8}")
-    for cell, result in results.items():
-        for layer in whole_carries(result.profiles):
-            columns = [f"{cell} {layer}" if len(whole_carries(result.profiles)) > 1 else cell]
+    print(
+        "The lag at which |dL/d carry_t| has fallen for good below 1/e and 1/1000 of its largest value, and log10 of the"
+    )
+    print("share of it that is left at step 1:\n")
+    rows = []
+    for label, result in results.items():
+        layers = whole_carries(result.profiles)
+        for layer in layers:
+            row = [label if len(layers) == 1 else f"{label} {layer}"]
             for profiles_ST in (result.profiles[layer][0], result.profiles[layer][-1]):
                 lags = flow.horizon(jnp.asarray(profiles_ST))
-                first = profiles_ST[:, 0] - profiles_ST.max(axis=-1)
-                e, thousand = (lag_text(lag, time_steps) for lag in (lags.e, lags.thousand))
-                columns.append(f"{e:>6} {thousand:>7} {spread(first, '.1f'):>21}")
-            cost = f"{result.parameters:>11,} {result.seconds:>8.1f}"
-            print(f"{columns[0]:24} {columns[1]}   {columns[2]}   {spread(result.scores, '.3f'):>20} {cost}")
+                left = profiles_ST[:, 0] - profiles_ST.max(axis=-1)
+                row += [lag_text(lags.e, task.seq_len), lag_text(lags.thousand, task.seq_len), spread(left, ".1f")]
+            rows.append([*row, spread(result.scores, ".3f"), f"{result.parameters:,}", f"{result.seconds:.1f}"])
+    stage = ["1/e", "1/1000", "at step 1"]
+    header = ["cell", *stage, *stage, f"test {task.metric}", "parameters", "seconds"]
+    widths = [max(map(len, column)) + 2 for column in zip(header, *rows)]
+    before, after = sum(widths[1:4]), sum(widths[4:7])
+    print(f"{'':{widths[0]}}{'at initialisation':>{before}}{f'after {_STEPS.value} updates':>{after}}")
+    for row in (header, *rows):
+        print(f"{row[0]:{widths[0]}}" + "".join(f"{text:>{width}}" for text, width in zip(row[1:], widths[1:])))
     sign = "above" if task.higher_is_better else "below"
     print(f"Whoever ignores the input has {task.metric} {task.trivial_score:.3f}; {sign} that, something was learned.")
 

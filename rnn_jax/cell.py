@@ -334,12 +334,10 @@ def make_cell(name: str, in_features: int, hidden_features: int, *, rngs: nnx.Rn
     path, written = _parse_spec(name)
     cls = _find_class(path)
     kwargs = {**kwargs, **written}
-    taken = inspect.signature(cls).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-        for argument in kwargs:
-            if argument not in taken:
-                known = ", ".join(p for p in taken if p not in ("in_features", "hidden_features", "rngs"))
-                raise ValueError(f"cell {path!r} has no argument {argument!r}; allowed: {known}.")
+    known = _constructor_arguments(cls)
+    for argument in kwargs:
+        if argument not in known:
+            raise ValueError(f"cell {path!r} has no argument {argument!r}; allowed: {', '.join(known)}.")
     cell = cls(in_features, hidden_features, **kwargs, rngs=rngs)  # type: ignore[call-arg]
     if not isinstance(cell, nnx.RNNCellBase):
         raise ValueError(f"cell {path!r} is no flax.nnx.RNNCellBase; allowed: a subclass of it.")
@@ -372,6 +370,19 @@ def _parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         raise ValueError(
             f"cell {spec!r} cannot be read; allowed: name, or name(argument=value, ...) with literal values."
         ) from None
+
+
+def _constructor_arguments(cls: Callable[..., Any]) -> tuple[str, ...]:
+    """Returns the optional arguments of a class, with those that its `**kwargs` hands to its base classes."""
+    known: dict[str, None] = {}
+    for base in getattr(cls, "__mro__", (cls,)):
+        if isinstance(base, type) and "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base).parameters.values()
+        known |= dict.fromkeys(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "rngs")
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return tuple(known)
 
 
 def _find_class(path: str) -> Callable[..., nnx.RNNCellBase]:

@@ -15,7 +15,7 @@ PyTree = Any
 
 
 def make_ensemble(make_model: Callable[[nnx.Rngs], nnx.Module], seeds: Sequence[int]) -> nnx.Module:
-    """Builds one model a seed, stacked along a leading axis of every parameter.
+    """Builds one model for each seed, stacked along a leading axis of every parameter.
 
     Member k is the model that `make_model(nnx.Rngs(seeds[k]))` builds.
     """
@@ -23,14 +23,20 @@ def make_ensemble(make_model: Callable[[nnx.Rngs], nnx.Module], seeds: Sequence[
     return jax.jit(jax.vmap(lambda key: make_model(nnx.Rngs(key))))(keys)
 
 
-def make_optimizer(learning_rate: float, clip: float | None = None) -> optax.GradientTransformation:
+def make_optimizer(learning_rate: float | jax.Array, clip: float | None = None) -> optax.GradientTransformation:
     """Adam, with the gradient clipped to a global norm if `clip` is given.
+
+    The learning rate stands in the state that `init` makes, so that the members of an ensemble may differ in it.
 
     References:
       Kingma, Ba 2014, arXiv 1412.6980; Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063 (clipping by norm).
     """
-    adam = optax.adam(learning_rate)
-    return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)
+
+    def build(learning_rate: float | jax.Array) -> optax.GradientTransformation:
+        adam = optax.adam(learning_rate)
+        return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)
+
+    return optax.inject_hyperparams(build)(learning_rate=learning_rate)
 
 
 def train_step(
