@@ -226,12 +226,10 @@ def save(run_dir: pathlib.Path, results: dict[str, Result]) -> None:
 def print_table(task: tasks.Task, results: dict[str, Result]) -> None:
     """Prints a row for each cell and layer: medians over seeds, smallest to largest in brackets."""
     print(
-        f"\n{task.name}: {task.seq_len} steps, {_SEEDS.value} seeds, {_HIDDEN.value} hidden features. {task.description}"
+        f"\n{task.name}: {task.seq_len} steps, {_SEEDS.value} seeds, {_HIDDEN.value} hidden features.", task.description
     )
-    print(
-        "The lag at which |dL/d carry_t| has fallen for good below 1/e and 1/1000 of its largest value, and log10 of the"
-    )
-    print("share of it that is left at step 1:\n")
+    print("The lag at which |dL/d carry_t| has fallen for good below 1/e and 1/1000 of its largest value,")
+    print("and log10 of the share of it that is left at step 1:\n")
     rows = []
     for label, result in results.items():
         layers = whole_carries(result.profiles)

@@ -378,7 +378,7 @@ def _constructor_arguments(cls: Callable[..., Any]) -> tuple[str, ...]:
     for base in getattr(cls, "__mro__", (cls,)):
         if isinstance(base, type) and "__init__" not in vars(base):
             continue
-        parameters = inspect.signature(base).parameters.values()
+        parameters = inspect.signature(base.__init__ if isinstance(base, type) else base).parameters.values()
         known |= dict.fromkeys(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "rngs")
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break

@@ -1,14 +1,17 @@
 """The instruments: what the gradients did on their way back."""
 
 from rnn_jax.flow.adjoint import Adjoints, adjoints
+from rnn_jax.flow.check import CellReport, check_cell
 from rnn_jax.flow.horizon import Horizon, horizon
 from rnn_jax.flow.profile import GradientProfile, gradient_profile
 
 __all__ = [
     "Adjoints",
+    "CellReport",
     "GradientProfile",
     "Horizon",
     "adjoints",
+    "check_cell",
     "gradient_profile",
     "horizon",
 ]
