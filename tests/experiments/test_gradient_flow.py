@@ -1,0 +1,154 @@
+"""The experiment as a person runs it: through its command line, on the real digits."""
+
+import csv
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "experiments.gradient_flow", *arguments]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def rows(path: pathlib.Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """Three cells, two seeds, few steps: what a run leaves behind."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    done = run("--cells=elman,gru,lstm", "--steps=4", "--seeds=2", "--hidden=16", "--batch=8", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_it_writes_the_run_directory_and_says_where(short_run):
+    out, printed = short_run
+    for name in ("config.json", "metrics.csv", "summary.csv", "gradient_flow.npz", "gradient_flow.csv"):
+        assert (out / name).stat().st_size > 0
+    for name in ("gradient_flow.png", "gradient_flow_training.png"):
+        assert (out / "figures" / name).read_bytes().startswith(b"\x89PNG")
+        assert str(out / "figures" / name) in printed
+    assert list(out.glob("events.out.tfevents.*"))
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"elman", "gru", "lstm"}
+
+
+def test_the_config_tells_what_was_run(short_run):
+    flags = json.loads((short_run[0] / "config.json").read_text())["flags"]
+    assert flags["cells"] == "elman,gru,lstm"
+    assert flags["blanks"] == 64
+    assert len(flags["data"]["train_sha256"]) == 64
+
+
+def test_profiles_are_there_for_every_cell_part_seed_and_step(short_run):
+    with np.load(short_run[0] / "gradient_flow.npz") as arrays:
+        assert set(arrays.files) == {"steps", "elman|rnn", "gru|rnn", "lstm|rnn", "lstm|rnn/c", "lstm|rnn/h"}
+        assert arrays["steps"].tolist() == [0, 1, 2, 3, 4]
+        profile_LST = arrays["lstm|rnn"]
+    assert profile_LST.shape == (5, 2, 128)
+    assert np.all(profile_LST[..., -1] == -np.inf)  # the loss reads the last output, not the last carry
+    assert np.all(np.isfinite(profile_LST[..., :-1]))
+
+
+def test_a_forget_bias_of_one_keeps_the_gradient_that_a_zero_bias_gru_loses(short_run):
+    with np.load(short_run[0] / "gradient_flow.npz") as arrays:
+        left = {cell: arrays[f"{cell}|rnn"][0, :, 0] - arrays[f"{cell}|rnn"][0, :, -2] for cell in ("gru", "lstm")}
+    assert np.all(left["gru"] < -12)
+    assert np.all(left["lstm"] > -8)
+
+
+def test_a_member_of_an_ensemble_is_its_own_run(short_run, tmp_path):
+    out = tmp_path / "alone"
+    done = run("--cells=lstm", "--steps=4", "--seeds=1", "--seed=1", "--hidden=16", "--batch=8", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    losses = {row["step"]: float(row["value"]) for row in rows(out / "metrics.csv") if row["name"] == "lstm/seed1/loss"}
+    together = {
+        row["step"]: float(row["value"])
+        for row in rows(short_run[0] / "metrics.csv")
+        if row["name"] == "lstm/seed1/loss"
+    }
+    assert losses.keys() == together.keys()
+    for step, loss in losses.items():
+        assert loss == pytest.approx(together[step], rel=1e-5)
+
+
+def test_layers_and_directions_have_profiles_of_their_own(tmp_path):
+    done = run(
+        "--cells=elman", "--layers=2", "--bidirectional", "--task=adding", "--seq_len=12", "--steps=1", "--seeds=1",
+        "--hidden=4", "--batch=4", "--learning_rate=1e-2,1e-3", f"--out={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "out" / "gradient_flow.npz") as arrays:
+        parts = {key.split("|")[1] for key in arrays.files if "|" in key}
+        assert {key.split("|")[0] for key in arrays.files if "|" in key} == {"elman at 0.01", "elman at 0.001"}
+    assert parts == {f"rnn/layers/{k}/{way}_rnn" for k in (0, 1) for way in ("forward", "backward")}
+
+
+def test_a_cell_of_ones_own_runs_by_its_path(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import jax.numpy as jnp\n"
+        "from flax import nnx\n"
+        "class Leaky(nnx.RNNCellBase):\n"
+        "    def __init__(self, in_features, hidden_features, *, rngs):\n"
+        "        self.size, self.input = hidden_features, nnx.Linear(in_features, hidden_features, rngs=rngs)\n"
+        "    def initialize_carry(self, input_shape, rngs=None, carry_init=None):\n"
+        "        return jnp.zeros((*input_shape[:-1], self.size))\n"
+        "    def __call__(self, h, x):\n"
+        "        h = 0.5 * h + jnp.tanh(self.input(x))\n"
+        "        return h, h\n"
+        "    @property\n"
+        "    def num_feature_axes(self):\n"
+        "        return 1\n"
+    )
+    out = tmp_path / "out"
+    done = run(
+        "--cells=mine:Leaky", "--steps=1", "--seeds=1", "--hidden=4", "--batch=4", f"--out={out}", PYTHONPATH=str(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(out / "gradient_flow.npz") as arrays:
+        slope = np.diff(arrays["mine:Leaky|rnn"][0, 0, :-1])
+    np.testing.assert_allclose(slope, np.log10(2), atol=1e-5)  # h' = h / 2 + ...: a factor 2 a step, exactly
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--cells=foo"], "unknown cell 'foo'; allowed: elman, gru"),
+        (["--cells=lstm(foo=1)"], "cell 'lstm' has no argument 'foo'; allowed: forget_bias"),
+        (["--cells=lstm,lstm"], "names a cell twice"),
+        (["--task=foo"], "unknown task 'foo'"),
+        (["--seq_len=10"], "seq_len=10 is out of range for the task 'digits'; allowed: 64 or more"),
+        (["--seq_len=70", "--blanks=7"], "contradict each other"),
+        (["--batch=100000"], "batch_size=100000 is out of range; allowed: 1 to 1437"),
+        (["--learning_rate=fast"], "--learning_rate=fast is no list of rates; allowed"),
+        (["--steps=0"], "flag --steps=0: 0 is not a positive integer"),
+        (["--out="], "--out='' names no folder; allowed"),
+        (["--out=/proc/nowhere"], "--out='/proc/nowhere' cannot be written"),
+        (["--nonsense=1"], "Unknown command line flag 'nonsense'"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_exit_status_1(arguments, words):
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert words in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_in_the_way_is_left_as_it_is(short_run):
+    before = (short_run[0] / "config.json").read_bytes()
+    done = run(f"--out={short_run[0]}")
+    assert done.returncode == 1
+    assert "already holds a run" in done.stderr
+    assert (short_run[0] / "config.json").read_bytes() == before

@@ -1,0 +1,64 @@
+"""Imports run one way only: a room of the house knows the rooms before it, and none behind it."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# What each part of the library may import from it.
+MAY_IMPORT = {
+    "cell": set(),
+    "cells": {"cell"},
+    "unroll": {"cell", "cells"},
+    "layers": {"cell", "cells", "unroll"},
+    "models": {"cell", "cells", "unroll", "layers"},
+    "flow": {"cell", "cells", "unroll", "layers"},
+    "tasks": set(),
+    "training": {"cell", "cells", "unroll", "layers", "models", "flow", "tasks"},
+    "report": set(),
+    "version": set(),
+}
+
+
+def part_of(path: pathlib.Path) -> str:
+    return path.relative_to(ROOT / "rnn_jax").parts[0].removesuffix(".py")
+
+
+def imported_parts(path: pathlib.Path) -> set[str]:
+    """The parts of rnn_jax that a file imports, anywhere in it."""
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        parts |= {name.split(".")[1] for name in names if name.startswith("rnn_jax.")}
+    return parts
+
+
+FILES = [path for path in sorted((ROOT / "rnn_jax").rglob("*.py")) if path.name != "__init__.py" or path.parent.name != "rnn_jax"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_only_what_stands_before_it(path):
+    part = part_of(path)
+    assert imported_parts(path) - {part} <= MAY_IMPORT[part]
+
+
+def test_nobody_imports_an_experiment():
+    for path in [*ROOT.glob("rnn_jax/**/*.py"), *ROOT.glob("experiments/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "experiments" for name in names), path
+
+
+def test_a_wrong_import_would_be_seen(tmp_path):
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("def f():\n    from rnn_jax.training import step\n    import rnn_jax.report.read\n")
+    assert imported_parts(wrong) == {"training", "report"}
