@@ -85,7 +85,9 @@ def block_kernel(
 ) -> nnx.Param:
     """Draws a kernel `[rows, blocks * columns]` block by block, so that each block is what `init` promises."""
     draw = as_initializer(init)
-    return nnx.Param(jnp.concatenate([draw(rngs.params(), (rows, columns), dtype) for _ in range(blocks)], axis=-1))
+    wide = jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype  # LAPACK, and so `orthogonal`, knows no 16-bit type
+    drawn = [draw(rngs.params(), (rows, columns), wide).astype(dtype) for _ in range(blocks)]
+    return nnx.Param(jnp.concatenate(drawn, axis=-1))
 
 
 class Cell(nnx.RNNCellBase):

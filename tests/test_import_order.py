@@ -41,7 +41,11 @@ def imported_parts(path: pathlib.Path) -> set[str]:
     return parts
 
 
-FILES = [path for path in sorted((ROOT / "rnn_jax").rglob("*.py")) if path.name != "__init__.py" or path.parent.name != "rnn_jax"]
+FILES = [
+    path
+    for path in sorted((ROOT / "rnn_jax").rglob("*.py"))
+    if path.name != "__init__.py" or path.parent.name != "rnn_jax"
+]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

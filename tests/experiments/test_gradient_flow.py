@@ -113,7 +113,13 @@ def test_a_cell_of_ones_own_runs_by_its_path(tmp_path):
     )
     out = tmp_path / "out"
     done = run(
-        "--cells=mine:Leaky", "--steps=1", "--seeds=1", "--hidden=4", "--batch=4", f"--out={out}", PYTHONPATH=str(tmp_path)
+        "--cells=mine:Leaky",
+        "--steps=1",
+        "--seeds=1",
+        "--hidden=4",
+        "--batch=4",
+        f"--out={out}",
+        PYTHONPATH=str(tmp_path),
     )
     assert done.returncode == 0, done.stderr
     with np.load(out / "gradient_flow.npz") as arrays:

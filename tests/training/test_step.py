@@ -1,0 +1,74 @@
+"""The training step: what it learns, what it measures on the way, and ensembles in one program."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from rnn_jax.models import SequenceClassifier
+from rnn_jax.training.step import evaluate, make_ensemble, make_optimizer, train_step
+
+
+def make_model(rngs):
+    return SequenceClassifier("gru(update_bias=1)", 1, 8, 1, rngs=rngs)
+
+
+def mean_squared_error(model, batch):
+    return jnp.mean(jnp.square(model(batch["xs"]) - batch["target"]))
+
+
+def batch_of(seed, size=16):
+    xs = np.random.default_rng(seed).normal(size=(size, 6, 1)).astype(np.float32)
+    return {"xs": jnp.asarray(xs), "target": jnp.asarray(xs[:, 0])}  # remember the first number
+
+
+def test_a_model_learns():
+    model, optimizer = make_model(nnx.Rngs(0)), make_optimizer(1e-2)
+    state = optimizer.init(model)
+    step = jax.jit(functools.partial(train_step, optimizer, mean_squared_error))
+    losses = []
+    for k in range(200):
+        model, state, profile = step(model, state, batch_of(k))
+        losses.append(float(profile.loss))
+    assert np.mean(losses[:5]) > 0.5
+    assert np.mean(losses[-5:]) < 0.1
+
+
+def test_the_update_is_that_of_the_plain_gradient_and_the_profile_is_of_the_model_before_it():
+    model, optimizer, batch = make_model(nnx.Rngs(0)), make_optimizer(1e-2, clip=0.5), batch_of(0)
+    updated, _, profile = train_step(optimizer, mean_squared_error, model, optimizer.init(model), batch)
+    loss, grads = jax.value_and_grad(mean_squared_error)(model, batch)
+    plain = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-2))
+    updates, _ = plain.update(grads, plain.init(model), model)
+    expected = optax.apply_updates(model, updates)
+    np.testing.assert_allclose(profile.loss, loss, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(updated), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert profile.log10_norm["rnn"].shape == (6,)
+
+
+def test_members_of_an_ensemble_are_their_own_runs_at_their_own_learning_rates():
+    seeds, rates = [3, 5], [1e-2, 1e-3]
+    ensemble = make_ensemble(make_model, seeds)
+    states = jax.vmap(lambda rate, model: make_optimizer(rate).init(model))(jnp.asarray(rates, jnp.float32), ensemble)
+    step = jax.jit(jax.vmap(functools.partial(train_step, make_optimizer(0.0), mean_squared_error)))
+    batches = jax.tree.map(lambda *arrays: jnp.stack(arrays), *[batch_of(seed) for seed in seeds])
+    for _ in range(3):
+        ensemble, states, _ = step(ensemble, states, batches)
+
+    for k, (seed, rate) in enumerate(zip(seeds, rates)):
+        model, optimizer = make_model(nnx.Rngs(jax.random.key(seed))), make_optimizer(rate)
+        state = optimizer.init(model)
+        for _ in range(3):
+            model, state, _ = train_step(optimizer, mean_squared_error, model, state, batch_of(seed))
+        for together, alone in zip(jax.tree.leaves(ensemble), jax.tree.leaves(model), strict=True):
+            np.testing.assert_allclose(together[k], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluation_in_pieces_is_evaluation_at_once():
+    ensemble, examples = make_ensemble(make_model, [0, 1, 2]), jax.tree.map(np.asarray, batch_of(0, size=10))
+    at_once = jax.vmap(mean_squared_error, in_axes=(0, None))(ensemble, examples)
+    np.testing.assert_allclose(evaluate(mean_squared_error, ensemble, examples, batch_size=4), at_once, rtol=1e-5)

@@ -1,0 +1,238 @@
+"""The fast path against its twin, the plain scan: two programs for one function."""
+
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import rnn_jax
+from rnn_jax import flow
+from rnn_jax.unroll import affine, unroll
+
+AFFINE = [name for name, cls in rnn_jax.catalogue().items() if issubclass(cls, rnn_jax.AffineCell)]
+F, H = 3, 4
+
+
+def make(name, param_dtype=jnp.float64, **kwargs):
+    return rnn_jax.make_cell(name, F, H, rngs=nnx.Rngs(0), param_dtype=param_dtype, **kwargs)
+
+
+def draw(*shape, seed=0, dtype=jnp.float64):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def assert_trees_close(actual, expected, **tolerance):
+    actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected):
+        np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), **tolerance)
+
+
+def outputs_and_gradients(cell, xs, carry, method, **kwargs):
+    """Final carry, ys, and the gradients with respect to cell, inputs and initial carry of a loss of all of them."""
+
+    @jax.jit
+    def run(cell, xs, carry):
+        def loss(cell, xs, carry):
+            final, ys = unroll(cell, xs, carry, method=method, **kwargs)
+            weights = jnp.cos(jnp.arange(ys.size, dtype=ys.dtype)).reshape(ys.shape)
+            return jnp.sum(weights * ys) + sum(jnp.sum(jnp.sin(part)) for part in jax.tree.leaves(final)), (final, ys)
+
+        return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(cell, xs, carry)
+
+    return run(cell, xs, carry)
+
+
+@pytest.mark.parametrize("name", AFFINE)
+@pytest.mark.parametrize(
+    ("batch", "time", "padded", "reset", "reverse"),
+    [((), 1, False, False, False), ((3,), 7, False, False, True), ((2, 2), 6, True, False, False),
+     ((3,), 7, True, True, False), ((3,), 7, True, True, True), ((), 5, False, True, False)],
+)  # fmt: skip
+def test_fast_is_plain(name, batch, time, padded, reset, reverse):
+    cell, xs = make(name), draw(*batch, time, F)
+    carry = jax.tree.map(lambda part: draw(*part.shape, seed=1), cell.initialize_carry((*batch, F)))
+    rng = np.random.default_rng(2)
+    kwargs = {
+        "lengths": jnp.asarray(rng.integers(0, time + 1, batch)) if padded else None,
+        "resets": jnp.asarray(rng.random((*batch, time)) < 0.4) if reset else None,
+        "reverse": reverse,
+    }
+    fast, plain = (outputs_and_gradients(cell, xs, carry, method, **kwargs) for method in ("sequential", "scan"))
+    assert_trees_close(fast, plain, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_fast_is_plain_over_several_segments_of_weight_products(name, monkeypatch):
+    monkeypatch.setattr(affine, "_SEGMENT_BYTES", 1000)  # two or three steps
+    cell, xs = make(name), draw(3, 11, F)
+    carry = cell.initialize_carry((3, F))
+    for reverse in (False, True):
+        fast, plain = (
+            outputs_and_gradients(cell, xs, carry, method, reverse=reverse) for method in ("sequential", "scan")
+        )
+        assert_trees_close(fast, plain, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.1)])
+def test_fast_is_plain_in_lower_precision(dtype, tolerance):
+    cell, xs = make("lstm", dtype), draw(3, 6, F, dtype=dtype)
+    carry = cell.initialize_carry((3, F))
+    fast, plain = (outputs_and_gradients(cell, xs, carry, method) for method in ("sequential", "scan"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(fast)} == {jnp.dtype(dtype)}
+    assert_trees_close(fast, plain, rtol=tolerance, atol=tolerance)
+
+
+def test_products_in_bfloat16_leave_the_state_in_float32():
+    cell = make("lstm", jnp.float32, dtype=jnp.bfloat16)
+    for method in ("sequential", "scan"):
+        carry, ys = unroll(cell, draw(3, 6, F, dtype=jnp.float32), method=method)
+        assert ys.dtype == jnp.bfloat16
+        assert carry.c.dtype == carry.h.dtype == jnp.float32
+
+
+def test_the_fast_path_runs_for_affine_cells_and_only_for_them(monkeypatch):
+    ran = []
+
+    def spy(cell, *args, **kwargs):
+        ran.append(type(cell).__name__)
+        return affine.scan_affine(cell, *args, **kwargs)
+
+    monkeypatch.setattr(sys.modules["rnn_jax.unroll"], "scan_affine", spy)  # the name is the function, too
+    for name in rnn_jax.catalogue():
+        unroll(make(name), draw(2, 3, F))
+    unroll(nnx.GRUCell(F, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64), draw(2, 3, F))
+    assert ran == [rnn_jax.catalogue()[name].__name__ for name in AFFINE]
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_second_derivatives_are_those_of_the_plain_path(name):
+    cell, xs = make(name), draw(4, F)
+
+    def loss(method, x0):
+        return jnp.sum(unroll(cell, xs.at[0].set(x0), method=method)[1] ** 2)
+
+    def reverse_over_reverse(f):
+        return jax.jacrev(jax.grad(f))
+
+    def forward_over_reverse(f):
+        return jax.jacfwd(jax.grad(f))
+
+    for twice in (reverse_over_reverse, forward_over_reverse):
+        fast, plain = (twice(functools.partial(loss, method))(xs[0]) for method in ("sequential", "scan"))
+        np.testing.assert_allclose(fast, plain, rtol=1e-8, atol=1e-12)
+
+
+def test_a_forward_derivative_works_without_asking_for_the_plain_path():
+    cell, xs = make("lstm"), draw(5, F)
+    _, tangent = jax.jvp(lambda xs: unroll(cell, xs)[1], (xs,), (jnp.ones_like(xs),))
+    step = 1e-6
+    ahead, behind = (unroll(cell, xs + sign * step)[1] for sign in (1.0, -1.0))
+    np.testing.assert_allclose(tangent, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-9)
+
+
+def test_an_ensemble_is_its_members():
+    cells = [rnn_jax.make_cell("gru", F, H, rngs=nnx.Rngs(seed), param_dtype=jnp.float64) for seed in (0, 1)]
+    xs = draw(2, 3, 5, F)
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *cells)
+
+    def gradient(cell, xs):
+        return jax.grad(lambda cell: jnp.sum(unroll(cell, xs)[1] ** 2))(cell)
+
+    ensemble = jax.vmap(gradient)(together, xs)
+    for k, cell in enumerate(cells):
+        assert_trees_close(jax.tree.map(lambda leaf, k=k: leaf[k], ensemble), gradient(cell, xs[k]), rtol=1e-10)
+
+
+class PeepholeLike(rnn_jax.AffineCell):
+    """An affine cell whose elementwise part has a parameter, and whose recurrent matrix is made of another."""
+
+    input_gates = recurrent_gates = ("u", "n")
+
+    def __init__(self, in_features, hidden_features, *, rngs, **kwargs):
+        super().__init__(in_features, hidden_features, rngs=rngs, **kwargs)
+        self.peephole = nnx.Param(jnp.linspace(-1.0, 1.0, hidden_features, dtype=self.param_dtype))
+
+    def affine(self):
+        kernel, recurrent_kernel, bias = super().affine()
+        return kernel, jnp.tanh(recurrent_kernel), bias
+
+    def activate(self, z, carry):
+        u = jax.nn.sigmoid(z["u"] + self.peephole[...].reshape((1,) * (carry.ndim - 1) + (-1,)) * carry)
+        return {"u": u, "n": jnp.tanh(z["n"])}
+
+    def pointwise(self, z, carry):
+        gates = self.activate(z, carry)
+        h = gates["u"] * carry + (1.0 - gates["u"]) * gates["n"]
+        return h, 2.0 * h
+
+
+def test_parameters_outside_the_products_get_their_gradients():
+    cell = PeepholeLike(F, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
+    xs, carry = draw(3, 6, F), cell.initialize_carry((3, F))
+    fast, plain = (outputs_and_gradients(cell, xs, carry, method) for method in ("sequential", "scan"))
+    assert_trees_close(fast, plain, rtol=1e-9, atol=1e-12)
+    assert np.all(np.abs(fast[1][0].peephole[...]) > 1e-6)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+def test_recomputed_segments_change_nothing(name, reverse):
+    cell, xs = make(name), draw(2, 11, F)
+    lengths = jnp.asarray([11, 6])
+    carry = cell.initialize_carry((2, F))
+    kept, recomputed = (
+        outputs_and_gradients(cell, xs, carry, "sequential", lengths=lengths, reverse=reverse, checkpoint_every=every)
+        for every in (0, 3)
+    )
+    assert_trees_close(recomputed, kept, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("every", [0, 4])
+def test_the_profile_sees_through_recomputed_segments(every):
+    layer = rnn_jax.RNN(make("lstm"), checkpoint_every=every)
+    profile = flow.gradient_profile(lambda layer, xs: jnp.sum(layer(xs)[:, -1]), layer, draw(2, 300, F))
+    plain = flow.gradient_profile(
+        lambda layer, xs: jnp.sum(unroll(layer.cell, xs, method="scan", tap=layer.tap)[1][:, -1]),
+        layer,
+        draw(2, 300, F),
+    )
+    np.testing.assert_allclose(profile.log10_norm["rnn"], plain.log10_norm["rnn"], atol=1e-4)
+    assert profile.log10_norm["rnn"][0] < -20  # beyond what one segment's scale could hold in float32 squares
+
+
+def test_truncated_at_full_length_is_back_propagation_bit_for_bit():
+    cell, xs = make("lstm"), draw(2, 8, F)
+    carry = cell.initialize_carry((2, F))
+    whole, truncated = (
+        outputs_and_gradients(cell, xs, carry, "sequential", truncate_every=every) for every in (None, 8)
+    )
+    for a, b in zip(jax.tree.leaves(truncated), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+def test_no_gradient_passes_a_truncation_and_outputs_do_not_notice(name):
+    cell, xs = make(name), draw(8, F)
+
+    def last(xs, every):
+        return jnp.sum(unroll(cell, xs, truncate_every=every)[1][-1])
+
+    np.testing.assert_allclose(last(xs, 3), last(xs, None), rtol=1e-12)
+    gradient = jax.grad(last)(xs, 3)  # pieces are 0-2, 3-5 and 6-7
+    np.testing.assert_array_equal(gradient[:6], 0.0)
+    assert np.all(np.any(np.asarray(gradient[6:]) != 0, axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [({"checkpoint_every": -1}, "checkpoint_every=-1 .*allowed: 0 or more"),
+     ({"truncate_every": 0}, "truncate_every=0 .*allowed: 1 or more")],
+)  # fmt: skip
+def test_impossible_pieces_are_refused(kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        unroll(make("lstm"), draw(4, F), **kwargs)
