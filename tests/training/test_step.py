@@ -6,10 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.training.step import evaluate, make_ensemble, make_optimizer, train_step
+
+
+@pytest.fixture(autouse=True)
+def _promotion_as_optax_needs_it():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 def make_model(rngs):
