@@ -340,10 +340,7 @@ def make_cell(name: str, in_features: int, hidden_features: int, *, rngs: nnx.Rn
     for argument in kwargs:
         if argument not in known:
             raise ValueError(f"cell {path!r} has no argument {argument!r}; allowed: {', '.join(known)}.")
-    cell = cls(in_features, hidden_features, **kwargs, rngs=rngs)  # type: ignore[call-arg]
-    if not isinstance(cell, nnx.RNNCellBase):
-        raise ValueError(f"cell {path!r} is no flax.nnx.RNNCellBase; allowed: a subclass of it.")
-    return cell
+    return cls(in_features, hidden_features, **kwargs, rngs=rngs)  # type: ignore[call-arg]
 
 
 def split_names(text: str) -> list[str]:
@@ -365,9 +362,12 @@ def _parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         return spec, {}
     try:
         call = ast.parse(f"f({rest}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             raise SyntaxError
-        return name, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+        names = [keyword.arg for keyword in call.keywords]
+        if None in names or len(set(names)) < len(names):  # None: `**`
+            raise SyntaxError
+        return name, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError):
         raise ValueError(
             f"cell {spec!r} cannot be read; allowed: name, or name(argument=value, ...) with literal values."
@@ -387,16 +387,18 @@ def _constructor_arguments(cls: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(known)
 
 
-def _find_class(path: str) -> Callable[..., nnx.RNNCellBase]:
+def _find_class(path: str) -> type[nnx.RNNCellBase]:
     if path in _CATALOGUE:
         return _CATALOGUE[path]
-    module_name, colon, class_name = path.partition(":")
-    if not colon:
+    module_name, _, class_name = path.partition(":")
+    if not module_name or not class_name:
         raise ValueError(f"unknown cell {path!r}; allowed: {', '.join(catalogue())}, or path.to.module:Class.")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"cell {path!r}: module {module_name!r} cannot be imported ({error}).") from error
-    if not hasattr(module, class_name):
-        raise ValueError(f"cell {path!r}: module {module_name!r} has no {class_name!r}.")
-    return getattr(module, class_name)
+    except Exception as error:  # whatever a module of the user's own raises
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"cell {path!r}: module {module_name!r} cannot be imported ({reason}).") from error
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, nnx.RNNCellBase)):
+        raise ValueError(f"cell {path!r}: module {module_name!r} has no flax.nnx.RNNCellBase {class_name!r}.")
+    return found

@@ -28,7 +28,7 @@ class RNN(nnx.Module):
       keep_order: with `reverse`, outputs stay at the step of their input; else they come in the order of the run,
         the last input's output first, padding at the end.
       unroll: steps in one iteration of the loop, as in `jax.lax.scan`.
-      checkpoint_every, truncate_every: as `rnn_jax.unroll`; not in Flax.
+      method, checkpoint_every, truncate_every: as `rnn_jax.unroll`; not in Flax.
       state_axes, broadcast_rngs: taken for compatibility; only None, as a cell has no state but its carry.
       rngs: for a random initial carry. An `nnx.Rngs` is drawn from once, here; pass one to the call to draw anew.
 
@@ -45,6 +45,7 @@ class RNN(nnx.Module):
         reverse: bool = False,
         keep_order: bool = False,
         unroll: int = 1,
+        method: str = "sequential",
         checkpoint_every: int | None = None,
         truncate_every: int | None = None,
         state_axes: None = None,
@@ -62,6 +63,7 @@ class RNN(nnx.Module):
         self.reverse = reverse
         self.keep_order = keep_order
         self.unroll = unroll
+        self.method = method
         self.checkpoint_every = checkpoint_every
         self.truncate_every = truncate_every
         stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
@@ -110,6 +112,7 @@ class RNN(nnx.Module):
             lengths=seq_lengths,
             resets=resets,
             reverse=reverse,
+            method=self.method,
             unroll=self.unroll,
             checkpoint_every=self.checkpoint_every,
             truncate_every=self.truncate_every,

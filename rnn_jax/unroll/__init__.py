@@ -13,7 +13,7 @@ from jax.interpreters.ad import JVPTracer
 
 from rnn_jax.cell import AffineCell
 from rnn_jax.unroll.affine import scan_affine
-from rnn_jax.unroll.running_scale import Tap, TapRequest
+from rnn_jax.unroll.running_scale import Tap, TapRequest, is_inexact
 from rnn_jax.unroll.sequential import State, Steps, over_segments, scan_cell, start_of_scale, where
 
 Array = jax.Array
@@ -51,8 +51,9 @@ def unroll(
         (In the direction of the run: with `reverse`, a sequence's last step is where one resets.)
       reverse: runs from the last step to the first. Outputs stay at the step of their input.
       method: `sequential` takes the fast path if the cell is an `AffineCell`, and else the plain scan; `scan` always
-        takes the plain one. Both give the same results. Only the plain one has a forward-mode derivative
-        (`jax.jvp`) of a function that was jitted before; otherwise the driver sees for itself and takes it.
+        takes the plain one. Both give the same results, and gradients of any order. For a forward-mode derivative
+        (`jax.jvp`, `jax.jacfwd`) `sequential` takes the plain scan by itself where it sees one coming; it cannot
+        inside `jax.jit`, `jax.vmap` or `jax.linearize`, where JAX then complains of a `custom_vjp`: say `scan`.
       unroll: steps in one iteration of the loop, as in `jax.lax.scan`.
       checkpoint_every: keeps only every so many-th carry for the backward pass and computes the steps between anew:
         memory for sqrt(time) steps instead of time, for the price of one more forward pass. 0 keeps all. By default
@@ -146,11 +147,12 @@ def _truncated(
 
 def _fits_fast_path(cell: nnx.RNNCellBase, operands: Any) -> bool:
     """Whether the cell is affine, with inexact parameters only, and nobody asks for a forward derivative."""
-    leaves = jax.tree.leaves(cell)
+    leaves = jax.tree.leaves(operands)
     return (
         isinstance(cell, AffineCell)
-        and all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves)
-        and not any(isinstance(x, JVPTracer) for x in jax.tree.leaves(operands))
+        and type(cell).__call__ is AffineCell.__call__
+        and all(is_inexact(x) for x in leaves)
+        and not any(isinstance(x, JVPTracer) for x in leaves)
     )
 
 

@@ -88,7 +88,11 @@ def scan_affine(
     split = _Split(treedef, _used_by_pointwise(cell, carry, xs.dtype))
     used = [leaf for leaf, is_used in zip(leaves, split.used) if is_used]
     others = [leaf for leaf, is_used in zip(leaves, split.used) if not is_used]
-    static = _Static(split, record, reverse, unroll)
+
+    def record_batch(adjoint: Carry, log2_scale: Array) -> PyTree:
+        return record(jax.tree.map(lambda part: part.reshape(*batch_shape, *part.shape[1:]), adjoint), log2_scale)
+
+    static = _Static(split, None if record is None else record_batch, reverse, unroll)
     (carry, e), ys = _run(
         static, used, others, weights, Steps(xs, active, reset, steps.tap), (carry, state[1]), fresh_carry
     )
@@ -168,7 +172,7 @@ def _run_bwd(static, residuals, cotangents):
         around = 0  # what passes a padded step by
         if active is not None:
             around = jax.tree.map(lambda part: where(active, jnp.zeros_like(part), part), a)
-            a = jax.tree.map(jnp.subtract, a, around)
+            a = jax.tree.map(lambda part: where(active, part, jnp.zeros_like(part)), a)
 
         _, pullback = jax.vjp(lambda used, z, carry: _pointwise(split.merge(used, others), z, carry), used, z, carry)
         d_used_t, dz, d_carry = pullback((a, g))
@@ -182,7 +186,7 @@ def _run_bwd(static, residuals, cotangents):
         d_used = jax.tree.map(jnp.add, d_used, d_used_t)
         if reset is not None:
             begun = jax.tree.map(lambda part: where(reset, part, jnp.zeros_like(part)), a)
-            a = jax.tree.map(jnp.subtract, a, begun)
+            a = jax.tree.map(lambda part: where(reset, jnp.zeros_like(part), part), a)
             begun = begun if record is None else times_power_of_two(begun, log2_scale)
             d_fresh = jax.tree.map(jnp.add, d_fresh, begun)
         if active is not None:

@@ -1,0 +1,40 @@
+r"""Does a cell keep the contract that everything on this bench relies on?
+
+Runs the conformance kit, `rnn_jax.flow.check_cell`, and prints a line for each check: ok, FAIL, or n/a where it does
+not apply. The exit status is 0 if no check failed, else 1. What a check allows stands in rnn_jax/flow/check.py.
+
+    python -m experiments.check_cell --cell=lstm                                           (15 s on 2 CPU cores)
+    python -m experiments.check_cell --cell='gru(chrono=100)' --hidden=16 --seed=1
+    python -m experiments.check_cell --cell=my.module:MyCell
+"""
+
+import sys
+
+from absl import app, flags, logging
+
+from rnn_jax import flow
+
+_CELL = flags.DEFINE_string(
+    "cell", None, "A name of the catalogue or path.to.module:Class, with arguments if wanted.", required=True
+)
+_IN_FEATURES = flags.DEFINE_integer("in_features", 3, "Size of the input.", lower_bound=1)
+_HIDDEN = flags.DEFINE_integer("hidden", 5, "Hidden features.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of parameters and inputs.", lower_bound=0)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
+    logging.set_verbosity(logging.WARNING)  # JAX tells which devices it looked for
+    try:
+        report = flow.check_cell(
+            _CELL.value, in_features=_IN_FEATURES.value, hidden_features=_HIDDEN.value, seed=_SEED.value
+        )
+    except ValueError as error:
+        sys.exit(str(error))
+    print(report)
+    sys.exit(0 if report.passed else 1)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,1061 @@
+"""The conformance kit: what whoever writes a new cell runs on it first.
+
+    print(rnn_jax.flow.check_cell("my.module:MyCell"))      (or: python -m experiments.check_cell --cell=MODULE:CLASS)
+
+Every check is one function below, in the order of the report, whose docstring says what is allowed. It returns what it
+measured, or raises `Failed` or `NotApplicable`; any other exception is a failure too, told in one sentence. What the
+checks share stands behind them.
+
+Numbers are compared in float64 (the cell is built with `param_dtype=float64`, or its parameters are cast), where
+rounding is 1e-16 and a mistake cannot hide behind a tolerance. References are slow and plain: a Python loop over time,
+one example after another, differences of function values. They share no code with what they are held against. A
+relative difference is the largest difference over the largest entry.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rnn_jax.cell import AffineCell, Cell, carry_names, make_cell
+from rnn_jax.flow.adjoint import adjoints
+from rnn_jax.flow.profile import gradient_profile
+from rnn_jax.layers import RNN
+from rnn_jax.unroll import unroll
+
+Array = jax.Array
+Arrays = Sequence[Any]  # arrays of jax or numpy
+Carry = Any
+PyTree = Any
+
+_BATCH, _TIME, _HALF, _LONG = 3, 4, 2, 2000
+_EXACT = 1e-12  # float64, the same sums in another order
+_GRADIENT = 1e-8  # float64, the same gradient by another program; a saturated tanh costs digits
+_DIFFERENCES = 1e-6  # float64, central differences
+_ADJOINT = 1e-5  # their scale is a float32
+_LOG10 = 1e-4  # of a profile, which is float32
+_BFLOAT16 = 0.1  # bfloat16 has 8 bits
+_SLACK = 1e-6  # by which rounding may carry a gate over its bound
+
+# The programs of the kit run once, on little data: nearly all of their time is compilation, so no time goes into
+# making them fast.
+_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One line of the report.
+
+    Attributes:
+      name: what was checked.
+      passed: None if the check does not apply to the cell.
+      detail: what was measured and what is allowed; or the reason.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CellReport:
+    """What the checks found; printing it prints the report.
+
+    Attributes:
+      cell: the cell's name.
+      checks: in the order in which they ran.
+    """
+
+    cell: str
+    checks: tuple[Check, ...]
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The names of the checks that failed."""
+        return tuple(line.name for line in self.checks if line.passed is False)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return not self.failed
+
+    def __str__(self) -> str:
+        width = max(len(line.name) for line in self.checks)
+        sign = {True: "ok", False: "FAIL", None: "n/a"}
+        lines = [f"{sign[line.passed]:4}  {line.name:{width}}  {line.detail}" for line in self.checks]
+        other = sum(line.passed is None for line in self.checks)
+        checks = f"{len(self.checks) - other} checks" + (f" ({other} more do not apply)" if other else "")
+        if self.passed:
+            verdict = f"{self.cell} passes all {checks}."
+        else:
+            verdict = f"{self.cell} FAILS {len(self.failed)} of {checks}: {', '.join(self.failed)}."
+        return "\n".join([*lines, "", verdict])
+
+
+def check_cell(
+    cell_or_name: str | type[nnx.RNNCellBase] | nnx.RNNCellBase,
+    *,
+    in_features: int = 3,
+    hidden_features: int = 5,
+    seed: int = 0,
+    only: Sequence[str] | None = None,
+) -> CellReport:
+    """Holds a cell against the contract that everything in this library relies on.
+
+    It takes some 10 seconds, prints nothing, and does not depend on the global settings for x64 and promotion.
+
+    Args:
+      cell_or_name: a name as `rnn_jax.make_cell` takes; a class, built as `Class(in_features, hidden_features,
+        rngs=...)`; or a built cell, which keeps its sizes and its dtype (for the checks in float64 and bfloat16 its
+        parameters are cast, and the attributes `dtype` and `param_dtype` of it and its submodules follow).
+      in_features: F. For a cell with several feature axes, the size of the last; the others have size 4.
+      hidden_features: H.
+      seed: of parameters and inputs.
+      only: names of the checks to run; all by default.
+
+    Raises:
+      ValueError: if there is no such cell or check, or the cell cannot be built.
+    """
+    chosen = list(_CHECKS) if only is None else list(only)
+    for name in chosen:
+        if name not in _CHECKS:
+            raise ValueError(f"check {name!r} is unknown; allowed: {', '.join(_CHECKS)}.")
+    if isinstance(cell_or_name, str):
+        builder = partial(make_cell, cell_or_name, in_features, hidden_features)
+        subject = Subject(cell_or_name, builder, in_features, seed)
+    elif isinstance(cell_or_name, type):
+        builder = partial(cell_or_name, in_features, hidden_features)  # type: ignore[call-arg]
+        subject = Subject(cell_or_name.__name__, builder, in_features, seed)
+    else:
+        in_features = getattr(cell_or_name, "in_features", in_features)
+        subject = Subject(type(cell_or_name).__name__, None, in_features, seed, cell_or_name)
+    with settings():
+        return CellReport(subject.name, tuple(run(name, subject) for name in chosen))
+
+
+@contextlib.contextmanager
+def settings() -> Iterator[None]:
+    """Float64 at hand; promotion and NaN allowed: one check alone forbids promotion, and tells of it."""
+    with (
+        jax.enable_x64(True),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.debug_nans(False),
+        jax.debug_infs(False),
+    ):
+        yield
+
+
+class Failed(Exception):
+    """Raised by a check that found something that is not allowed."""
+
+
+class NotApplicable(Exception):
+    """Raised by a check that does not apply to the cell."""
+
+
+_CHECKS: dict[str, Callable[["Subject"], str]] = {}
+
+
+def check(name: str) -> Callable[[Callable[["Subject"], str]], Callable[["Subject"], str]]:
+    """Decorator: adds a check to the end of the report."""
+
+    def enter(function: Callable[["Subject"], str]) -> Callable[["Subject"], str]:
+        _CHECKS[name] = function
+        return function
+
+    return enter
+
+
+def run(name: str, subject: "Subject") -> Check:
+    """Runs one check and writes its line."""
+    try:
+        return Check(name, True, _CHECKS[name](subject))
+    except Failed as failure:
+        return Check(name, False, str(failure))
+    except NotApplicable as reason:
+        return Check(name, None, str(reason))
+    except Exception as error:  # whatever a cell raises is a finding about the cell
+        return Check(name, False, sentence(error))
+
+
+def sentence(error: BaseException) -> str:
+    """Returns the type of an exception and the first line of what it says."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {text[:150]}{' ...' if len(text) > 150 else ''}".rstrip(": ")
+
+
+# The checks, from what a cell is to what it does.
+
+
+@check("contract")
+def contract(subject: "Subject") -> str:
+    """A `flax.nnx.RNNCellBase` with `num_feature_axes` (1 or more) and `initialize_carry(input_shape, rngs)`.
+
+    The carry is a pytree of arrays, each beginning with the leading axes of the input, however many these are.
+    """
+    cell = subject.cell
+    if not isinstance(cell, nnx.RNNCellBase):
+        raise Failed(f"{type(cell).__name__} is no flax.nnx.RNNCellBase; allowed: a subclass of it.")
+    axes = cell.num_feature_axes
+    if not isinstance(axes, int) or axes < 1:
+        raise Failed(f"num_feature_axes={axes!r}; allowed: 1 or more.")
+    for batch in ((), (_BATCH,), (2, _BATCH)):
+        input_shape = (*batch, *subject.features)
+        carry = cell.initialize_carry(input_shape, nnx.Rngs(subject.seed))
+        shapes = [getattr(part, "shape", None) for part in jax.tree.leaves(carry)]
+        if not shapes or any(shape is None or shape[: len(batch)] != batch for shape in shapes):
+            raise Failed(f"initialize_carry({input_shape}) makes arrays of {shapes}; allowed: [*batch, ...] each.")
+    return f"nnx.RNNCellBase, num_feature_axes={axes}, carry {described(cell, carry, 2)}"
+
+
+@check("carry")
+def carry_is_kept(subject: "Subject") -> str:
+    """A step gives back a carry of the same pytree structure, shapes and dtypes, and an output `[*batch, ...]`."""
+    for dtype in (jnp.dtype(jnp.float64), subject.dtype):
+        cell = subject.at(dtype)
+        for batch in ((), (_BATCH,), (2, _BATCH)):
+            carry = subject.fresh(cell, *batch, dtype=dtype)
+            y = kept(cell, carry, subject.inputs(*batch, dtype=dtype), "")
+            if not isinstance(y, jax.ShapeDtypeStruct) or y.shape[: len(batch)] != batch:
+                raise Failed(f"the output is {written(y)}; allowed: one array [*batch, ...], batch being {batch} here.")
+    return f"structure, shapes and dtypes kept; output {shape_of(y, 2)}"
+
+
+def kept(cell: nnx.RNNCellBase, carry: Carry, x: Array, when: str) -> Any:
+    """Returns the abstract output of a step, or raises `Failed` if the carry does not come out as it went in."""
+    new, y = jax.eval_shape(cell, carry, x)
+    before, after = written(carry), written(new)
+    if before != after:
+        raise Failed(f"{when}the carry becomes {after} in a step; allowed: {before}, as before it.")
+    return y
+
+
+@check("parameters")
+def parameters(subject: "Subject") -> str:
+    """Every array of the cell is an `nnx.Param` of floating-point type, and none is a random state.
+
+    Another `nnx.Variable` is allowed as a constant, if no gradient reaches it (`jax.lax.stop_gradient`): training moves
+    every array that one reaches.
+    """
+    leaves = [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(subject.cell, is_leaf=is_variable)
+    ]
+    for name, leaf in leaves:
+        if isinstance(leaf, nnx.RngState):
+            raise Failed(f"{name} is a random state ({type(leaf).__name__}); allowed: none.")
+        if not is_variable(leaf):
+            raise Failed(f"{name} is a bare array; allowed: nnx.Param, or nnx.Variable for a constant.")
+        if not is_inexact(leaf):
+            raise Failed(f"{name} has dtype {leaf.dtype}, at which jax.grad stops; allowed: floating-point types.")
+    cell = subject.at(jnp.float64)
+    carry, xs = subject.reached(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    _, (gradients, _, _) = outputs_and_gradients(loop, cell, carry, xs, weights_for(subject, cell, carry, xs))
+    for (name, leaf), gradient in zip(leaves, gradients, strict=True):
+        if not isinstance(leaf, nnx.Param) and largest(gradient) != 0:
+            raise Failed(f"a gradient reaches {name}; allowed: nnx.Param, or stop_gradient around a constant.")
+    return f"{sum(leaf.size for _, leaf in leaves)} numbers in {len(leaves)} arrays, no random state"
+
+
+@check("batch axes")
+def batch_axes(subject: "Subject") -> str:
+    """One and two leading axes give what each example gives alone: relative difference at most 1e-12."""
+    cell = subject.at(jnp.float64)
+    carry, x = subject.reached(cell, 2, _BATCH), subject.inputs(2, _BATCH)
+    two_axes = one_step(cell, carry, x)
+    one_axis = one_step(cell, *jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), (carry, x)))
+    alone = [one_step(cell, *jax.tree.map(lambda part, i=i: part[i], (carry, x))) for i in np.ndindex(2, _BATCH)]
+    want = jax.tree.map(lambda *parts: jnp.stack(parts), *alone)
+    want_two = jax.tree.map(lambda part: part.reshape(2, _BATCH, *part.shape[1:]), want)
+    differences = [
+        same(one_axis, want, _EXACT, "one batch axis against example by example"),
+        same(two_axes, want_two, _EXACT, "two batch axes against example by example"),
+    ]
+    return found(differences, _EXACT, "none, one and two")
+
+
+@check("jit and grad")
+def jit_and_grad(subject: "Subject") -> str:
+    """`jax.jit` and `jax.grad` take the cell as an argument and closed over: relative difference at most 1e-12."""
+    cell = subject.at(jnp.float64)
+    carry, x = subject.reached(cell, _BATCH), subject.inputs(_BATCH)
+    want = cell(carry, x)
+    weights = normals(inexact(want), np.random.default_rng(subject.seed))
+
+    def loss(cell, x):
+        return dot(weights, inexact(cell(carry, x)))
+
+    _, to_x = _jit(jax.grad(loss, argnums=(0, 1)))(cell, x)
+    differences = [
+        same(one_step(cell, carry, x), want, _EXACT, "jit, cell passed"),
+        same(_jit(lambda c, x: cell(c, x))(carry, x), want, _EXACT, "jit, cell closed over"),
+        same(_jit(jax.grad(lambda x: loss(cell, x)))(x), to_x, _EXACT, "grad, cell closed over"),
+    ]
+    return found(differences, _EXACT, "cell passed and closed over")
+
+
+@check("vmap")
+def vmap(subject: "Subject") -> str:
+    """`jax.vmap` over examples, cell passed and closed over, and over an ensemble of cells: at most 1e-12."""
+    cell = subject.at(jnp.float64)
+    carry, x = subject.reached(cell, _BATCH), subject.inputs(_BATCH)
+    want = cell(carry, x)
+    other = with_inexact(cell, [2.0 * leaf for leaf in inexact(cell)])
+    cells = jax.tree.map(lambda *parts: jnp.stack(parts), cell, other)
+    pair = jax.tree.map(lambda *parts: jnp.stack(parts), want, other(carry, x))
+
+    def step(cell, carry, x):
+        return cell(carry, x)
+
+    differences = [
+        same(_jit(jax.vmap(lambda c, x: cell(c, x)))(carry, x), want, _EXACT, "over examples, cell closed over"),
+        same(_jit(jax.vmap(step, (None, 0, 0)))(cell, carry, x), want, _EXACT, "over examples, cell passed"),
+        same(_jit(jax.vmap(step, (0, None, None)))(cells, carry, x), pair, _EXACT, "over an ensemble of cells"),
+    ]
+    return found(differences, _EXACT, "over examples and over an ensemble")
+
+
+@check("scan")
+def scan(subject: "Subject") -> str:
+    """`jax.lax.scan` over the cell gives what the Python loop gives: relative difference at most 1e-12."""
+    cell = subject.at(jnp.float64)
+    carry, xs = subject.reached(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    last, ys = _jit(partial(jax.lax.scan, lambda c, x: cell(c, x)))(carry, jnp.moveaxis(xs, 1, 0))
+    difference = same((last, jnp.moveaxis(ys, 0, 1)), loop(cell, carry, xs), _EXACT, "scan against the Python loop")
+    return found([difference], _EXACT, f"{_TIME} steps")
+
+
+@check("float64")
+def float64(subject: "Subject") -> str:
+    """With float64 parameters and inputs, parameters, carry and output are float64, and so is all in between.
+
+    That a step computes nothing in a narrower type is read off its jaxpr. Complex numbers are complex128.
+    """
+    drawn = subject.draw_in(jnp.float64)
+    if drawn is not subject.cell:
+        promised = jnp.dtype(getattr(drawn, "param_dtype", jnp.float64))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(drawn, is_leaf=is_variable):
+            if is_inexact(leaf) and leaf.dtype != counterpart(leaf.dtype, promised):
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise Failed(f"{name} is {leaf.dtype} with param_dtype={promised}; allowed: {promised}.")
+    cell = subject.at(jnp.float64)
+    carry, x = cell.initialize_carry((_BATCH, *subject.features), nnx.Rngs(0)), subject.inputs(_BATCH)
+    for what, tree in (("initialize_carry makes", carry), ("a step puts out", jax.eval_shape(cell, carry, x))):
+        for leaf in inexact(tree):
+            if jnp.finfo(leaf.dtype).bits < 64:
+                raise Failed(f"{what} {leaf.dtype} with float64 parameters; allowed: float64.")
+    operations = list(equations(jax.make_jaxpr(cell)(carry, x).jaxpr))
+    for equation in operations:
+        for variable in equation.outvars:
+            if is_inexact(variable.aval) and jnp.finfo(variable.aval.dtype).bits < 64:
+                raise Failed(f"a step computes in {variable.aval.dtype} ({equation.primitive}); allowed: float64.")
+    return f"parameters, carry, output, and all {len(operations)} operations of a step"
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Walks through the operations of a jaxpr and of those within it."""
+
+    def within(value: Any) -> bool:
+        return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+
+    for equation in jaxpr.eqns:
+        inner = [value for value in jax.tree.leaves(equation.params, is_leaf=within) if within(value)]
+        if not inner:
+            yield equation
+        for value in inner:
+            yield from equations(value if hasattr(value, "eqns") else value.jaxpr)
+
+
+@check("strict promotion")
+def strict_promotion(subject: "Subject") -> str:
+    """A step and its gradient trace under `numpy_dtype_promotion="strict"` and `numpy_rank_promotion="raise"`.
+
+    In the cell's own type and in float64, with none, one and two batch axes. A bare `z + b`, b with one axis, does not;
+    nor does `jnp.zeros(shape)` without a dtype, which is float64 where x64 is on and takes the carry along.
+    """
+    for dtype in (subject.dtype, jnp.dtype(jnp.float64)):
+        cell = subject.at(dtype)
+        for batch in ((), (_BATCH,), (2, _BATCH)):
+            carry = cell.initialize_carry((*batch, *subject.features), nnx.Rngs(0))
+            x = subject.inputs(*batch, dtype=dtype)
+
+            def loss(leaves, cell=cell, carry=carry, x=x):
+                outputs = with_inexact(cell, leaves)(carry, x)
+                return sum(jnp.sum(jnp.real(part)).astype(jnp.float64) for part in inexact(outputs))
+
+            with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+                try:
+                    jax.eval_shape(jax.grad(loss), inexact(cell))
+                except Exception as error:
+                    raise Failed(f"{dtype}, {len(batch)} batch axes: {sentence(error)}") from error
+    return f"no mixed types or ranks in {' and '.join(dict.fromkeys((str(subject.dtype), 'float64')))}"
+
+
+@check("bfloat16")
+def bfloat16(subject: "Subject") -> str:
+    """With parameters cast to bfloat16 the carry keeps its dtype, and outputs and gradients are finite.
+
+    Outputs of 4 steps: relative difference at most 0.1 from what the same parameters give in float64. A
+    `rnn_jax.Cell` is also run with `dtype=bfloat16` and float32 parameters, where its carry stays float32.
+    """
+    narrow = subject.at(jnp.bfloat16)
+    carry = subject.fresh(narrow, _BATCH, dtype=jnp.bfloat16)
+    if any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in jax.tree.leaves((narrow, carry))):
+        raise NotApplicable("the cell computes with complex numbers, which have no bfloat16")
+    xs = subject.inputs(_BATCH, _TIME, dtype=jnp.bfloat16)
+    kept(narrow, carry, xs[:, 0], "with bfloat16 parameters ")
+    wide = with_inexact(subject.at(jnp.float64), [leaf.astype(jnp.float64) for leaf in inexact(narrow)])
+    wide_carry, wide_xs = cast((carry, xs), jnp.float64)
+    weights = weights_for(subject, wide, wide_carry, wide_xs)
+    outputs, gradients = outputs_and_gradients(scanned, narrow, carry, xs, cast(weights, jnp.bfloat16))
+    finite(outputs, "outputs in bfloat16")
+    finite(gradients, "gradients in bfloat16")
+    want, _ = outputs_and_gradients(scanned, wide, wide_carry, wide_xs, weights)
+    difference = same(cast(outputs, jnp.float64), want, _BFLOAT16, "bfloat16 against float64")
+    detail = found([difference], _BFLOAT16, "parameters cast, against float64")
+    if isinstance(subject.cell, Cell):
+        mixed = cast_cell(subject.cell, jnp.float32)
+        setattr(mixed, "dtype", jnp.bfloat16)  # noqa: B010  (its type does not tell that it is a Cell)
+        carry = subject.fresh(mixed, _BATCH, dtype=jnp.float32)
+        kept(mixed, carry, subject.inputs(_BATCH, dtype=jnp.float32), "with dtype=bfloat16 and float32 parameters ")
+        detail += "; carry float32 with dtype=bfloat16"
+    return detail
+
+
+@check("gradients")
+def gradients(subject: "Subject") -> str:
+    """`jax.grad` through 4 steps (Python loop, float64) agrees with central differences to 1e-6.
+
+    At each of 5 random points (parameters jittered, another carry, other inputs), along 3 random directions of norm 1
+    in each of three spaces: parameters (every `nnx.Param`), initial carry, inputs. The step is 1e-5; the difference
+    counts in relation to the norm of the gradient, unless rounding of the loss explains it. One of the 5 points may
+    disagree: a kink (relu) can stand within the step, though with random numbers that happens once in thousands of
+    points. A surrogate gradient (a step function trained as if it were a sigmoid) fails here, and should.
+    """
+    cell = subject.at(jnp.float64)
+    trainable = [isinstance(x, nnx.Param) for x in jax.tree.leaves(cell, is_leaf=is_variable) if is_inexact(x)]
+    rng = np.random.default_rng([subject.seed, 11])
+    agreeing: list[float] = []
+    disagreeing: list[str] = []
+    for point in range(5):
+        noise = [moves * n for moves, n in zip(trainable, normals(inexact(cell), rng), strict=True)]
+        jittered = [x * (1 + 0.1 * n) + 0.01 * n for x, n in zip(inexact(cell), noise, strict=True)]
+        carry, xs = subject.reached(cell, _BATCH, draw=point), subject.inputs(_BATCH, _TIME, draw=point)
+        at = (with_inexact(cell, jittered), carry, xs)
+        weights = weights_for(subject, *at)
+        error, told = max(worst_slope(at, space, weights, trainable, rng) for space in range(3) if inexact(at[space]))
+        if error <= _DIFFERENCES:
+            agreeing.append(error)
+        else:
+            disagreeing.append(told)
+    if len(disagreeing) > 1:
+        raise Failed(f"{disagreeing[0]}; allowed: 1e-6 apart (so at {len(disagreeing)} of 5 points).")
+    return found(agreeing, _DIFFERENCES, "central differences" + ", 1 of 5 points on a kink" * len(disagreeing))
+
+
+def worst_slope(
+    at: tuple[PyTree, PyTree, PyTree], space: int, weights: Arrays, trainable: list[bool], rng: np.random.Generator
+) -> tuple[float, str]:
+    """Compares slopes of the loss at one point, along 3 directions in one of (cell, carry, inputs).
+
+    Returns:
+      The largest error, inf for NaN, and a sentence about it.
+    """
+    step = 1e-5
+    outputs, slopes = outputs_and_gradients(loop, *at, weights)
+    terms = [np.sum(np.abs(w * y)) for w, y in zip(weights, inexact(outputs), strict=True)]
+    rounding = 10 * np.finfo(np.float64).eps * sum(terms) / step
+    worst = (0.0, "")
+    for _ in range(3):
+        direction = normals(inexact(at[space]), rng)
+        if space == 0:
+            direction = [moves * d for moves, d in zip(trainable, direction, strict=True)]
+        direction = [d / (norm(direction) or 1.0) for d in direction]
+        losses = []
+        for signed in (step, -step):
+            moved = [x + signed * d for x, d in zip(inexact(at[space]), direction, strict=True)]
+            there = (*at[:space], with_inexact(at[space], moved), *at[space + 1 :])
+            losses.append(float(dot(weights, inexact(outputs_and_gradients(loop, *there, weights)[0]))))
+        slope, quotient = float(dot(slopes[space], direction)), (losses[0] - losses[1]) / (2 * step)
+        difference = abs(slope - quotient)
+        error = difference / max(norm(slopes[space]), abs(quotient)) if difference else 0.0
+        if error > _DIFFERENCES and difference <= rounding:
+            error = 0.0
+        where = ("parameters", "initial carry", "inputs")[space]
+        told = f"{where}: a slope of {slope:.7g} by jax.grad, of {quotient:.7g} by central differences"
+        worst = max(worst, (np.inf if np.isnan(error) else error, told))
+    return worst
+
+
+@check("unroll")
+def unroll_is_the_loop(subject: "Subject") -> str:
+    """`rnn_jax.unroll` gives the outputs (to 1e-12) and gradients (to 1e-8) of the plain Python loop, in float64.
+
+    Once forward, and once in reverse with lengths and resets against one example after another. So it holds for
+    whatever faster way `unroll` has with this kind of cell.
+    """
+    cell = subject.at(jnp.float64)
+    carry, xs = subject.reached(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    args = (cell, carry, xs, weights_for(subject, cell, carry, xs))
+    lengths, resets = (_TIME, _HALF, 1), ((1, _HALF), (), (0,))
+    masks = np.array([[t in steps for t in range(_TIME)] for steps in resets])
+    pairs = {
+        "forward": (outputs_and_gradients(scanned, *args), outputs_and_gradients(loop, *args)),
+        "reverse, lengths, resets": (
+            outputs_and_gradients(scanned, *args, jnp.asarray(lengths), jnp.asarray(masks), reverse=True),
+            outputs_and_gradients(LoopByExample(lengths, resets), *args),
+        ),
+    }
+    differences = []
+    for how, (got, want) in pairs.items():
+        differences.append(same(got[0], want[0], _EXACT, f"{how}: outputs"))
+        for k, of in enumerate(("parameters", "initial carry", "inputs")):
+            differences.append(same(got[1][k], want[1][k], _GRADIENT, f"{how}: gradient to the {of}"))
+    return found(differences, _GRADIENT, "outputs and gradients against the Python loop")
+
+
+@check("adjoints")
+def adjoints_are_brute_force(subject: "Subject") -> str:
+    """`flow.gradient_profile` and `flow.adjoints` show the gradient to zeros added to every carry of a Python loop.
+
+    The profile (whole carry and parts, float32) to 1e-4 in log10; the adjoints to a relative difference of 1e-5; the
+    parameter gradients that come with the profile to 1e-8. In float64.
+    """
+    cell = subject.at(jnp.float64)
+    carry, xs = subject.reached(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    weights = weights_for(subject, cell, carry, xs)
+
+    @_jit
+    @jax.grad
+    def brute_force(zeros):
+        h, ys = carry, []
+        for t in range(_TIME):
+            h, y = cell(h, xs[:, t])
+            h = with_inexact(h, [part + zero[:, t] for part, zero in zip(inexact(h), zeros, strict=True)])
+            ys.append(y)
+        return dot(weights, inexact((h, jnp.stack(ys, axis=1))))
+
+    want = brute_force([jnp.zeros((_BATCH, _TIME, *part.shape[1:]), part.dtype) for part in inexact(carry)])
+    squares = [np.sum(np.abs(part) ** 2, axis=(0, *range(2, part.ndim))) for part in map(np.asarray, want)]
+    names = [name for name, x in zip(carry_names(cell, carry), jax.tree.leaves(carry), strict=True) if is_inexact(x)]
+    expected = {"rnn": sum(squares)}
+    if len(jax.tree.leaves(carry)) > 1:
+        expected |= {f"rnn/{name}": square for name, square in zip(names, squares, strict=True)}
+
+    def loss(model, carry, xs):
+        return dot(weights, inexact(model(xs, initial_carry=carry)))
+
+    profile = _jit(partial(gradient_profile, loss))(RNN(cell, return_carry=True), carry, xs)
+    off = 0.0
+    for name, square in expected.items():
+        got = np.asarray(profile.log10_norm[name])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log10 = 0.5 * np.log10(square / _BATCH)
+            off = float(np.max([off, *np.where(got == log10, 0.0, np.abs(got - log10))]))
+    if not off <= _LOG10:
+        raise Failed(f"gradient_profile is {off:.1g} off in log10; allowed: {_LOG10:g}.")
+    _, (to_cell, _, _) = outputs_and_gradients(loop, cell, carry, xs, weights)
+    same(inexact(profile.grads), to_cell, _GRADIENT, "parameter gradients of gradient_profile")
+
+    *carry_weights, y_weights = map(jnp.asarray, weights)
+    carry_cotangent = with_inexact(jax.tree.map(jnp.zeros_like, carry), carry_weights)
+    measured = _jit(partial(adjoints, carry_cotangent=carry_cotangent))(cell, xs, y_weights, carry)
+    scale = 10.0 ** np.asarray(measured.log10_scale, np.float64)
+    vectors = [x * scale.reshape(scale.shape + (1,) * (x.ndim - 2)) for x in inexact(measured.direction)]
+    same(vectors, want, _ADJOINT, "flow.adjoints")
+    return f"profile of {', '.join(expected)}: {off:.1g} off in log10, allowed {_LOG10:g}"
+
+
+@check("padding")
+def padding_is_inert(subject: "Subject") -> str:
+    """With `lengths`, NaN in the padding changes no bit of outputs, carry or gradients.
+
+    Outputs and input gradients at padded steps are exactly zero; a sequence of length 0 keeps its carry; a shorter one
+    has what it has when run alone, to 1e-12. In float64.
+    """
+    cell = subject.at(jnp.float64)
+    carry, xs = subject.reached(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    weights = weights_for(subject, cell, carry, xs)
+    lengths = np.array([_TIME, _HALF, 0])
+    padded = np.arange(_TIME) >= lengths[:, None]
+    results = []
+    for filling in (np.nan, 0.0):
+        filled = np.where(padded.reshape(*padded.shape, *(1,) * len(subject.features)), filling, xs)
+        results.append(outputs_and_gradients(scanned, cell, carry, jnp.asarray(filled), weights, jnp.asarray(lengths)))
+    finite(results[0], "NaN in the padding gives")
+    same(results[0], results[1], 0.0, "NaN against zeros in the padding")
+    (last, ys), (_, _, (to_xs,)) = results[0]
+    for what, array in (("outputs", ys), ("input gradients", to_xs)):
+        if largest(np.asarray(array)[padded]) != 0:
+            raise Failed(f"{what} at padded steps are not zero; allowed: exactly zero.")
+    same(example(last, 2), example(carry, 2), 0.0, "carry of a sequence of length 0")
+    alone = loop(cell, example(carry, 1), example(xs, 1)[:, :_HALF])
+    got = (example(last, 1), example(ys, 1)[:, :_HALF])
+    return found([same(got, alone, _EXACT, "a padded sequence against the same alone")], _EXACT, "against no padding")
+
+
+@check("resets")
+def resets_part_sequences(subject: "Subject") -> str:
+    """A reset gives the outputs (to 1e-12) and gradients (to 1e-8) of two sequences run apart, in float64.
+
+    The gradient from outputs behind the reset to inputs before it, and to the initial carry, is exactly zero.
+    """
+    cell = subject.at(jnp.float64)
+    carry, xs = subject.reached(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    *carry_weights, y_weights = weights_for(subject, cell, carry, xs)
+    resets = jnp.asarray(np.tile(np.arange(_TIME) == _HALF, (_BATCH, 1)))
+    once = partial(outputs_and_gradients, scanned, cell, carry, xs, resets=resets)
+    (last, ys), got = once([*carry_weights, y_weights])
+
+    (want_last, want_ys), want = outputs_and_gradients(two_loops, cell, carry, xs, [*carry_weights, y_weights])
+    differences = [same((last, ys), (want_last, want_ys), _EXACT, "outputs and carry")]
+    for k, of in enumerate(("parameters", "initial carry", "inputs")):
+        differences.append(same(got[k], want[k], _GRADIENT, f"gradient to the {of}"))
+    y_behind = np.concatenate([0 * y_weights[:, :_HALF], y_weights[:, _HALF:]], 1)
+    _, (_, to_carry, (to_xs,)) = once([*carry_weights, y_behind])
+    if largest([to_carry, to_xs[:, :_HALF]]) != 0:
+        raise Failed("outputs behind a reset send a gradient before it; allowed: exactly zero.")
+    return found(differences, _GRADIENT, "against two sequences run apart")
+
+
+@check("flax.nnx.RNN")
+def flax_rnn(subject: "Subject") -> str:
+    """`flax.nnx.RNN` runs the cell, with the outputs and the final carry of `rnn_jax.RNN` to 1e-12, in float64."""
+    cell = subject.at(jnp.float64)
+    carry, xs = subject.reached(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    got = RNN(cell, return_carry=True)(xs, initial_carry=carry)
+    want = nnx.RNN(cell, return_carry=True)(xs, initial_carry=carry)
+    return found([same(got, want, _EXACT, "rnn_jax.RNN against flax.nnx.RNN")], _EXACT, "outputs and carry")
+
+
+@check("extreme inputs")
+def extreme_inputs(subject: "Subject") -> str:
+    """4 steps of zeros, of 1e4, of -1e4 and of both signs give finite outputs and gradients, in the cell's own type.
+
+    A linear or relu cell may grow: in 4 steps it stays far below the largest float32, 3e38.
+    """
+    cell = subject.cell
+    carry = subject.fresh(cell, _BATCH, dtype=subject.dtype)
+    xs = subject.inputs(_BATCH, _TIME, dtype=subject.dtype)
+    weights = weights_for(subject, cell, carry, xs)
+    seen = 0.0
+    kinds = {"zeros": 0 * xs, "1e4": 0 * xs + 1e4, "-1e4": 0 * xs - 1e4, "+-1e4": jnp.sign(xs) * 1e4}
+    for what, inputs in kinds.items():
+        outputs, gradients = outputs_and_gradients(scanned, cell, carry, inputs.astype(xs.dtype), weights)
+        finite(outputs, f"outputs for inputs of {what}")
+        finite(gradients, f"gradients for inputs of {what}")
+        seen = max(seen, largest(inexact(outputs)))
+    return f"{', '.join(kinds)}: finite in {subject.dtype}, gradients too; largest output {seen:.2g}"
+
+
+@check("long run")
+def long_run(subject: "Subject") -> str:
+    """2000 steps with standard normal inputs give neither NaN nor inf, nor do their gradients; in the cell's own type.
+
+    Growth is no mistake: numbers that have grown beyond the square root of the largest one may leave the range of the
+    type at the next step (gradients are then not looked at), and gradients may where the adjoints grow so far.
+    """
+    cell, limit = subject.cell, float(jnp.finfo(subject.dtype).max) ** 0.5
+    carry = subject.fresh(cell, 1, dtype=subject.dtype)
+    xs = subject.inputs(1, _LONG, dtype=subject.dtype)
+
+    def step(carry, x):
+        new, y = cell(carry, x)
+        return new, jnp.max(jnp.stack([jnp.max(jnp.abs(part)).astype(jnp.float64) for part in inexact((new, y))]))
+
+    sizes_T = np.asarray(_jit(partial(jax.lax.scan, step))(carry, jnp.moveaxis(xs, 1, 0))[1])
+    if not np.all(np.isfinite(sizes_T)):
+        gone = int(np.argmin(np.isfinite(sizes_T)))
+        before = sizes_T[gone - 1] if gone else 0.0
+        if before < limit:
+            raise Failed(f"{sizes_T[gone]} at step {gone + 1}, behind numbers of {before:.1g}; allowed: finite ones.")
+        return f"the state grows beyond {subject.dtype} by step {gone + 1}, which is allowed; no NaN before it"
+
+    weights = normals(inexact(jax.eval_shape(scanned, cell, carry, xs)), np.random.default_rng(subject.seed))
+
+    def loss(model):
+        return dot(weights, inexact(model(xs, initial_carry=carry)))
+
+    profile = _jit(partial(gradient_profile, loss))(RNN(cell, return_carry=True))
+    log10_T = np.asarray(profile.log10_norm["rnn"])
+    if np.any(np.isnan(log10_T)):
+        raise Failed("the gradient profile holds NaN; allowed: numbers, and -inf for an exact zero.")
+    if np.max(log10_T) > np.log10(limit):
+        return f"outputs finite; the adjoints grow to 1e{np.max(log10_T):.0f}, which is allowed"
+    finite(profile.grads, f"gradients of {_LONG} steps")
+    return f"{_LONG} steps: finite in {subject.dtype}, gradients too; largest number {np.max(sizes_T):.2g}"
+
+
+@check("gates")
+def gates(subject: "Subject") -> str:
+    """`cell.gates(carry, x)` gives finite arrays `[*batch, ...]` by name, each within its `gate_ranges` (to 1e-6).
+
+    For common inputs in float64, and for inputs of +-1e4 in the cell's own type. Every name of `gate_ranges` is a gate.
+    In a `rnn_jax.Cell` the step itself calls `gates` (in an `AffineCell`: `activate`): halving what that returns must
+    change the step, or an instrument would look at something that the step does not do.
+    """
+    if not hasattr(subject.cell, "gates"):
+        raise NotApplicable("the cell has no method `gates`")
+    smallest: dict[str, float] = {}
+    highest: dict[str, float] = {}
+    double = jnp.dtype(jnp.float64)
+    for dtype, size, batch in ((double, 1.0, ()), (double, 1.0, (2, _BATCH)), (subject.dtype, 1e4, (_BATCH,))):
+        cell = subject.at(dtype)
+        ranges = getattr(cell, "gate_ranges", {})
+        x = subject.inputs(*batch, dtype=dtype) * size
+        values = _jit(lambda cell, c, x: cell.gates(c, x))(cell, subject.reached(cell, *batch, dtype=dtype), x)
+        if not values:
+            raise NotApplicable("the cell names no gates")
+        if unknown := set(ranges) - set(values):
+            raise Failed(f"gate_ranges names {', '.join(sorted(unknown))}; allowed: gates, {', '.join(values)}.")
+        for name, value in values.items():
+            if value.shape[: len(batch)] != batch:
+                raise Failed(f"gate {name} has shape {value.shape}; allowed: [*batch, ...], batch being {batch}.")
+            finite(value, f"gate {name}")
+            (low, high), (least, most) = (np.min(value), np.max(value)), ranges.get(name, (-np.inf, np.inf))
+            if low < least - _SLACK or high > most + _SLACK:
+                raise Failed(f"gate {name} is {low:.7g} to {high:.7g}; allowed: {least:g} to {most:g}.")
+            smallest[name] = min(low, smallest.get(name, np.inf))
+            highest[name] = max(high, highest.get(name, -np.inf))
+    detail = ", ".join(f"{name} {smallest[name]:.2g} to {highest[name]:.2g}" for name in smallest)
+    if not isinstance(subject.cell, Cell):
+        return detail
+
+    method = "activate" if isinstance(subject.cell, AffineCell) else "gates"
+    cell = subject.at(double)
+    carry, x = subject.reached(cell, _BATCH), subject.inputs(_BATCH)
+    halved, told = jax.tree.map(lambda leaf: leaf, cell), getattr(cell, method)
+    setattr(halved, method, lambda *args: {name: 0.5 * value for name, value in told(*args).items()})
+    if all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (cell(carry, x), halved(carry, x))))):
+        raise Failed(f"halving what `{method}` returns changes nothing; allowed: a step that calls it for its gates.")
+    return f"{detail}; the step uses them"
+
+
+@check("affine")
+def affine(subject: "Subject") -> str:
+    """For an `AffineCell`: a step is `pointwise` of the pre-activations by name, formed here one block at a time.
+
+    `z[name] = x W_name + h R_name + b_name`, to a relative difference of 1e-12; and `gates` is `activate` of them.
+    """
+    cell = subject.at(jnp.float64)
+    if not isinstance(cell, AffineCell):
+        raise NotApplicable("the cell is no rnn_jax.AffineCell")
+    carry, x = subject.reached(cell, _BATCH), subject.inputs(_BATCH)
+    kernel, recurrent_kernel, bias = cell.affine()
+    names = cell.gate_columns()
+    z = {name: jnp.zeros((_BATCH, cell.hidden_features)) for name in names}
+    for vector, matrix, columns in (
+        (x, kernel, cell.input_gates),
+        (cell.hidden(carry), recurrent_kernel, cell.recurrent_gates),
+    ):
+        for name, block in zip(columns, jnp.split(matrix, len(columns), axis=1), strict=True):
+            z[name] = z[name] + vector @ block
+    if bias is not None:
+        z = {name: z[name] + part for name, part in zip(names, jnp.split(bias, len(names)), strict=True)}
+    differences = [
+        same(cell(carry, x), cell.pointwise(z, carry), _EXACT, "a step against pointwise"),
+        same(cell.gates(carry, x), cell.activate(z, carry), _EXACT, "gates against activate"),
+    ]
+    return found(differences, _EXACT, f"a step against pointwise of {', '.join(names)}")
+
+
+# What the checks share: the cell and its inputs, in any precision.
+
+
+class Subject:
+    """The cell under test.
+
+    Args:
+      name: what the report calls it.
+      build: builds it, given `rngs` and perhaps `param_dtype`; None for a built cell.
+      in_features: F.
+      seed: of parameters and inputs.
+      cell: a built cell.
+
+    Attributes:
+      cell: as it was given, or built without a word about dtypes.
+      dtype: the (real) type of its parameters.
+
+    Raises:
+      ValueError: if it cannot be built.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        build: Callable[..., nnx.RNNCellBase] | None,
+        in_features: int,
+        seed: int,
+        cell: Any = None,
+    ):
+        self.name, self.in_features, self.seed = name, in_features, seed
+        self._build = build
+        self.cell = cell if build is None else self.draw()
+        floating = inexact(self.cell)
+        self.dtype = jnp.finfo(floating[0].dtype).dtype if floating else jnp.dtype(jnp.float32)
+        self._cells: dict[Any, nnx.RNNCellBase] = {self.dtype: self.cell}
+
+    def draw(self, **kwargs: Any) -> nnx.RNNCellBase:
+        """Returns a newly built cell; a cell that was given is returned as it is."""
+        if self._build is None:
+            return self.cell
+        try:
+            return self._build(rngs=nnx.Rngs(self.seed), **kwargs)
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(f"cell {self.name!r} cannot be built: {sentence(error)}") from error
+
+    def draw_in(self, dtype: Any) -> nnx.RNNCellBase:
+        """Returns the cell built with `param_dtype`, or as it is where it takes no such argument."""
+        try:
+            return self.draw(param_dtype=dtype)
+        except ValueError as error:
+            if "param_dtype" not in str(error):
+                raise
+            return self.cell
+
+    def at(self, dtype: Any) -> nnx.RNNCellBase:
+        """Returns the cell with parameters of a type: drawn in float64 where it can be, else cast."""
+        dtype = jnp.dtype(dtype)
+        if dtype not in self._cells:
+            self._cells[dtype] = cast_cell(self.draw_in(dtype) if dtype == jnp.float64 else self.cell, dtype)
+        return self._cells[dtype]
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """The feature axes of an input."""
+        return (4,) * (self.cell.num_feature_axes - 1) + (self.in_features,)
+
+    def inputs(self, *leading: int, dtype: Any = jnp.float64, draw: int = 0) -> Array:
+        """Returns standard normal inputs `[*leading, ...features]`."""
+        rng = np.random.default_rng([self.seed, draw, *leading])
+        return jnp.asarray(rng.normal(size=(*leading, *self.features)), dtype)
+
+    def fresh(self, cell: nnx.RNNCellBase, *batch: int, dtype: Any = jnp.float64) -> Carry:
+        """Returns the initial carry, cast where the cell makes it of another type (`float64` tells of that)."""
+        return cast(cell.initialize_carry((*batch, *self.features), nnx.Rngs(0)), dtype)
+
+    def reached(self, cell: nnx.RNNCellBase, *batch: int, dtype: Any = jnp.float64, draw: int = 0) -> Carry:
+        """Returns a carry as it is after two steps: not zero, and none that the cell would never be in."""
+        carry = self.fresh(cell, *batch, dtype=dtype)
+        for k in range(2):
+            carry, _ = one_step(cell, carry, self.inputs(*batch, dtype=dtype, draw=100 + 2 * draw + k))
+        return cast(carry, dtype)
+
+
+def cast(tree: PyTree, dtype: Any) -> PyTree:
+    """Casts the floating-point leaves; complex ones to the complex type of that precision."""
+    return jax.tree.map(lambda x: x.astype(counterpart(x.dtype, dtype)) if is_inexact(x) else x, tree)
+
+
+def counterpart(old: Any, dtype: Any) -> Any:
+    """Returns `dtype`, or its complex counterpart if `old` is complex (complex64 for the narrow types)."""
+    if jnp.issubdtype(old, jnp.complexfloating):
+        return jnp.complex128 if dtype == jnp.float64 else jnp.complex64
+    return dtype if jnp.issubdtype(old, jnp.floating) else old
+
+
+def cast_cell(cell: nnx.RNNCellBase, dtype: Any) -> nnx.RNNCellBase:
+    """Casts the parameters, and lets `dtype` and `param_dtype` of the cell and its submodules follow."""
+    cell = cast(cell, dtype)
+    for _, module in nnx.iter_modules(cell):
+        for attribute in ("dtype", "param_dtype"):
+            if getattr(module, attribute, None) is not None:
+                setattr(module, attribute, counterpart(jnp.dtype(getattr(module, attribute)), dtype))
+    return cell
+
+
+# Trees: losses and gradients see their floating-point leaves; a counter in a carry, or a random key, has no gradient.
+
+
+def is_variable(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)
+
+
+def is_inexact(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def inexact(tree: PyTree) -> list[Any]:
+    """Returns the leaves that have a gradient."""
+    return [x for x in jax.tree.leaves(tree) if is_inexact(x)]
+
+
+def with_inexact(tree: PyTree, leaves: Arrays) -> PyTree:
+    """Returns the tree with those leaves replaced."""
+    new = iter(leaves)
+    return jax.tree.map(lambda x: next(new) if is_inexact(x) else x, tree)
+
+
+def example(tree: PyTree, b: int) -> PyTree:
+    """Returns one example of a batch, as a batch of one."""
+    return jax.tree.map(lambda part: part[b : b + 1], tree)
+
+
+def normals(leaves: Arrays, rng: np.random.Generator) -> list[np.ndarray]:
+    """Draws standard normal arrays of the given shapes and types."""
+
+    def draw(x: Any) -> np.ndarray:
+        value = rng.normal(size=x.shape)
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            value = value + 1j * rng.normal(size=x.shape)
+        return value.astype(x.dtype)
+
+    return [draw(x) for x in leaves]
+
+
+def dot(a: Arrays, b: Arrays) -> Array:
+    """Returns Re(sum of a b) over lists of arrays: the loss of the kit, and a slope from its gradient."""
+    return sum((jnp.sum(jnp.real(x * y)) for x, y in zip(a, b, strict=True)), start=jnp.zeros(()))
+
+
+def norm(leaves: Arrays) -> float:
+    return float(np.sqrt(sum(np.sum(np.abs(np.asarray(x)) ** 2) for x in leaves)))
+
+
+def largest(tree: PyTree) -> float:
+    """Returns the largest absolute entry, NaN if there is one; 0 of nothing."""
+    return float(np.max([0.0, *(np.max(np.abs(np.asarray(x)), initial=0.0) for x in jax.tree.leaves(tree))]))
+
+
+# Ways to carry a cell through time, `method(cell, carry, xs, ...) -> (carry, ys)`, xs `[batch, time, ...]`.
+
+
+@_jit
+def one_step(cell: nnx.RNNCellBase, carry: Carry, x: Array) -> tuple[Carry, Array]:
+    """A step, compiled once for each shape."""
+    return cell(carry, x)
+
+
+def loop(cell: nnx.RNNCellBase, carry: Carry, xs: Array) -> tuple[Carry, Array]:
+    """The plain loop."""
+    ys = []
+    for t in range(xs.shape[1]):
+        carry, y = cell(carry, xs[:, t])
+        ys.append(y)
+    return carry, jnp.stack(ys, axis=1)
+
+
+def two_loops(cell: nnx.RNNCellBase, carry: Carry, xs: Array) -> tuple[Carry, Array]:
+    """The plain loop over the first half, and one over the second from the cell's own initial carry."""
+    _, first = loop(cell, carry, xs[:, :_HALF])
+    last, second = loop(cell, anew(cell, carry, (xs.shape[0], *xs.shape[2:])), xs[:, _HALF:])
+    return last, jnp.concatenate([first, second], axis=1)
+
+
+def anew(cell: nnx.RNNCellBase, carry: Carry, input_shape: tuple[int, ...]) -> Carry:
+    """Returns the initial carry in the types of a given one."""
+    fresh = cell.initialize_carry(input_shape, nnx.Rngs(0))
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), fresh, carry)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopByExample:
+    """The loop from the last step to the first, one example after another, with lengths and steps of a reset."""
+
+    lengths: tuple[int, ...]
+    resets: tuple[tuple[int, ...], ...]
+
+    def __call__(self, cell: nnx.RNNCellBase, carry: Carry, xs: Array) -> tuple[Carry, Array]:
+        """Runs the cell on single examples, without a batch axis."""
+        rows = []
+        for b, length in enumerate(self.lengths):
+            h = jax.tree.map(lambda part, b=b: part[b], carry)
+            y = jax.eval_shape(cell, h, xs[b, 0])[1]
+            ys = [jnp.zeros(y.shape, y.dtype)] * xs.shape[1]
+            for t in reversed(range(length)):
+                if t in self.resets[b]:
+                    h = anew(cell, h, xs.shape[2:])
+                h, ys[t] = cell(h, xs[b, t])
+            rows.append((h, jnp.stack(ys)))
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *rows)
+
+
+def scanned(cell: nnx.RNNCellBase, carry: Carry, xs: Array, **options: Any) -> tuple[Carry, Array]:
+    """`rnn_jax.unroll`, with the arguments in the order of the loops."""
+    return unroll(cell, xs, carry, **options)
+
+
+def weights_for(subject: Subject, cell: nnx.RNNCellBase, carry: Carry, xs: Array) -> list[np.ndarray]:
+    """Draws the loss, `dot(weights, (carry, ys))`: every output counts, each with another weight."""
+    return normals(inexact(jax.eval_shape(loop, cell, carry, xs)), np.random.default_rng([subject.seed, 7]))
+
+
+@partial(_jit, static_argnames=("method", "reverse"))
+def outputs_and_gradients(
+    method: Callable[..., tuple[Carry, Array]],
+    cell: nnx.RNNCellBase,
+    carry: Carry,
+    xs: Array,
+    weights: Arrays,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    reverse: bool | None = None,
+) -> tuple[tuple[Carry, Array], tuple[list[Array], list[Array], list[Array]]]:
+    """Returns (carry, ys), and the gradients of `dot(weights, (carry, ys))` to the cell, the carry and the inputs.
+
+    Compiled once for each method, cell and shape, whichever checks ask for it.
+    """
+    given = {"lengths": lengths, "resets": resets, "reverse": reverse}
+    options = {name: value for name, value in given.items() if value is not None}
+
+    def loss(leaves):
+        parts = [with_inexact(tree, part) for tree, part in zip((cell, carry, xs), leaves, strict=True)]
+        outputs = method(*parts, **options)
+        return dot(weights, inexact(outputs)), outputs
+
+    (_, outputs), gradients = jax.value_and_grad(loss, has_aux=True)((inexact(cell), inexact(carry), inexact(xs)))
+    return outputs, gradients
+
+
+# Comparisons, and how a report tells of them.
+
+
+def same(got: PyTree, want: PyTree, allowed: float, what: str) -> float:
+    """Returns the relative difference, or raises `Failed` if it is above `allowed`, or NaN."""
+    pairs = list(zip(*(map(np.asarray, jax.tree.leaves(tree)) for tree in (got, want)), strict=True))
+    if any(a.shape != b.shape for a, b in pairs):
+        raise Failed(f"{what}: shapes {[a.shape for a, _ in pairs]}; allowed: {[b.shape for _, b in pairs]}.")
+    with np.errstate(invalid="ignore"):
+        difference = largest([a - b for a, b in pairs])
+        relative = difference / (largest(want) or 1.0) if difference else 0.0
+    if not relative <= allowed:
+        raise Failed(f"{what}: relative difference {relative:.2g}; allowed: {allowed:g}.")
+    return relative
+
+
+def found(differences: list[float], allowed: float, of: str) -> str:
+    """Writes the detail of a check that compared numbers."""
+    return f"{of}: relative difference {max(differences):.2g}, allowed {allowed:g}"
+
+
+def finite(tree: PyTree, what: str) -> None:
+    """Raises `Failed` at the first NaN or inf."""
+    for x in inexact(tree):
+        size = largest(x)
+        if not np.isfinite(size):
+            raise Failed(f"{what}: {'NaN' if np.isnan(size) else 'inf'}; allowed: finite numbers.")
+
+
+def described(cell: nnx.RNNCellBase, carry: Carry, batch_axes: int) -> str:
+    """Writes the parts of a carry: `c float32[*batch, 5], h float32[*batch, 5]`."""
+    parts = zip(carry_names(cell, carry), jax.tree.leaves(carry), strict=True)
+    return ", ".join(f"{name} {shape_of(part, batch_axes)}".strip() for name, part in parts)
+
+
+def written(tree: PyTree) -> str:
+    """Writes structure, dtypes and shapes: `LSTMCarry(c=float32[3, 5], h=float32[3, 5])`."""
+    return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)).replace("'", "")
+
+
+def shape_of(x: Any, batch_axes: int) -> str:
+    """Writes dtype and shape: `float32[*batch, 5]`."""
+    return f"{x.dtype}[{', '.join(['*batch', *map(str, x.shape[batch_axes:])])}]"

@@ -1,0 +1,70 @@
+"""Claims about `python -m experiments.check_cell`, through its command line."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+MY_CELL = '''
+from rnn_jax.cells.elman import ElmanCell
+
+
+class Mine(ElmanCell):
+    """An Elman cell, put on the bench from outside, that promises too much of its gate."""
+
+    gate_ranges = {"candidate": (0.0, 1.0)}
+
+'''
+
+
+def check_cell(*flags, pythonpath=""):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(pythonpath)))}
+    command = [sys.executable, "-m", "experiments.check_cell", *flags]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+def test_a_cell_of_the_catalogue_passes():
+    done = check_cell("--cell=elman", "--in_features=2", "--hidden=4", "--seed=3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    *lines, empty, verdict = done.stdout.splitlines()
+    assert not empty
+    assert verdict == "elman passes all 20 checks."
+    assert all(line.startswith("ok    ") for line in lines)
+    assert "float32[*batch, 4]" in lines[0]
+    assert not done.stderr
+
+
+def test_a_cell_from_elsewhere_is_checked_and_its_failure_told(tmp_path):
+    (tmp_path / "my_module.py").write_text(MY_CELL)
+    done = check_cell("--cell=my_module:Mine", pythonpath=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines()[-1] == "my_module:Mine FAILS 1 of 20 checks: gates."
+    (failure,) = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
+    assert "gate candidate is -" in failure
+    assert failure.endswith("allowed: 0 to 1.")
+    assert not done.stderr
+
+
+def test_an_unknown_cell_is_one_sentence():
+    done = check_cell("--cell=nosuch")
+    assert done.returncode == 1
+    assert not done.stdout
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("unknown cell 'nosuch'; allowed: elman, ")
+
+
+def test_a_stray_argument_is_a_usage_error():
+    done = check_cell("--cell=elman", "lstm")
+    assert done.returncode == 1
+    assert "unexpected argument 'lstm'; flags start with --" in done.stderr + done.stdout
+
+
+def test_help_tells_the_question_and_the_flags():
+    help_text = check_cell("--helpshort").stdout
+    assert "Does a cell keep the contract" in help_text
+    for flag in ("--cell:", "--in_features:", "--hidden:", "--seed:"):
+        assert flag in help_text

@@ -1,0 +1,432 @@
+"""Claims about the conformance kit: good cells pass, and each kind of broken cell is told by the right check."""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import rnn_jax
+from rnn_jax.cells.elman import ElmanCell
+from rnn_jax.flow import CellReport, check, check_cell
+from rnn_jax.flow.check import Check
+
+AFFINE_ONLY, GATED_ONLY = {"affine"}, {"affine", "gates"}
+
+
+class Good(rnn_jax.Cell):
+    """A leaky cell that breaks no rule, h' = f h + (1 - f) tanh(z); each cell below breaks one."""
+
+    gate_ranges: ClassVar = {"f": (0.0, 1.0), "g": (-1.0, 1.0)}
+
+    def __init__(self, in_features, hidden_features, *, dtype=None, param_dtype=jnp.float32, rngs):
+        super().__init__(in_features, hidden_features, dtype=dtype, param_dtype=param_dtype)
+        sizes = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.input = nnx.Linear(in_features, 2 * hidden_features, **sizes)
+        self.recurrent = nnx.Linear(hidden_features, 2 * hidden_features, use_bias=False, **sizes)
+
+    def preactivations(self, carry, x):
+        return jnp.split((self.input(x) + self.recurrent(carry)).astype(carry.dtype), 2, axis=-1)
+
+    def gates(self, carry, x):
+        f, g = self.preactivations(carry, x)
+        return {"f": jax.nn.sigmoid(f), "g": jnp.tanh(g)}
+
+    def __call__(self, carry, x):
+        gates = self.gates(carry, x)
+        h = gates["f"] * carry + (1.0 - gates["f"]) * gates["g"]
+        return h, h
+
+
+class PromotesDtypes(Good):
+    def __call__(self, carry, x):
+        h, _ = super().__call__(carry, x)
+        h = h * jnp.ones(())  # float64 where x64 is on
+        return h, h
+
+
+class ComputesInFloat32(Good):
+    def gates(self, carry, x):
+        return {name: gate.astype(jnp.float32).astype(gate.dtype) for name, gate in super().gates(carry, x).items()}
+
+
+class DropsAGradient(Good):
+    def gates(self, carry, x):
+        gates = super().gates(carry, x)
+        return {**gates, "f": jax.lax.stop_gradient(gates["f"])}
+
+
+class GrowsItsCarry(Good):
+    def __call__(self, carry, x):
+        h, y = super().__call__(carry[..., : self.hidden_features], x)
+        return jnp.concatenate([h, h], axis=-1), y
+
+
+class WidensItsCarry(Good):
+    def __call__(self, carry, x):
+        h, y = super().__call__(carry, x)
+        return h.astype(jnp.complex64 if h.dtype == jnp.float32 else jnp.complex128), y
+
+
+class MixesExamples(Good):
+    def __call__(self, carry, x):
+        return super().__call__(carry, x - jnp.mean(x, axis=tuple(range(x.ndim - 1)), keepdims=True))
+
+
+class GateOutOfRange(Good):
+    def gates(self, carry, x):
+        gates = super().gates(carry, x)
+        return {**gates, "f": 1.2 * gates["f"] - 0.1}
+
+
+class GateRangeWithoutGate(Good):
+    gate_ranges: ClassVar = {"forget": (0.0, 1.0)}
+
+
+class StepWithoutItsGates(Good):
+    """Has its equations twice, so that one day they will differ."""
+
+    def __call__(self, carry, x):
+        f, g = self.preactivations(carry, x)
+        h = jax.nn.sigmoid(f) * carry + (1.0 - jax.nn.sigmoid(f)) * jnp.tanh(g)
+        return h, h
+
+
+class OverflowsAtLargeInput(Good):
+    """The textbook's sigmoid: exp(z) is inf for z > 88 in float32, and inf / inf is NaN."""
+
+    def gates(self, carry, x):
+        f, g = self.preactivations(carry, x)
+        return {"f": jnp.exp(f) / (1.0 + jnp.exp(f)), "g": jnp.tanh(g)}
+
+
+class NoGradientAtZero(Good):
+    """A norm has no gradient at zero, where padding is put too, so that NaN reaches the parameters."""
+
+    def preactivations(self, carry, x):
+        z = x @ self.input.kernel
+        z = z / (1.0 + jnp.sqrt(jnp.sum(jnp.square(z), axis=-1, keepdims=True)))
+        return jnp.split((z + self.recurrent(carry)).astype(carry.dtype), 2, axis=-1)
+
+
+class KeepsARandomState(Good):
+    def __init__(self, *args, rngs, **kwargs):
+        super().__init__(*args, rngs=rngs, **kwargs)
+        self.noise = rngs.params.fork()
+
+
+class HidesAParameter(Good):
+    def __init__(self, in_features, hidden_features, *, param_dtype=jnp.float32, **kwargs):
+        super().__init__(in_features, hidden_features, param_dtype=param_dtype, **kwargs)
+        self.gain = nnx.Variable(jnp.ones((), param_dtype))
+
+    def __call__(self, carry, x):
+        return super().__call__(carry, x * self.gain[...])
+
+
+class HasAConstant(HidesAParameter):
+    def __call__(self, carry, x):
+        return super(HidesAParameter, self).__call__(carry, x * jax.lax.stop_gradient(self.gain[...]))
+
+
+class IgnoresParamDtype(Good):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.input.bias = nnx.Param(self.input.bias[...].astype(jnp.float32))
+
+
+class BroadcastsInSilence(Good):
+    def preactivations(self, carry, x):
+        f, g = super().preactivations(carry, x)
+        return f + self.input.bias[: self.hidden_features], g
+
+
+class NoBatchInItsCarry(Good):
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return super().initialize_carry(input_shape[-1:], rngs, carry_init)
+
+
+class TwoOutputs(Good):
+    def __call__(self, carry, x):
+        h, y = super().__call__(carry, x)
+        return h, (y, y)
+
+
+class Untraceable(Good):
+    def __call__(self, carry, x):
+        if jnp.sum(x) > 0:
+            return super().__call__(carry, x)
+        return carry, carry
+
+
+class Raises(Good):
+    def __call__(self, carry, x):
+        raise RuntimeError("out of ideas\nand much more to say")
+
+
+class SurrogateGradient(Good):
+    def gates(self, carry, x):
+        gates = super().gates(carry, x)
+        hard = (gates["f"] > 0.5).astype(gates["f"].dtype)
+        return {**gates, "f": gates["f"] + jax.lax.stop_gradient(hard - gates["f"])}
+
+
+class Counted(NamedTuple):
+    h: jax.Array
+    t: jax.Array
+
+
+class NaNAfter1000Steps(Good):
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        t = jnp.zeros(input_shape[:-1], jnp.int32)
+        return Counted(super().initialize_carry(input_shape, rngs, carry_init), t)
+
+    def __call__(self, carry, x):
+        h = jnp.tanh(self.preactivations(carry.h, x)[0])
+        h = h + 0.0 * jnp.sqrt(jnp.expand_dims(999 - carry.t, -1).astype(h.dtype))
+        return Counted(h, carry.t + 1), h
+
+
+class Explodes(ElmanCell):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, activation="identity", recurrent_kernel_init=nnx.initializers.normal(2.0), **kwargs)
+
+
+class OverridesItsStep(ElmanCell):
+    """No fast path knows of this doubling: the step is not what `pointwise` says."""
+
+    def __call__(self, carry, x):
+        carry, y = super().__call__(carry, x)
+        return carry, 2.0 * y
+
+
+class PointwiseWithoutActivate(ElmanCell):
+    def pointwise(self, z, carry):
+        h = jnp.tanh(z["candidate"])
+        return h, h
+
+
+def not_applicable(report):
+    return {line.name for line in report.checks if line.passed is None}
+
+
+@pytest.mark.parametrize("name", rnn_jax.catalogue())
+def test_every_cell_of_the_catalogue_passes(name):
+    report = check_cell(name)
+    assert report.passed, str(report)
+    affine = issubclass(rnn_jax.catalogue()[name], rnn_jax.AffineCell)
+    assert not_applicable(report) <= (set() if affine else AFFINE_ONLY) | {"bfloat16"}
+
+
+@pytest.mark.parametrize("cls", [nnx.LSTMCell, nnx.GRUCell, nnx.SimpleCell])
+def test_the_cells_of_flax_pass(cls):
+    report = check_cell(cls)
+    assert report.passed, str(report)
+    assert not_applicable(report) == GATED_ONLY
+
+
+def test_a_good_cell_passes_and_every_line_is_said():
+    report = check_cell(Good)
+    assert report.passed, str(report)
+    assert not_applicable(report) == AFFINE_ONLY
+    assert all(line.detail for line in report.checks)
+    assert len({line.name for line in report.checks}) == len(report.checks)
+
+
+@pytest.mark.parametrize(
+    ("cls", "only", "names"),
+    [
+        (DropsAGradient, None, {"gradients"}),
+        (MixesExamples, ["batch axes", "jit and grad", "vmap", "scan", "gradients"], {"batch axes", "vmap"}),
+        (OverflowsAtLargeInput, ["float64", "gradients", "extreme inputs", "gates"], {"extreme inputs", "gates"}),
+    ],
+)
+def test_a_broken_cell_fails_the_checks_that_it_should_and_no_other(cls, only, names):
+    report = check_cell(cls, only=only)
+    assert set(report.failed) == names, str(report)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "says"),
+    [
+        (PromotesDtypes, "carry", "the carry becomes float64[5] in a step; allowed: float32[5], as before it."),
+        (PromotesDtypes, "strict promotion", "TypePromotionError"),
+        (GrowsItsCarry, "carry", "the carry becomes float64[10] in a step; allowed: float64[5], as before it."),
+        (WidensItsCarry, "carry", "the carry becomes complex128[5] in a step; allowed: float64[5]"),
+        (ComputesInFloat32, "float64", "computes in float32"),
+        (IgnoresParamDtype, "float64", "input/bias is float32 with param_dtype=float64"),
+        (ComputesInFloat32, "gradients", "by central differences"),
+        (KeepsARandomState, "parameters", "noise/count is a random state"),
+        (KeepsARandomState, "jit and grad", "TypeError: grad requires real- or complex-valued inputs"),
+        (HidesAParameter, "parameters", "a gradient reaches gain"),
+        (BroadcastsInSilence, "strict promotion", "1 batch axes: ValueError: Operands could not be broadcast"),
+        (NoBatchInItsCarry, "contract", "allowed: [*batch, ...] each"),
+        (TwoOutputs, "carry", "the output is (float64[5], float64[5]); allowed: one array"),
+        (Untraceable, "jit and grad", "TracerBoolConversionError"),
+        (GateOutOfRange, "gates", "gate f is"),
+        (GateRangeWithoutGate, "gates", "gate_ranges names forget; allowed: gates, f, g."),
+        (StepWithoutItsGates, "gates", "halving what `gates` returns changes nothing"),
+        (PointwiseWithoutActivate, "gates", "halving what `activate` returns changes nothing"),
+        (OverridesItsStep, "affine", "a step against pointwise: relative difference"),
+        (OverflowsAtLargeInput, "extreme inputs", "outputs for inputs of 1e4: NaN"),
+        (NoGradientAtZero, "extreme inputs", "gradients for inputs of zeros: NaN"),
+        (NoGradientAtZero, "padding", "NaN in the padding gives: NaN"),
+        (NaNAfter1000Steps, "long run", "nan at step 1001, behind numbers of"),
+        (DropsAGradient, "gradients", "by central differences; allowed: 1e-6 apart (so at 5 of 5 points)"),
+        (SurrogateGradient, "gradients", "by central differences"),
+        (Raises, "scan", "RuntimeError: out of ideas"),
+    ],
+)
+def test_a_failure_says_what_was_found(cls, name, says):
+    (line,) = check_cell(cls, only=[name]).checks
+    assert line.passed is False
+    assert says in line.detail
+    assert "\n" not in line.detail
+
+
+@pytest.mark.parametrize(
+    ("name", "spoilt", "says"),
+    [
+        ("padding", lambda unroll, *args, lengths=None, **kwargs: unroll(*args, **kwargs), "NaN in the padding"),
+        ("unroll", lambda unroll, *args, lengths=None, **kwargs: unroll(*args, **kwargs), "lengths, resets: outputs"),
+        ("resets", lambda unroll, *args, resets=None, **kwargs: unroll(*args, **kwargs), "outputs and carry"),
+        ("unroll", lambda unroll, *args, resets=None, **kwargs: unroll(*args, **kwargs), "lengths, resets: outputs"),
+        ("unroll", lambda unroll, *args, reverse=None, **kwargs: unroll(*args, **kwargs), "lengths, resets: outputs"),
+        (
+            "unroll",
+            lambda unroll, cell, *args, **kwargs: unroll(jax.lax.stop_gradient(cell), *args, **kwargs),
+            "forward: gradient to the parameters: relative difference",
+        ),
+        (
+            "resets",
+            lambda unroll, cell, xs, *args, **kwargs: unroll(cell, jax.lax.stop_gradient(xs), *args, **kwargs),
+            "gradient to the inputs: relative difference 1; allowed: 1e-08.",
+        ),
+    ],
+)
+def test_an_unroll_that_goes_wrong_is_told(monkeypatch, name, spoilt, says):
+    class Elman(ElmanCell):
+        """A class of its own, for which nothing is compiled yet."""
+
+    right = check.unroll
+    monkeypatch.setattr(check, "unroll", lambda *args, **kwargs: spoilt(right, *args, **kwargs))
+    (line,) = check_cell(Elman, only=[name]).checks
+    assert line.passed is False
+    assert says in line.detail
+
+
+@pytest.mark.parametrize(
+    ("instrument", "field", "says"),
+    [
+        ("gradient_profile", "log10_norm", "gradient_profile is 0.1 off in log10; allowed: 0.0001."),
+        ("gradient_profile", "grads", "parameter gradients of gradient_profile: relative difference 0.1;"),
+        ("adjoints", "log10_scale", "flow.adjoints: relative difference 0.26; allowed: 1e-05."),
+        ("adjoints", "direction", "flow.adjoints: relative difference 0.1; allowed: 1e-05."),
+    ],
+)
+def test_an_instrument_that_goes_wrong_is_told(monkeypatch, instrument, field, says):
+    def spoilt(*args, **kwargs):
+        result = right(*args, **kwargs)
+        change = (lambda x: x + 0.1) if "log10" in field else (lambda x: 1.1 * x)
+        return dataclasses.replace(result, **{field: jax.tree.map(change, getattr(result, field))})
+
+    right = getattr(check, instrument)
+    monkeypatch.setattr(check, instrument, spoilt)
+    (line,) = check_cell(Good, only=["adjoints"]).checks
+    assert line.passed is False
+    assert says in line.detail
+
+
+def test_an_exception_never_ends_the_report():
+    report = check_cell(Raises)
+    assert len(report.checks) == 20
+    assert {"carry", "batch axes", "gradients", "unroll", "long run"} <= set(report.failed)
+    assert "contract" not in report.failed
+
+
+def test_a_constant_is_allowed():
+    assert check_cell(HasAConstant, only=["parameters", "gradients", "jit and grad"]).passed
+
+
+def test_a_kink_does_not_fail_a_right_cell():
+    for seed in range(3):
+        report = check_cell("elman(activation='relu')", seed=seed, only=["gradients"])
+        assert report.passed, str(report)
+
+
+def test_growth_is_allowed_but_named():
+    (line,) = check_cell(Explodes, only=["long run"]).checks
+    assert line.passed
+    assert "grows beyond float32 by step" in line.detail
+    assert check_cell(Explodes, only=["extreme inputs"]).passed
+
+
+def test_a_built_cell_keeps_its_sizes_and_dtype():
+    cell = rnn_jax.make_cell("gru", 2, 7, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    before = jax.tree.map(np.asarray, cell)
+    report = check_cell(cell, only=["contract", "parameters", "bfloat16", "long run"])
+    assert report.passed, str(report)
+    assert report.cell == "GRUCell"
+    assert "float64[*batch, 7]" in report.checks[0].detail
+    assert "finite in float64" in report.checks[-1].detail
+    jax.tree.map(np.testing.assert_array_equal, cell, before)
+    assert cell.param_dtype == jnp.float64
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_the_report_does_not_depend_on_settings_nor_change_them(x64):
+    only = ["carry", "float64", "strict promotion", "gradients", "padding"]
+    with jax.enable_x64(x64), jax.debug_nans(True):
+        report = check_cell("elman", only=only)
+        assert jnp.zeros(()).dtype == (jnp.float64 if x64 else jnp.float32)
+    assert report.passed, str(report)
+    assert report.checks[0].detail == "structure, shapes and dtypes kept; output float32[*batch, 5]"
+
+
+def test_a_specification_with_arguments_is_a_name():
+    report = check_cell(
+        "lstm(use_bias=False, dtype='bfloat16')", hidden_features=2, only=["carry", "float64", "affine"]
+    )
+    assert report.passed, str(report)
+    assert "output bfloat16[*batch, 2]" in report.checks[0].detail
+
+
+@pytest.mark.parametrize(
+    ("cell", "says"),
+    [
+        ("nosuch", "unknown cell 'nosuch'; allowed: elman"),
+        ("collections:OrderedDict", ""),
+        ("math:sqrt", "cannot be built"),
+        ("rnn_jax.cell:Cell", "cell 'rnn_jax.cell:Cell' cannot be built: TypeError"),
+        ("elman(activation='nosuch')", "activation='nosuch' is unknown"),
+    ],
+)
+def test_a_cell_that_cannot_be_built_is_told_in_one_sentence(cell, says):
+    with pytest.raises(ValueError, match=r".") as error:
+        check_cell(cell)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_check_is_told():
+    with pytest.raises(ValueError, match="check 'gate' is unknown; allowed: contract, carry, "):
+        check_cell("elman", only=["gate"])
+
+
+def test_the_report_is_aligned_and_ends_with_the_verdict():
+    good = CellReport("lstm", (Check("carry", True, "kept"), Check("batch axes", None, "none")))
+    assert good.passed
+    assert str(good).splitlines() == [
+        "ok    carry       kept",
+        "n/a   batch axes  none",
+        "",
+        "lstm passes all 1 checks (1 more do not apply).",
+    ]
+    bad = CellReport("mine", (Check("carry", False, "float64; allowed: float32."), Check("vmap", False, "no")))
+    assert not bad.passed
+    assert bad.failed == ("carry", "vmap")
+    assert str(bad).splitlines()[0] == "FAIL  carry  float64; allowed: float32."
+    assert str(bad).splitlines()[-1] == "mine FAILS 2 of 2 checks: carry, vmap."
