@@ -374,13 +374,13 @@ def _parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         ) from None
 
 
-def _constructor_arguments(cls: Callable[..., Any]) -> tuple[str, ...]:
+def _constructor_arguments(cls: type[nnx.RNNCellBase]) -> tuple[str, ...]:
     """Returns the optional arguments of a class, with those that its `**kwargs` hands to its base classes."""
     known: dict[str, None] = {}
-    for base in getattr(cls, "__mro__", (cls,)):
-        if isinstance(base, type) and "__init__" not in vars(base):
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
             continue
-        parameters = inspect.signature(base.__init__ if isinstance(base, type) else base).parameters.values()
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
         known |= dict.fromkeys(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "rngs")
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break

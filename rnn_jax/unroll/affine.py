@@ -14,6 +14,7 @@ over segments of 16 steps, `unroll` above 1.
 With a `Tap`, the backward pass runs at a running scale (see `running_scale.py`), for the price of a few scalars.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -79,7 +80,8 @@ def scan_affine(
 
     def one_batch_axis(axis: int, tree: PyTree) -> PyTree:
         last = axis + len(batch_shape)
-        return jax.tree.map(lambda a: a.reshape(*a.shape[:axis], -1, *a.shape[last:]), tree)
+        size = math.prod(batch_shape)
+        return jax.tree.map(lambda a: a.reshape(*a.shape[:axis], size, *a.shape[last:]), tree)
 
     carry, fresh_carry = one_batch_axis(0, (state[0], fresh_carry))
     xs, active, reset = one_batch_axis(1, (xs, steps.active, steps.reset))
@@ -90,6 +92,7 @@ def scan_affine(
     others = [leaf for leaf, is_used in zip(leaves, split.used) if not is_used]
 
     def record_batch(adjoint: Carry, log2_scale: Array) -> PyTree:
+        assert record is not None
         return record(jax.tree.map(lambda part: part.reshape(*batch_shape, *part.shape[1:]), adjoint), log2_scale)
 
     static = _Static(split, None if record is None else record_batch, reverse, unroll)
@@ -207,13 +210,9 @@ def _run_bwd(static, residuals, cotangents):
         h = cell.hidden(carries).astype(dz_h.dtype)
         d_bias = None
         if weights.bias is not None:
-            rows = split_gates(cell, jnp.sum(dz_x, (0, 1)), jnp.zeros_like(dz_h[0, 0]), None)
-            rows_h = dict(
-                zip(cell.recurrent_gates, jnp.split(jnp.sum(dz_h, (0, 1)), len(cell.recurrent_gates)), strict=True)
-            )
-            d_bias = jnp.concatenate(
-                [rows[name] if name in cell.input_gates else rows_h[name] for name in cell.gate_columns()]
-            )
+            of_h = jnp.sum(dz_h, (0, 1)).reshape(-1, cell.hidden_features)
+            only_h = [of_h[k] for k, name in enumerate(cell.recurrent_gates) if name not in cell.input_gates]
+            d_bias = jnp.concatenate([jnp.sum(dz_x, (0, 1)), *only_h])  # in the order of `gate_columns`
         both = (((0, 1), (0, 1)), ((), ()))
         d = _Weights(jax.lax.dot_general(steps.x, dz_x, both), jax.lax.dot_general(h, dz_h, both), d_bias)
         return (state, jax.tree.map(jnp.add, d_weights, d)), (dz_x @ weights.kernel.T, recorded)
@@ -224,13 +223,13 @@ def _run_bwd(static, residuals, cotangents):
     log2_g = None if record is None else jax.vmap(log2_largest)(ys_cotangent)
     zeros = partial(jax.tree.map, jnp.zeros_like)
     state = ((a, log2_scale, zeros(used), zeros(fresh_carry)), zeros(weights))
-    step_bytes = sum(z.size // len(z) * z.dtype.itemsize for z in kept[0].values())
+    step_bytes = sum(math.prod(z.shape[1:]) * z.dtype.itemsize for z in kept[0].values())
     ((a, log2_scale, d_used, d_fresh), d_weights), (dx, recorded) = over_segments(
         segment,
         state,
         (steps, ys_cotangent, log2_g, kept),
         reverse=not static.reverse,
-        size=max(1, _SEGMENT_BYTES // step_bytes),
+        size=max(1, _SEGMENT_BYTES // max(1, step_bytes)),
     )
     return d_used, None, d_weights, Steps(dx, None, None, recorded), (a, log2_scale), d_fresh
 
