@@ -24,7 +24,7 @@ class SequenceClassifier(nnx.Module):
       out_features: number of classes or values.
       layers, bidirectional: as `rnn_jax.layers.make_rnn`.
       rngs: draws the parameters.
-      **kwargs: more arguments of the cell.
+      **kwargs: more arguments of the cell; `dtype` and `param_dtype` are the head's, too.
     """
 
     def __init__(
@@ -43,7 +43,8 @@ class SequenceClassifier(nnx.Module):
             cell, in_features, hidden_features, layers=layers, bidirectional=bidirectional, rngs=rngs, **kwargs
         )
         features = hidden_features * (2 if bidirectional else 1)
-        self.head = nnx.Linear(features, out_features, rngs=rngs)
+        dtypes = {name: kwargs[name] for name in ("dtype", "param_dtype") if name in kwargs}
+        self.head = nnx.Linear(features, out_features, **dtypes, rngs=rngs)
 
     def __call__(self, xs: Array, lengths: Array | None = None) -> Array:
         """Maps `xs [*batch, time, F]` with true `lengths [*batch]` to `[*batch, out_features]`."""

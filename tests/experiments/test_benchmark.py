@@ -1,0 +1,207 @@
+"""Claims about `python -m experiments.benchmark`, through its command line. None of them is about a time."""
+
+import csv
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+IMPLEMENTATIONS = {
+    ("torch", "elman"): {"RNN", "RNN on 1 thread"},
+    ("torch", "gru"): {"GRU", "GRU on 1 thread"},
+    ("torch", "lstm"): {"LSTM", "LSTM on 1 thread"},
+    ("flax.nnx", "elman"): {"SimpleCell"},
+    ("flax.nnx", "gru"): {"GRUCell"},
+    ("flax.nnx", "lstm"): {"LSTMCell", "OptimizedLSTMCell"},
+    ("flax.linen", "elman"): {"SimpleCell"},
+    ("flax.linen", "gru"): {"GRUCell"},
+    ("flax.linen", "lstm"): {"LSTMCell", "OptimizedLSTMCell"},
+    ("equinox", "gru"): {"GRUCell"},
+    ("equinox", "lstm"): {"LSTMCell"},
+    ("keras", "elman"): {"SimpleRNN"},
+    ("keras", "gru"): {"GRU"},
+    ("keras", "lstm"): {"LSTM"},
+}
+
+# flax.nnx gets another weight, flax.linen a gradient of zero.
+TWO_WRONG_PEERS = """
+import jax
+from absl import app
+from experiments import benchmark
+
+def other_weight(w, weights, implementation):
+    weights[0][0] = weights[0][0]._replace(kernel=1.01 * weights[0][0].kernel)
+    return benchmark._build_nnx(w, weights, implementation)
+
+def no_gradient(w, weights, implementation):
+    model = benchmark._build_linen(w, weights, implementation)
+    return model._replace(apply=lambda params, xs: model.apply(jax.lax.stop_gradient(params), xs))
+
+for name, build in (("flax.nnx", other_weight), ("flax.linen", no_gradient)):
+    benchmark.LIBRARIES[name] = benchmark.LIBRARIES[name]._replace(build=build)
+app.run(benchmark.main)
+"""
+
+# Runs `main` on each list of flags, in one process, and prints what it exits with.
+MANY_FLAGS = """
+import json, sys
+from absl import flags
+from experiments import benchmark
+
+benchmark.LIBRARIES["keras"] = benchmark.LIBRARIES["keras"]._replace(module="no_such_module")
+messages = []
+for argv in json.loads(sys.argv[1]):
+    flags.FLAGS.unparse_flags()
+    for name in flags.FLAGS.flags_by_module_dict()["experiments.benchmark"]:
+        name.unparse()
+    flags.FLAGS(["benchmark", *argv])
+    try:
+        benchmark.main(["benchmark"])
+        messages.append(None)
+    except SystemExit as error:
+        messages.append(error.code)
+print(json.dumps(messages))
+"""
+
+
+def run(*command, status=0):
+    # No optimisation by LLVM: it would take most of the time of these tests.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    command = [sys.executable, *command]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+def benchmark(*flags, status=0):
+    return run("-m", "experiments.benchmark", *flags, status=status)
+
+
+def read(run_dir):
+    with (run_dir / "benchmark.csv").open(newline="") as table:
+        return list(csv.DictReader(table))
+
+
+@pytest.fixture(scope="module")
+def two_layers_both_ways(tmp_path_factory):
+    """The rows of all installed peers and cells on a small network with every part a mapping can get wrong."""
+    out = tmp_path_factory.mktemp("benchmark") / "run"
+    benchmark("--quick", "--grid=2x5x3x4", "--layers=2", "--bidirectional", "--repeats=1", f"--out={out}")
+    return read(out)
+
+
+@pytest.mark.parametrize(("library", "cell"), IMPLEMENTATIONS)
+def test_a_peer_computes_what_ours_computes(two_layers_both_ways, library, cell):
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed: pip install -r requirements-bench.txt")
+    rows = [row for row in two_layers_both_ways if (row["library"], row["cell"]) == (library, cell)]
+    assert {row["implementation"] for row in rows} == IMPLEMENTATIONS[library, cell]
+    assert all(0 < float(row["error"]) <= 1e-5 for row in rows)  # 1e-4 is allowed, for long sequences
+    assert [row["chosen"] for row in rows].count("True") == 1
+
+
+@pytest.mark.parametrize("cell", ["elman", "gru", "lstm"])
+def test_ours_is_the_measure(two_layers_both_ways, cell):
+    (row,) = [row for row in two_layers_both_ways if (row["library"], row["cell"]) == ("ours", cell)]
+    assert float(row["ratio"]) == 1
+    assert float(row["error"]) == 0
+
+
+def test_a_peer_that_computes_something_else_is_not_timed(tmp_path):
+    flags = ["--cells=elman", "--grid=2x4x3x4", "--peers=flax.nnx,flax.linen", "--quick", "--repeats=1"]
+    done = run("-c", TWO_WRONG_PEERS, *flags, f"--out={tmp_path}", status=1)
+    nnx, linen = done.stderr.splitlines()[-2:]
+    assert nnx.startswith("flax.nnx (SimpleCell) was not timed on elman at 2x4x3x4: its outputs differ from ours by ")
+    assert linen == (
+        "flax.linen (SimpleCell) was not timed on elman at 2x4x3x4: its kernel gradients differ from ours by 1.0e+00 "
+        "of the largest; allowed: 1e-04."
+    )
+    assert {row["library"] for row in read(tmp_path)} == {"ours"}
+
+
+def test_a_run_prints_its_table_and_leaves_a_csv_and_a_figure(tmp_path):
+    pytest.importorskip("torch")
+    out = tmp_path / "run"
+    flags = ["--cells=elman", "--grid=3x6x2x4,1x2x3x4", "--peers=flax.nnx,torch", "--passes=step,forward,gradient"]
+    done = benchmark(*flags, "--quick", "--repeats=3", f"--out={out}")  # quick: torch's threads are not tried out
+    lines = done.stdout.splitlines()
+    for name in ("forward", "gradient", "step"):
+        start = next(k for k, line in enumerate(lines) if line.startswith(f"elman, {name} "))
+        assert lines[start].split()[2:] == ["ours", "flax.nnx", "torch"]
+        for point, line in zip(("3x6x2x4", "1x2x3x4"), lines[start + 1 :], strict=False):
+            assert line.startswith(point)
+            assert line.endswith("%")
+            assert line.count("(") == 2
+    assert any(line.split() == ["flax.nnx", "torch"] for line in lines)  # geometric means
+    assert "Compile time" in done.stdout
+
+    rows = read(out)
+    assert len(rows) == 2 * 3 * (1 + 1 + 2)
+    assert {row["pass"] for row in rows} == {"forward", "gradient", "step"}
+    for row in rows:
+        assert float(row["ms_q25"]) <= float(row["ms"]) <= float(row["ms_q75"])
+        assert float(row["product_share"]) > 0
+        assert (row["compile_s"] == "") == (row["library"] == "torch")
+        assert row["rounds"] == "3"
+    assert (out / "figures" / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / "config.json").read_text())["flags"]["passes"] == ["forward", "gradient", "step"]
+    assert json.loads((out / "machine.json").read_text())["product_gflop_per_s"] > 0
+    for path in ("figures/benchmark.png", "benchmark.csv", "machine.json"):
+        assert f"  {out / path}" in lines
+
+
+def test_the_profile_is_held_against_the_gradient(tmp_path):
+    done = benchmark("--what=profile", "--cells=lstm", "--grid=8x4x3x4", "--repeats=2", f"--out={tmp_path}")
+    assert "Goal: profile / plain gradient at most 1.05 at batch 8 or more." in done.stdout
+    ours, profile = read(tmp_path)
+    assert (ours["library"], profile["library"]) == ("ours", "profile")
+    assert (ours["pass"], profile["pass"]) == ("gradient", "gradient")
+    assert float(profile["error"]) < 1e-6
+
+
+def test_memory_is_measured_in_processes_of_their_own(tmp_path):
+    benchmark("--memory", "--cells=elman", "--grid=64x100x8x64", "--peers=flax.nnx", f"--out={tmp_path}")
+    rows = read(tmp_path)
+    assert [row["library"] for row in rows] == ["ours", "flax.nnx"]
+    for row in rows:
+        assert float(row["peak_mb"]) > float(row["program_mb"]) > 64 * 100 * 64 * 4 / 1e6  # the states, at the least
+        assert row["ms"] == ""
+
+
+def test_what_the_flags_cannot_mean_is_one_sentence():
+    wrong = {
+        "--cells=elman,nosuch": "cells='elman,nosuch': 'nosuch' is unknown; allowed: elman, gru, lstm.",
+        "--cells=gru,gru": "cells='gru,gru' names one twice; allowed: elman, gru, lstm.",
+        "--cells=,": "cells=',' names none; allowed: elman, gru, lstm.",
+        "--peers=memax": "peers='memax': 'memax' is unknown; allowed: torch, flax.nnx, flax.linen, equinox, keras.",
+        "--peers=keras": "peers='keras': keras is not installed; to have it: pip install keras.",
+        "--passes=backward": "passes='backward': 'backward' is unknown; allowed: forward, gradient, step.",
+        "--grid=32x128x64": "grid='32x128x64': '32x128x64' is no point; allowed: BxTxIxH (batch, time, input and "
+        "hidden features), each 1 or more, as in 32x128x64x64.",
+        "--grid=0x128x64x64": "grid='0x128x64x64': '0x128x64x64' is no point; allowed: BxTxIxH (batch, time, input "
+        "and hidden features), each 1 or more, as in 32x128x64x64.",
+        "--what=profile --passes=forward": "passes='forward': 'forward' is unknown; allowed: gradient, step.",
+        "--what=profile --peers=torch": "peers='torch' has no meaning with what='profile', where ours runs alone.",
+        f"--out={__file__}": f"--out={__file__!r} is a file; allowed: a writable folder that is absent, empty or "
+        "without config.json",
+    }
+    done = run("-c", MANY_FLAGS, json.dumps([flags.split() for flags in wrong]))
+    assert json.loads(done.stdout.splitlines()[-1]) == list(wrong.values())
+
+
+def test_a_wrong_flag_ends_with_status_1():
+    done = benchmark("--grid=32", status=1)
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("grid='32': '32' is no point; allowed: BxTxIxH")
+    assert not done.stdout
+
+
+def test_a_stray_argument_is_a_usage_error():
+    done = benchmark("lstm", status=1)
+    assert "unexpected argument 'lstm'; flags start with --" in done.stderr + done.stdout

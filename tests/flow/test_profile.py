@@ -1,0 +1,523 @@
+"""Claims about the gradient profile.
+
+The brute force: a zero is added to every carry on its way into the next step, in a loop in plain Python
+(`reference.python_unroll`), and one `jax.grad` with respect to these zeros gives every adjoint.
+"""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import rnn_jax
+from rnn_jax import RNN, Bidirectional, Stack, flow
+from rnn_jax.models import SequenceClassifier
+from tests import reference
+
+B, T, F, H = 3, 5, 2, 3
+LENGTHS = np.array([5, 2, 0])
+RESETS = np.array([[0, 0, 1, 0, 0], [0, 1, 0, 0, 0], [1, 0, 0, 0, 1]], bool)
+KINDS = ["lstm", "gru", "gru_reset_before"]
+
+
+def cell(name="lstm", in_features=F, seed=1, **kwargs):
+    return reference.make_cell(name, in_features, H, seed=seed, **kwargs)
+
+
+def inputs(seed=2):
+    return reference.normal(seed, B, T, F)
+
+
+def last_output_loss(model, xs):
+    return jnp.sum(jnp.square(model(xs)[..., -1, :]))
+
+
+def profile_of(loss_fn, model, *args, **kwargs):
+    """Returns the profile by a jitted program: the eager one runs the same, and compiles for longer."""
+    return reference.quick_jit(lambda model, args: flow.gradient_profile(loss_fn, model, *args, **kwargs))(model, args)
+
+
+def compare(profile, name, adjoint, tolerance=1e-6):
+    """Holds a profile of one layer, the whole carry and its parts, to brute-force adjoints `[*batch, time, ...]`."""
+    batch_axes = jax.tree.leaves(adjoint)[0].ndim - 2
+    norms = {name: reference.root_mean_square(adjoint, batch_axes)}
+    if isinstance(adjoint, tuple):  # (c, h)
+        for part, value in zip(("c", "h"), adjoint, strict=True):
+            norms[f"{name}/{part}"] = reference.root_mean_square(value, batch_axes)
+    mine = {key: value for key, value in profile.log10_norm.items() if key == name or key.startswith(name + "/")}
+    assert set(mine) == set(norms)
+    for key, norm in norms.items():
+        assert mine[key].dtype == jnp.float32
+        reference.assert_log10_of(mine[key], norm, tolerance)
+
+
+# ------------------------------------------------------------------------------------------------- against brute force
+
+LOSSES = {"last": (1.0, 0.0, 0.0), "all": (0.0, 1.0, 0.0), "carry": (0.0, 0.0, 1.0)}
+HOW = {
+    "plain": {},
+    "padded-reset": {"lengths": LENGTHS, "resets": RESETS},
+    "padded-reset-reverse": {"lengths": LENGTHS, "resets": RESETS, "reverse": True},
+}
+
+
+def loss_of(final, ys, weights):
+    """A loss of the last output, of all outputs, or of the final carry, by its weights."""
+    last, everything, carry = weights
+    of_carry = sum(jnp.sum(jnp.sin(part)) for part in jax.tree.leaves(final))
+    return last * jnp.sum(jnp.square(ys[:, -1])) + everything * jnp.sum(jnp.cos(ys)) + carry * of_carry
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", reference.every_cell())
+def test_profile_is_brute_force(name, how):
+    """For a loss of the last output, of all outputs, and of the final carry."""
+    if how == "padded-reset-reverse" and name.startswith("flax"):
+        how = "padded-reset"
+    the_cell, xs = cell(name), inputs()
+    arguments = dict(HOW[how])
+    lengths, resets, reverse = arguments.get("lengths"), arguments.get("resets"), arguments.get("reverse", False)
+
+    def loss_fn(model, xs, weights):
+        final, ys = model(xs, seq_lengths=lengths, resets=resets, reverse=reverse, keep_order=True, return_carry=True)
+        return loss_of(final, ys, weights)
+
+    run = reference.quick_jit(lambda weights: flow.gradient_profile(loss_fn, RNN(the_cell), xs, weights))
+    for weights in LOSSES.values():
+        adjoint = reference.adjoints(lambda final, ys, w=weights: loss_of(final, ys, w), the_cell, xs, **arguments)
+        profile = run(jnp.asarray(weights))
+        compare(profile, "rnn", adjoint)
+        value = loss_of(*reference.python_unroll(the_cell, xs, **arguments), weights)
+        np.testing.assert_allclose(profile.loss, value, rtol=1e-12)
+
+
+@pytest.mark.parametrize("batch_shape", [(), (2, 2)])
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+def test_the_mean_is_over_all_batch_axes(name, batch_shape):
+    the_cell, xs = cell(name), reference.normal(2, *batch_shape, T, F)
+    profile = profile_of(last_output_loss, RNN(the_cell), xs)
+    adjoint = reference.adjoints(lambda final, ys: jnp.sum(jnp.square(ys[..., -1, :])), the_cell, xs)
+    compare(profile, "rnn", adjoint)
+
+
+def test_time_major_changes_nothing():
+    model, xs = RNN(cell(), time_major=True), jnp.swapaxes(inputs(), 0, 1)
+    profile = profile_of(lambda m, xs: jnp.sum(jnp.square(m(xs)[-1])), model, xs)
+    expected = profile_of(last_output_loss, RNN(cell()), inputs())
+    np.testing.assert_allclose(profile.log10_norm["rnn"], expected.log10_norm["rnn"], rtol=1e-6)
+
+
+def test_padding_of_any_kind_changes_nothing():
+    clean = np.where((np.arange(T) < LENGTHS[:, None])[..., None], np.asarray(inputs()), 0.0)
+    dirty = np.where((np.arange(T) < LENGTHS[:, None])[..., None], np.asarray(inputs()), np.nan)
+
+    def loss_fn(model, xs):
+        return jnp.sum(jnp.square(model(xs, seq_lengths=LENGTHS)))
+
+    for name in KINDS:
+        run = reference.quick_jit(functools.partial(flow.gradient_profile, loss_fn, RNN(cell(name))))
+        expected, actual = run(jnp.asarray(clean)), run(jnp.asarray(dirty))
+        reference.assert_close(actual.grads, expected.grads, 0.0)
+        np.testing.assert_array_equal(actual.log10_norm["rnn"], expected.log10_norm["rnn"])
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+def test_an_output_sees_no_carry_from_its_own_step_on(name):
+    """y_t comes out of step t: what it tells the loss is not counted in a_t, nor in any later one: exact zeros."""
+    profile = profile_of(lambda m, xs: jnp.sum(m(xs)[:, 2]), RNN(cell(name)), inputs())
+    norm = np.asarray(profile.log10_norm["rnn"])
+    assert np.all(np.isfinite(norm[:2]))
+    np.testing.assert_array_equal(norm[2:], np.full(3, -np.inf))
+
+
+def test_a_reset_reads_minus_infinity_before_it():
+    resets = np.zeros((B, T), bool)
+    resets[:, 3] = True
+    profile = profile_of(
+        lambda m, xs: jnp.sum(m(xs, resets=resets)[:, -1]), RNN(cell()), inputs()
+    )  # fmt: skip
+    norm = np.asarray(profile.log10_norm["rnn"])
+    np.testing.assert_array_equal(np.isfinite(norm), [False, False, False, True, False])
+
+
+def test_a_loss_without_the_layers_outputs_reads_minus_infinity_everywhere():
+    profile = profile_of(lambda m, xs: 0.0 * jnp.sum(m(xs)), RNN(cell()), inputs())
+    for norm in profile.log10_norm.values():
+        np.testing.assert_array_equal(norm, np.full(T, -np.inf))
+    assert not any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(profile.grads))
+
+
+# ------------------------------------------------------------------------------------------------------- whole models
+
+
+def test_stack_of_layers_by_brute_force():
+    lower, upper, xs = cell("lstm"), cell("gru", H, seed=5), inputs()
+
+    def loss_fn(model, xs):
+        return jnp.sum(jnp.square(model(xs, seq_lengths=LENGTHS)))
+
+    profile = profile_of(loss_fn, Stack([RNN(lower), RNN(upper)]), xs)
+    assert set(profile.log10_norm) == {"layers/0", "layers/0/c", "layers/0/h", "layers/1"}
+
+    def by_loop(eps):
+        _, between = reference.python_unroll(lower, xs, lengths=LENGTHS, eps=eps[0])
+        _, ys = reference.python_unroll(upper, between, lengths=LENGTHS, eps=eps[1])
+        return jnp.sum(jnp.square(ys))
+
+    adjoint = jax.grad(by_loop)((reference.zero_eps(lower, (B,), T), reference.zero_eps(upper, (B,), T)))
+    compare(profile, "layers/0", adjoint[0])
+    compare(profile, "layers/1", adjoint[1])
+
+
+def test_both_directions_by_brute_force():
+    forward, backward, xs = cell("lstm"), cell("flax.nnx:LSTMCell", seed=5), inputs()
+
+    def loss_fn(model, xs):
+        return jnp.sum(jnp.square(model(xs, seq_lengths=LENGTHS)[:, 1]))
+
+    profile = profile_of(loss_fn, Bidirectional(RNN(forward), RNN(backward)), xs)
+    assert set(profile.log10_norm) == {
+        f"{layer}_rnn{part}" for layer in ("forward", "backward") for part in ("", "/c", "/h")
+    }
+
+    def by_loop(eps):
+        _, one = reference.python_unroll(forward, xs, lengths=LENGTHS, eps=eps[0])
+        _, other = reference.python_unroll(backward, xs, lengths=LENGTHS, eps=eps[1], reverse=True)
+        return jnp.sum(jnp.square(one[:, 1])) + jnp.sum(jnp.square(other[:, 1]))
+
+    adjoint = jax.grad(by_loop)((reference.zero_eps(forward, (B,), T), reference.zero_eps(backward, (B,), T)))
+    compare(profile, "forward_rnn", adjoint[0])
+    compare(profile, "backward_rnn", adjoint[1])
+    # The forward gradient lives before step 1, the backward one behind it.
+    np.testing.assert_array_equal(np.isfinite(profile.log10_norm["forward_rnn"]), [1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(np.isfinite(profile.log10_norm["backward_rnn"]), [0, 0, 1, 1, 1])
+
+
+def test_keys_are_paths_in_the_model():
+    xs = jax.ShapeDtypeStruct((B, T, F), jnp.float32)
+
+    def keys(loss_fn, model):
+        profile = jax.eval_shape(functools.partial(flow.gradient_profile, loss_fn), model, xs)
+        assert all(norm.shape == (T,) for norm in profile.log10_norm.values())
+        return set(profile.log10_norm)
+
+    def classifier(**kwargs):
+        return SequenceClassifier("elman", F, H, 2, rngs=nnx.Rngs(0), **kwargs)
+
+    def total(model, xs):
+        return jnp.sum(model(xs))
+
+    assert keys(total, classifier()) == {"rnn"}
+    assert keys(total, classifier(layers=2, bidirectional=True)) == {
+        f"rnn/layers/{k}/{direction}_rnn" for k in range(2) for direction in ("forward", "backward")
+    }
+    layers = {"encoder": RNN(rnn_jax.make_cell("lstm", F, H, rngs=nnx.Rngs(0)))}
+    assert keys(lambda m, xs: total(m["encoder"], xs), layers) == {"encoder", "encoder/c", "encoder/h"}
+    layers = [RNN(rnn_jax.make_cell("gru", F, H, rngs=nnx.Rngs(k))) for k in range(2)]
+    assert keys(lambda m, xs: total(m[0], xs) + total(m[1], xs), layers) == {"0", "1"}
+
+
+def test_a_cell_of_ones_own_with_a_counter_has_a_profile():
+    leaky = rnn_jax.make_cell("tests.reference:LeakyCell(rate=0.25)", F, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
+
+    def loss_fn(model, xs):
+        final, _ = model(xs, return_carry=True)
+        return jnp.sum(final["h"])
+
+    profile = profile_of(loss_fn, RNN(leaky), inputs())
+    expected = 0.5 * np.log10(H) + np.log10(0.75) * np.arange(T)[::-1]
+    np.testing.assert_allclose(profile.log10_norm["rnn"], expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(profile.log10_norm["rnn/h"], expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(profile.log10_norm["rnn/steps"], np.full(T, -np.inf))
+
+
+# --------------------------------------------------------------------------------------- far below what floats can hold
+
+
+def plain_adjoints(the_cell, xs, ys_cotangent):
+    """Returns every adjoint by `jax.vjp` of a scan that adds a zero to the carry: right until something underflows."""
+
+    def run(eps):
+        def step(carry, inputs):
+            x, e = inputs
+            carry, y = the_cell(carry, x)
+            return jax.tree.map(jnp.add, carry, e), y
+
+        start = the_cell.initialize_carry((xs.shape[0], F), nnx.Rngs(0))
+        return jax.lax.scan(step, start, (jnp.swapaxes(xs, 0, 1), eps))[1]
+
+    zero = the_cell.initialize_carry((xs.shape[1], xs.shape[0], F), nnx.Rngs(0))
+    (adjoint,) = jax.vjp(run, zero)[1](jnp.swapaxes(ys_cotangent, 0, 1))
+    return jax.tree.map(lambda part: jnp.swapaxes(part, 0, 1), adjoint)
+
+
+@pytest.mark.parametrize("name", ["lstm(forget_bias=0)", "gru", "gru_reset_before"])
+def test_a_float32_profile_is_that_of_float64_down_to_1e_140(name):
+    time = 900
+    narrow = rnn_jax.make_cell(name, F, H, rngs=nnx.Rngs(1))
+    wide = rnn_jax.make_cell(name, F, H, rngs=nnx.Rngs(1), param_dtype=jnp.float64)
+    same_numbers = [leaf.astype(jnp.float64) for leaf in jax.tree.leaves(narrow)]
+    wide = jax.tree.unflatten(jax.tree.structure(wide), same_numbers)
+    xs = reference.normal(2, B, time, F, dtype=jnp.float32)
+
+    profile = profile_of(last_output_loss, RNN(narrow), xs)
+    _, ys = rnn_jax.unroll(wide, xs.astype(jnp.float64))
+    cotangent = jnp.zeros_like(ys).at[:, -1].set(2.0 * ys[:, -1])
+    adjoint = jax.jit(plain_adjoints)(wide, xs.astype(jnp.float64), cotangent)
+    expected = np.log10(np.maximum(reference.root_mean_square(adjoint), 1e-320))
+    seen = (expected > -140.0) & np.isfinite(np.asarray(profile.log10_norm["rnn"]))
+    assert expected[0] < -100.0, "the case does not reach far enough to prove anything"
+    assert np.array_equal(seen[:-1], expected[:-1] > -140.0)
+    np.testing.assert_allclose(np.asarray(profile.log10_norm["rnn"])[seen], expected[seen], rtol=0.0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["elman", "gru_reset_before"])
+def test_a_profile_of_20000_steps_falls_without_end_and_without_nan(name):
+    time = 20_000
+    model = RNN(rnn_jax.make_cell(name, 1, 2, rngs=nnx.Rngs(1), recurrent_kernel_init=half_identity))
+    xs = reference.normal(2, 1, time, 1, dtype=jnp.float32)
+    profile = profile_of(last_output_loss, model, xs)
+    norm = np.asarray(profile.log10_norm["rnn"], np.float64)
+    assert np.all(np.isfinite(norm[:-1]))
+    assert norm[-1] == -np.inf
+    assert norm[0] < -1000.0
+    assert np.mean(np.diff(norm[:-1]) > 0) > 0.9  # it falls on its way back, nearly everywhere
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(profile.grads))
+
+
+def half_identity(key, shape, dtype):
+    return 0.5 * jnp.eye(shape[0], shape[1], dtype=dtype)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0, -3.0])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_a_gradient_of_any_size_reads_as_what_it_is(factor, dtype):
+    """h' = w h for 2000 steps: 10**-602, 10**602, 10**954. No float holds any of them."""
+    linear = rnn_jax.make_cell("elman", 1, 1, rngs=nnx.Rngs(0), activation="identity", param_dtype=dtype)
+    linear = reference.with_params(linear, recurrent_kernel=np.array([[factor]]))
+
+    def loss_fn(model, xs):
+        final, _ = model(xs, return_carry=True)
+        return jnp.sum(final)
+
+    profile = profile_of(loss_fn, RNN(linear), jnp.zeros((4, 2000, 1), dtype))
+    lag = np.arange(2000)[::-1]
+    np.testing.assert_allclose(profile.log10_norm["rnn"], lag * np.log10(abs(factor)), rtol=1e-6)
+
+
+def test_examples_of_very_different_size_read_as_their_root_mean_square():
+    """1e-10 beside 1: in the mean of squares it is 1e-20, below what float32 can add to 1, but no zero and no NaN."""
+    weights = jnp.array([1.0, 1e-10, 1e-30], jnp.float32)
+
+    def loss_fn(model, xs):
+        return jnp.sum(weights[:, None] * model(xs)[:, -1])
+
+    model = RNN(rnn_jax.make_cell("lstm", F, H, rngs=nnx.Rngs(0)))
+    xs = inputs().astype(jnp.float32)
+    profile = profile_of(loss_fn, model, xs)
+    alone = profile_of(lambda m, xs: jnp.sum(m(xs)[:, -1]), model, xs[:1])
+    expected = np.asarray(alone.log10_norm["rnn"]) - 0.5 * np.log10(3)
+    np.testing.assert_allclose(profile.log10_norm["rnn"], expected, rtol=1e-5)
+
+
+def test_a_gradient_that_is_nan_reads_nan_and_not_some_number():
+    def loss_fn(model, xs):
+        return jnp.sum(jnp.nan * model(xs)[:, -1])
+
+    for name in ("lstm", "gru_reset_before"):
+        norm = np.asarray(flow.gradient_profile(loss_fn, RNN(cell(name)), inputs()).log10_norm["rnn"])
+        assert np.all(np.isnan(norm[:-1])), name
+
+
+# ---------------------------------------------------------------------------------------------- the gradients beside it
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("name", ["elman", "lstm", "gru", "gru_reset_before", "flax.nnx:OptimizedLSTMCell"])
+def test_the_gradients_are_those_of_jax_grad(name, dtype):
+    """Scaled by powers of two only: kernels have the same bits, biases, whose sum may run in another order, nearly."""
+    model = RNN(cell(name, dtype=dtype))
+    xs = reference.normal(2, B, 40, F, dtype=dtype)
+
+    def loss_fn(model, xs):
+        return jnp.mean(jnp.square(model(xs)))
+
+    loss, expected = jax.jit(jax.value_and_grad(loss_fn))(model, xs)
+    profile = jax.jit(functools.partial(flow.gradient_profile, loss_fn))(model, xs)
+    assert jax.tree.structure(profile.grads) == jax.tree.structure(model) == jax.tree.structure(expected)
+    np.testing.assert_array_equal(profile.loss, loss)
+    for (path, actual), (_, wanted) in zip(
+        jax.tree.leaves_with_path(profile.grads), jax.tree.leaves_with_path(expected), strict=True
+    ):
+        assert actual.dtype == dtype
+        if "kernel" in jax.tree_util.keystr(path):
+            np.testing.assert_array_equal(actual, wanted)
+        else:
+            assert reference.relative_error(actual, wanted) < 8 * jnp.finfo(dtype).eps
+
+
+def test_the_model_itself_is_left_as_it_was():
+    model = Stack([RNN(cell("lstm")), RNN(cell("gru", H))])
+    before = jax.tree.flatten(model)
+    profile = flow.gradient_profile(last_output_loss, model, inputs())
+    after = jax.tree.flatten(model)
+    assert before[1] == after[1] == jax.tree.structure(profile.grads)
+    assert all(a is b for a, b in zip(before[0], after[0], strict=True))
+    again = flow.gradient_profile(last_output_loss, model, inputs())
+    np.testing.assert_array_equal(again.log10_norm["layers/0"], profile.log10_norm["layers/0"])
+
+
+def test_an_auxiliary_output_comes_back():
+    def loss_fn(model, xs, scale):
+        ys = model(xs)
+        return scale * jnp.sum(ys[:, -1]), {"ys": ys}
+
+    model = RNN(cell())
+    profile = profile_of(loss_fn, model, inputs(), 3.0, has_aux=True)
+    reference.assert_close(profile.aux["ys"], model(inputs()), 1e-14)
+    without = profile_of(lambda m, xs: 3.0 * jnp.sum(m(xs)[:, -1]), model, inputs())
+    assert without.aux is None
+    np.testing.assert_allclose(profile.log10_norm["rnn"], without.log10_norm["rnn"], rtol=1e-6)
+
+
+# -------------------------------------------------------------------------------------------------------- as one wants
+
+
+def test_a_profile_can_be_jitted_and_traced_once():
+    traces = []
+
+    @jax.jit
+    def run(model, xs):
+        traces.append(1)
+        return flow.gradient_profile(last_output_loss, model, xs)
+
+    model = RNN(cell())
+    for seed in (2, 3, 4):
+        expected = flow.gradient_profile(last_output_loss, model, inputs(seed))
+        actual = run(model, inputs(seed))
+        assert jax.tree.structure(actual) == jax.tree.structure(expected)
+        for key, norm in expected.log10_norm.items():
+            np.testing.assert_allclose(actual.log10_norm[key], norm, rtol=1e-6)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize(("name", "jitted"), [*((name, True) for name in KINDS), ("lstm", False)])
+def test_a_profile_of_an_ensemble_has_a_scale_for_each_seed(name, jitted):
+    """Members whose gradients lie 1e60 apart, in float32: one common scale would read the smaller ones as 0."""
+
+    def build(key, scale):
+        model = RNN(rnn_jax.make_cell(name, F, H, rngs=nnx.Rngs(key)))
+        return jax.tree.map(lambda w: scale.astype(w.dtype) * w, model)
+
+    def loss_fn(model, xs, size):
+        return size * jnp.sum(model(xs)[:, -1])
+
+    keys, xs = jax.random.split(jax.random.key(0), 3), inputs().astype(jnp.float32)
+    scales, sizes = jnp.array([1.0, 0.5, 1e-3]), jnp.array([1.0, 1e30, 1e-30], jnp.float32)
+    ensemble = jax.vmap(build)(keys, scales)
+    run = jax.vmap(functools.partial(flow.gradient_profile, loss_fn), in_axes=(0, None, 0))
+    together = (reference.quick_jit(run) if jitted else run)(ensemble, xs, sizes)
+    one = reference.quick_jit(functools.partial(flow.gradient_profile, loss_fn))
+    for k in range(3):
+        alone = one(build(keys[k], scales[k]), xs, sizes[k])
+        for key, norm in alone.log10_norm.items():
+            np.testing.assert_allclose(together.log10_norm[key][k], norm, atol=1e-4)
+        reference.assert_close(jax.tree.map(lambda g, k=k: g[k], together.grads), alone.grads, 1e-4)
+
+
+def test_a_profile_can_be_taken_inside_a_scan_of_training_steps():
+    model, xs = RNN(cell()), inputs()
+
+    def step(model, _):
+        profile = flow.gradient_profile(last_output_loss, model, xs)
+        return jax.tree.map(lambda w, g: w - 0.1 * g, model, profile.grads), profile.log10_norm["rnn"]
+
+    _, norms = jax.lax.scan(step, model, None, length=3)
+    assert norms.shape == (3, T)
+    first = flow.gradient_profile(last_output_loss, model, xs).log10_norm["rnn"]
+    np.testing.assert_allclose(norms[0], first, rtol=1e-5)
+    assert np.all(norms[0, :-1] != norms[1, :-1])
+
+
+def test_a_tapped_affine_cell_still_takes_the_fast_path(monkeypatch):
+    module, calls = importlib.import_module("rnn_jax.unroll"), []
+
+    def spied(path, original):
+        def run(*args, **kwargs):
+            calls.append(path)
+            return original(*args, **kwargs)
+
+        return run
+
+    for path in ("scan_affine", "scan_cell"):
+        monkeypatch.setattr(module, path, spied(path, getattr(module, path)))
+    flow.gradient_profile(last_output_loss, RNN(cell()), inputs())
+    assert calls == ["scan_affine"] * 2  # an abstract run, and the one that counts
+
+
+def test_where_the_plain_adjoint_overflows_the_profile_does_not():
+    """dL/dy = 1e38, and it grows by 1e4 a step: in float32 the adjoint is inf, its log10 is 42, 46, ..."""
+    linear = rnn_jax.make_cell("elman", 1, 1, rngs=nnx.Rngs(0), activation="identity")
+    linear = reference.with_params(linear, recurrent_kernel=np.array([[1e4]]))
+    xs = jnp.zeros((1, 9, 1), jnp.float32)
+    profile = profile_of(lambda m, xs: 1e38 * jnp.sum(m(xs)[:, -1]), RNN(linear), xs)
+    expected = 38.0 + 4.0 * np.arange(1, 9)[::-1]
+    np.testing.assert_allclose(profile.log10_norm["rnn"][:-1], expected, rtol=1e-6)
+
+
+# --------------------------------------------------------------------------------------------------------------- errors
+
+
+def test_a_model_without_layers_is_refused():
+    for model in ({"w": jnp.ones(3)}, nnx.Linear(2, 2, rngs=nnx.Rngs(0)), cell()):
+        kind = type(model).__name__
+        with pytest.raises(
+            ValueError, match=rf"model is a {kind} without recurrent layers; allowed: one with rnn_jax\."
+        ):
+            flow.gradient_profile(lambda m: jnp.float64(0.0), model)
+
+
+def test_a_layer_that_runs_twice_is_refused():
+    with pytest.raises(ValueError, match=r"loss_fn ran layer 'rnn' 2 times; allowed: once\."):
+        flow.gradient_profile(lambda m, xs: jnp.sum(m(xs)) + jnp.sum(m(xs)), RNN(cell()), inputs())
+
+
+def test_a_layer_that_never_runs_is_refused():
+    model = {"a": RNN(cell()), "b": RNN(cell())}
+    with pytest.raises(ValueError, match=r"loss_fn ran layer 'b' 0 times; allowed: once\."):
+        flow.gradient_profile(lambda m, xs: jnp.sum(m["a"](xs)), model, inputs())
+
+
+def per_example_loss(model, xs):
+    """The model is closed over by a vmap over examples: it runs once for each."""
+    return jnp.sum(jax.vmap(lambda x: jnp.sum(model(x)[-1]))(xs))
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+def test_a_layer_in_a_vmap_over_examples_is_refused(name):
+    with pytest.raises(ValueError, match=r"passed layer 'rnn' 3 times; allowed: once .*jax\.vmap"):
+        flow.gradient_profile(per_example_loss, RNN(cell(name)), inputs())
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+def test_a_layer_in_a_vmap_over_examples_reads_nan_where_it_cannot_be_refused(name):
+    """And its gradients are right or NaN: never some number."""
+    profile = jax.jit(functools.partial(flow.gradient_profile, per_example_loss))(RNN(cell(name)), inputs())
+    expected = jax.grad(per_example_loss)(RNN(cell(name)), inputs())
+    for actual, wanted in zip(jax.tree.leaves(profile.grads), jax.tree.leaves(expected), strict=True):
+        assert np.isnan(np.asarray(actual)).all() or reference.relative_error(actual, wanted) < 1e-12
+    np.testing.assert_array_equal(profile.log10_norm["rnn"], np.full(T, np.nan))
+
+
+def test_a_layer_in_a_scan_is_refused():
+    """A layer that runs at every step of an outer scan runs as often as that has steps."""
+
+    def loss_fn(model, xs):
+        return jax.lax.scan(lambda total, x: (total + jnp.sum(model(x)[-1]), None), jnp.float64(0.0), xs)[0]
+
+    with pytest.raises(ValueError, match=r"passed layer 'rnn' 3 times; allowed: once"):
+        flow.gradient_profile(loss_fn, RNN(cell()), inputs())

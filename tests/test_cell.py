@@ -1,0 +1,412 @@
+"""Claims about every cell, and about building one from its name."""
+
+import importlib
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import rnn_jax
+from rnn_jax.cell import as_initializer, carry_names, chrono_bias, split_names
+from tests import reference
+
+CATALOGUE = list(rnn_jax.catalogue())
+
+
+def make(name, in_features=2, hidden_features=4, **kwargs):
+    return rnn_jax.make_cell(name, in_features, hidden_features, rngs=nnx.Rngs(0), **kwargs)
+
+
+# ------------------------------------------------------------------------------------------------------ the contract
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_cell_is_a_flax_cell(name):
+    cell = make(name)
+    assert isinstance(cell, nnx.RNNCellBase)
+    assert cell.num_feature_axes == 1
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_leaf_of_a_cell_is_a_parameter_that_can_be_trained(name):
+    leaves = jax.tree.leaves(make(name))
+    assert leaves
+    assert all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves)  # no keys, no counters
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_all_leading_axes_are_batch_axes(name):
+    cell = reference.make_cell(name, 2, 4)
+    x, carry = reference.normal(0, 3, 2, 2), reference.random_carry(cell, (3, 2), seed=1)
+    next_carry, y = cell(carry, x)
+    assert y.shape[:2] == (3, 2)
+    for b in np.ndindex(3, 2):
+        alone = cell(jax.tree.map(lambda part, b=b: part[b], carry), x[b])
+        reference.assert_close(jax.tree.map(lambda part, b=b: part[b], (next_carry, y)), alone, 1e-14)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_a_step_keeps_structure_shape_and_dtype_of_the_carry(name, dtype):
+    cell = make(name, param_dtype=dtype)
+    carry = cell.initialize_carry((3, 2), nnx.Rngs(0))
+    after, y = cell(carry, jnp.ones((3, 2), dtype))
+    assert jax.tree.structure(after) == jax.tree.structure(carry)
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(after)] == [(x.shape, x.dtype) for x in jax.tree.leaves(carry)]
+    assert y.dtype == dtype
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_the_carry_is_zero_at_first_and_needs_no_rngs(name):
+    cell = make(name)
+    for part in jax.tree.leaves(cell.initialize_carry((3, 5, 2))):
+        np.testing.assert_array_equal(part, np.zeros((3, 5, 4), np.float32))
+        assert part.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("rngs", [nnx.Rngs(7), nnx.Rngs(7).carry], ids=["Rngs", "RngStream"])
+def test_a_random_carry_draws_every_part_anew(rngs):
+    carry = make("lstm").initialize_carry((3, 2), rngs, nnx.initializers.normal(1.0))
+    assert carry.c.shape == carry.h.shape == (3, 4)
+    assert not np.any(np.asarray(carry.c) == np.asarray(carry.h))
+    again = make("lstm").initialize_carry((3, 2), nnx.Rngs(8), nnx.initializers.normal(1.0))
+    assert not np.any(np.asarray(carry.c) == np.asarray(again.c))
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_gates_have_the_shape_of_the_state_and_stay_in_their_range(name):
+    cell = reference.make_cell(name, 2, 4)
+    if not isinstance(cell, rnn_jax.Cell):
+        pytest.skip("a plain flax cell names no gates")
+    carry, x = reference.random_carry(cell, (3,), seed=1), 10.0 * reference.normal(0, 3, 2)
+    gates = cell.gates(carry, x)
+    assert gates
+    assert set(cell.gate_ranges) <= set(gates)
+    for gate, value in gates.items():
+        assert value.shape[0] == 3
+        low, high = cell.gate_ranges.get(gate, (-math.inf, math.inf))
+        assert np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)), gate
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_an_affine_cell_has_one_bias_for_each_distinct_gate(name):
+    cell = make(name)
+    if not isinstance(cell, rnn_jax.AffineCell):
+        pytest.skip("not an AffineCell")
+    W, R, b = cell.affine()
+    assert W.shape == (2, 4 * len(cell.input_gates))
+    assert R.shape == (4, 4 * len(cell.recurrent_gates))
+    assert b.shape == (4 * len(set(cell.input_gates) | set(cell.recurrent_gates)),)
+
+
+def test_the_columns_of_the_gru_are_those_of_its_docstring():
+    assert make("gru").gate_columns() == ("r", "u", "nx", "nh")
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("argument", ["in_features", "hidden_features"])
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_size_below_one_is_refused(name, argument, size):
+    sizes = {"in_features": 2, "hidden_features": 4, argument: size}
+    with pytest.raises(ValueError, match=rf"{argument}={size} is not a size; allowed: 1 or more\."):
+        make(name, **sizes)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_one_unit_and_one_input_are_enough(name):
+    cell = make(name, 1, 1)
+    _, y = cell(cell.initialize_carry((1,)), jnp.ones((1,), jnp.float32))
+    assert y.shape == (1,)
+    assert np.isfinite(np.asarray(y)).all()
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_the_same_seed_builds_the_same_cell_and_another_seed_another(name):
+    def leaves(seed):
+        return jax.tree.leaves(rnn_jax.make_cell(name, 3, 4, rngs=nnx.Rngs(seed)))
+
+    for a, b in zip(leaves(0), leaves(0), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any(np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(leaves(0), leaves(1), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------- dtypes
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
+def test_param_dtype_is_that_of_parameters_and_carry(name, dtype):
+    cell = make(name, param_dtype=dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(cell)} == {jnp.dtype(dtype)}
+    carry, ys = rnn_jax.unroll(cell, jnp.ones((3, 5, 2), dtype))
+    assert {leaf.dtype for leaf in jax.tree.leaves(carry)} == {jnp.dtype(dtype)}
+    assert ys.dtype == dtype
+    grads = jax.grad(lambda c: jnp.sum(rnn_jax.unroll(c, jnp.ones((3, 5, 2), dtype))[1]))(cell)
+    for leaf in jax.tree.leaves(grads):
+        assert leaf.dtype == dtype
+        assert np.isfinite(np.asarray(leaf, np.float64)).all()
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_bfloat16_products_keep_a_float32_state(name):
+    narrow, wide = make(name, dtype=jnp.bfloat16), make(name)
+    xs = reference.normal(0, 3, 6, 2, dtype=jnp.float32)
+    carry, ys = rnn_jax.unroll(narrow, xs)
+    assert ys.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves((narrow, carry))} == {jnp.dtype(jnp.float32)}
+    wide_carry, wide_ys = rnn_jax.unroll(wide, xs)
+    errors = [reference.relative_error(*pair) for pair in zip(*map(jax.tree.leaves, (carry, wide_carry)), strict=True)]
+    assert 1e-5 < max(errors) < 2e-2  # as many digits as bfloat16 products give, and no more: they really are narrow
+    assert reference.relative_error(ys, wide_ys) < 3e-2
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_float32_cell_computes_in_float32_even_if_float64_is_switched_on(name):
+    cell = make(name)
+    carry, ys = rnn_jax.unroll(cell, jnp.ones((3, 5, 2), jnp.float32), lengths=jnp.array([5, 0, 2]))
+    assert {leaf.dtype for leaf in jax.tree.leaves((cell, carry, ys))} == {jnp.dtype(jnp.float32)}
+
+
+# ---------------------------------------------------------------------------------------------------- initialisers
+
+
+def blocks(name="lstm", **kwargs):
+    """Returns the kernel and the recurrent kernel of a cell, gate by gate, in float64."""
+    cell = make(name, 60, 50, param_dtype=jnp.float64, **kwargs)
+    W = np.split(np.asarray(cell.kernel[...]), len(cell.input_gates), axis=-1)
+    R = np.split(np.asarray(cell.recurrent_kernel[...]), len(cell.recurrent_gates), axis=-1)
+    return W, R
+
+
+@pytest.mark.parametrize("name", ["elman", "lstm", "gru"])
+def test_kernels_are_lecun_normal_and_orthogonal_by_default_in_every_block(name):
+    W, R = blocks(name)
+    for block in W:
+        assert abs(np.std(block) * np.sqrt(60) - 1.0) < 0.1  # 3000 draws: 8 standard errors
+    for block in R:
+        np.testing.assert_allclose(block.T @ block, np.eye(50), atol=1e-12)
+    assert not any(np.array_equal(a, b) for k, a in enumerate(R) for b in R[:k])
+
+
+@pytest.mark.parametrize(
+    ("initializer", "claim"),
+    [
+        ("identity", lambda R: np.array_equal(R, np.eye(50))),
+        ("zeros", lambda R: not np.any(R)),
+        ("orthogonal", lambda R: np.allclose(R @ R.T, np.eye(50), atol=1e-12)),
+        ("lecun_normal", lambda R: abs(np.std(R) * np.sqrt(50) - 1) < 0.1),
+        ("he_normal", lambda R: abs(np.std(R) * np.sqrt(25) - 1) < 0.1),
+        ("glorot_uniform", lambda R: 0.97 < np.max(np.abs(R)) / np.sqrt(6 / 100) <= 1.0),
+    ],
+)
+def test_every_block_is_what_the_initialiser_promises(initializer, claim):
+    for block in blocks(recurrent_kernel_init=initializer)[1]:
+        assert claim(block)
+
+
+def test_an_initialiser_may_be_a_function_and_a_bias_may_have_one():
+    def sevens(key, shape, dtype):
+        return jnp.full(shape, 7.0, dtype)
+
+    cell = make("elman", kernel_init=sevens, bias_init=sevens)
+    np.testing.assert_array_equal(cell.kernel[...], np.full((2, 4), 7.0))
+    np.testing.assert_array_equal(cell.bias[...], np.full(4, 7.0))
+
+
+def test_an_unknown_initialiser_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"initializer 'ortho' is unknown; allowed: identity, .*, or a function\."):
+        make("elman", recurrent_kernel_init="ortho")
+    assert as_initializer("identity")(jax.random.key(0), (2, 3), jnp.float32).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["elman", "irnn", "lstm", "gru"])
+def test_no_bias_leaves_two_kernels(name):
+    cell = make(name, use_bias=False)
+    assert cell.bias is None
+    assert len(jax.tree.leaves(cell)) == 2
+    assert rnn_jax.unroll(cell, jnp.ones((5, 2), jnp.float32))[1].shape == (5, 4)
+
+
+def test_chrono_bias_is_the_log_of_a_uniform_number():
+    drawn = np.exp(np.asarray(chrono_bias(jax.random.key(0), 10.0, 1000, jnp.float64)))
+    assert drawn.min() >= 1.0
+    assert drawn.max() <= 9.0
+    quarters = np.quantile(drawn, [0.25, 0.5, 0.75])
+    np.testing.assert_allclose(quarters, [3.0, 5.0, 7.0], atol=0.7)  # 5 standard errors
+
+
+# ------------------------------------------------------------------------------------------------ names and building
+
+
+def test_the_catalogue_is_sorted_and_holds_cells():
+    assert sorted(CATALOGUE) == CATALOGUE
+    assert {"elman", "irnn", "lstm", "gru", "gru_reset_before"} <= set(CATALOGUE)
+    assert all(issubclass(cls, nnx.RNNCellBase) for cls in rnn_jax.catalogue().values())
+
+
+def test_the_catalogue_that_is_returned_can_be_spoilt_without_harm():
+    rnn_jax.catalogue().clear()
+    assert list(rnn_jax.catalogue()) == CATALOGUE
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_name_builds_its_class(name):
+    assert type(make(name)) is rnn_jax.catalogue()[name]
+
+
+def test_a_registered_cell_is_built_by_its_name(monkeypatch):
+    monkeypatch.setattr("rnn_jax.cell._CATALOGUE", dict(rnn_jax.catalogue()))
+    assert rnn_jax.register("leaky")(reference.LeakyCell) is reference.LeakyCell
+    assert isinstance(make("leaky(rate=0.25)"), reference.LeakyCell)
+    assert "leaky" in rnn_jax.catalogue()
+
+
+def test_a_name_can_be_taken_once():
+    with pytest.raises(ValueError, match=r"cell name 'lstm' is taken by LSTMCell; allowed: a new name\."):
+        rnn_jax.register("lstm")(reference.LeakyCell)
+
+
+def test_arguments_may_stand_in_the_name_and_win_there():
+    def forget_bias(cell):
+        return float(cell.bias[...][4])
+
+    assert forget_bias(make("lstm(forget_bias=0)")) == 0.0
+    assert forget_bias(make("lstm( forget_bias = -2.5 )")) == -2.5
+    assert forget_bias(make("lstm()")) == forget_bias(make("lstm")) == 1.0
+    assert forget_bias(make("lstm(forget_bias=0)", forget_bias=3.0)) == 0.0
+    assert forget_bias(make("lstm(use_bias=True)", forget_bias=3.0)) == 3.0
+
+
+def test_a_string_among_the_arguments_may_hold_any_sign():
+    cell = make("elman(activation='relu', recurrent_kernel_init=\"identity\")")
+    np.testing.assert_array_equal(cell.recurrent_kernel[...], np.eye(4))
+    with pytest.raises(ValueError, match=r"activation='a\(b' is unknown"):
+        make("elman(activation='a(b')")
+
+
+def test_a_cell_of_ones_own_is_built_from_its_path():
+    cell = make("tests.reference:LeakyCell(rate=0.25)")
+    assert isinstance(cell, reference.LeakyCell)
+    assert cell.rate == 0.25
+    carry, ys = rnn_jax.unroll(cell, jnp.ones((3, 5, 2), jnp.float32))
+    assert ys.shape == (3, 5, 4)
+    np.testing.assert_array_equal(carry["steps"], [5, 5, 5])
+
+
+def test_an_argument_of_a_cell_of_ones_own_need_not_be_keyword_only():
+    assert make("tests.reference:PositionalCell(rate=0.25)").rate == 0.25
+    assert make("tests.reference:PositionalCell", rate=0.125).rate == 0.125
+
+
+@pytest.mark.parametrize("path", ["tests.reference:", ":LSTMCell", ":", ""])
+def test_half_a_path_is_an_unknown_cell(path):
+    with pytest.raises(ValueError, match=f"unknown cell '{path}'; allowed: .*path.to.module:Class"):
+        make(path)
+
+
+@pytest.mark.parametrize("name", reference.FLAX_CELLS)
+def test_the_cells_of_flax_are_built_from_their_paths(name):
+    assert type(make(f"flax.nnx:{name}")) is getattr(nnx, name)
+
+
+def test_an_unknown_cell_is_refused_with_the_known_ones():
+    sentence = f"unknown cell 'ltsm'; allowed: {', '.join(CATALOGUE)}, or path.to.module:Class."
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        make("ltsm")
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_an_unknown_argument_is_refused_with_the_known_ones(name):
+    with pytest.raises(ValueError, match=rf"cell '{name}' has no argument 'forgetbias'; allowed: .*param_dtype"):
+        make(f"{name}(forgetbias=0)")
+
+
+def test_an_unknown_argument_of_a_cell_of_ones_own_is_refused():
+    with pytest.raises(ValueError, match=r"has no argument 'speed'; allowed: rate, param_dtype\."):
+        make("tests.reference:LeakyCell(speed=1)")
+
+
+@pytest.mark.parametrize("argument", ["in_features", "hidden_features", "rngs"])
+def test_a_name_cannot_hold_what_the_caller_gives(argument):
+    with pytest.raises(ValueError, match=argument):
+        make(f"lstm({argument}=3)")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "lstm(",
+        "lstm(forget_bias=0",
+        "lstm(0)",
+        "lstm(forget_bias=zero)",
+        "lstm(forget_bias=0, forget_bias=1)",
+        "lstm(forget_bias=0) + 1",
+        "lstm(forget_bias=0)(chrono=9)",
+        "lstm(**{'forget_bias': 0})",
+        "lstm(forget_bias=print())",
+    ],
+)
+def test_an_unreadable_name_is_refused(spec):
+    sentence = f"cell {spec!r} cannot be read; allowed: name, or name(argument=value, ...) with literal values."
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        make(spec)
+
+
+def test_a_missing_module_is_named():
+    with pytest.raises(ValueError, match=r"cell 'no\.such:Cell': module 'no\.such' cannot be imported \(.*No module"):
+        make("no.such:Cell")
+
+
+def test_a_missing_class_is_named():
+    with pytest.raises(ValueError, match=r"cell 'tests\.reference:NoCell': module .* has no .*'NoCell'\."):
+        make("tests.reference:NoCell")
+
+
+def test_a_class_that_is_no_cell_is_refused():
+    with pytest.raises(
+        ValueError, match=r"cell 'flax\.nnx:Linear': module .* has no flax\.nnx\.RNNCellBase 'Linear'\."
+    ):
+        make("flax.nnx:Linear")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("lstm", ["lstm"]),
+        ("elman, lstm ,gru", ["elman", "lstm", "gru"]),
+        ("lstm(forget_bias=0),lstm", ["lstm(forget_bias=0)", "lstm"]),
+        ("elman(activation='relu', use_bias=False),my.module:Cell", ["elman(activation='relu', use_bias=False)",
+                                                                     "my.module:Cell"]),
+    ],
+)  # fmt: skip
+def test_commas_part_names_but_not_their_arguments(text, names):
+    assert split_names(text) == names
+
+
+@pytest.mark.parametrize(("text", "reason"), [("", "no cell"), (" , ", "no cell"), ("lstm,gru,lstm", "a cell twice")])
+def test_no_cell_or_one_cell_twice_is_refused(text, reason):
+    with pytest.raises(ValueError, match=f"cells={text!r} names {reason}; allowed: different names"):
+        split_names(text)
+
+
+def test_the_parts_of_a_carry_have_names():
+    def names(cell):
+        return carry_names(cell, cell.initialize_carry((3, 2), nnx.Rngs(0)))
+
+    assert names(make("lstm")) == ("c", "h")
+    assert names(make("flax.nnx:LSTMCell")) == ("c", "h")
+    assert names(make("flax.nnx:OptimizedLSTMCell")) == ("c", "h")
+    assert names(make("gru")) == ("",)
+    assert names(make("flax.nnx:GRUCell")) == ("",)
+    assert names(make("tests.reference:LeakyCell")) == ("h", "steps")
+
+
+def test_every_file_of_the_family_folder_enters_its_cells():
+    """A new cell is one new class in one file: nothing else has to name it."""
+    package = importlib.import_module("rnn_jax.cells")
+    for cls in rnn_jax.catalogue().values():
+        assert cls.__module__.startswith(package.__name__ + ".")

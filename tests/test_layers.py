@@ -1,0 +1,383 @@
+"""Claims about RNN, Bidirectional and Stack."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import rnn_jax
+from rnn_jax import RNN, Bidirectional, Stack, unroll
+from rnn_jax.layers import make_rnn
+from rnn_jax.models import SequenceClassifier
+from tests import reference
+
+B, T, F, H = 3, 5, 2, 4
+LENGTHS = np.array([5, 2, 4])
+
+
+def cell(name="lstm", in_features=F, seed=1):
+    return reference.make_cell(name, in_features, H, seed=seed)
+
+
+def inputs(seed=2):
+    return reference.normal(seed, B, T, F)
+
+
+def true_steps(ys, lengths=LENGTHS):
+    """Returns the outputs at true steps; those at padding are 0 with us, and anything with Flax."""
+    return np.asarray(ys)[np.arange(ys.shape[1]) < lengths[:, None]]
+
+
+# -------------------------------------------------------------------------------------------------- RNN is Flax's RNN
+
+
+@pytest.mark.parametrize("time_major", [False, True], ids=["batch-major", "time-major"])
+@pytest.mark.parametrize(
+    ("reverse", "keep_order"), [(False, False), (False, True), (True, False), (True, True)],
+    ids=["forward", "forward-keep", "reverse", "reverse-keep"],
+)  # fmt: skip
+@pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
+def test_our_cell_in_the_rnn_of_flax_gives_what_it_gives_in_ours(time_major, reverse, keep_order, padded):
+    lstm, xs = cell(), inputs()
+    arguments = {"time_major": time_major, "reverse": reverse, "keep_order": keep_order, "return_carry": True}
+    call = {
+        "initial_carry": reference.random_carry(lstm, (B,), seed=3),
+        "seq_lengths": jnp.asarray(LENGTHS) if padded else None,
+    }
+    xs = jnp.swapaxes(xs, 0, 1) if time_major else xs
+    compiled = reference.quick_jit(lambda cell, call: nnx.RNN(cell, rngs=False, **arguments)(xs, **call))
+    expected_carry, expected = compiled(lstm, call)
+    # Given to the constructor or to the call, an argument means the same.
+    ours = reference.quick_jit(
+        lambda cell, call: (RNN(cell, **arguments)(xs, **call), RNN(cell)(xs, **arguments, **call))
+    )
+    for carry, ys in ours(lstm, call):
+        assert ys.shape == expected.shape
+        reference.assert_close(carry, expected_carry, 1e-13)
+        one, other = (jnp.swapaxes(y, 0, 1) if time_major else y for y in (ys, expected))
+        lengths = LENGTHS if padded else np.full(B, T)
+        reference.assert_close(true_steps(one, lengths), true_steps(other, lengths), 1e-13)
+        assert not np.any(np.asarray(one)[np.arange(T) >= lengths[:, None]])
+
+
+@pytest.mark.parametrize("name", [f"flax.nnx:{name}" for name in reference.FLAX_CELLS])
+@pytest.mark.parametrize("arguments", [{}, {"reverse": True, "keep_order": True, "return_carry": True}])
+def test_a_cell_of_flax_in_our_rnn_gives_what_it_gives_in_theirs(name, arguments):
+    theirs, xs = cell(name), inputs()
+    expected = reference.quick_jit(lambda cell: nnx.RNN(cell, **arguments)(xs))(theirs)
+    actual = reference.quick_jit(lambda cell: RNN(cell, **arguments)(xs))(theirs)
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    reference.assert_close(actual, expected, 1e-13)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+def test_our_cell_needs_no_initial_carry_in_the_rnn_of_flax(name):
+    xs = inputs()
+    reference.assert_close(nnx.RNN(cell(name))(xs), RNN(cell(name))(xs), 1e-13)
+    reference.assert_close(nnx.RNN(cell(name), rngs=False)(xs), RNN(cell(name), rngs=False)(xs), 1e-13)
+
+
+def test_rnn_takes_every_argument_of_flax_and_calls_it_by_the_same_default():
+    for ours, theirs in ((RNN.__init__, nnx.RNN.__init__), (RNN.__call__, nnx.RNN.__call__),
+                         (Bidirectional.__init__, nnx.Bidirectional.__init__),
+                         (Bidirectional.__call__, nnx.Bidirectional.__call__)):  # fmt: skip
+        our_parameters = inspect.signature(ours).parameters
+        for name, parameter in inspect.signature(theirs).parameters.items():
+            assert name in our_parameters, name
+            if name != "merge_fn":  # a function, of the same effect: see below
+                assert our_parameters[name].default == parameter.default, name
+
+
+@pytest.mark.parametrize("name", ["state_axes", "broadcast_rngs"])
+def test_state_in_a_cell_is_refused(name):
+    with pytest.raises(ValueError, match=rf"{name}=.* is not supported; allowed: None"):
+        RNN(cell(), **{name: 0})
+
+
+def test_the_default_returns_outputs_alone():
+    ys = RNN(cell())(inputs())
+    assert ys.shape == (B, T, H)
+    carry, same = RNN(cell(), return_carry=True)(inputs())
+    np.testing.assert_array_equal(ys, same)
+    np.testing.assert_array_equal(carry.h, ys[:, -1])
+    np.testing.assert_array_equal(RNN(cell(), return_carry=True)(inputs(), return_carry=False), ys)
+
+
+@pytest.mark.parametrize("batch_shape", [(), (2, 3)])
+def test_any_number_of_batch_axes_will_do(batch_shape):
+    lstm, xs = cell(), reference.normal(2, *batch_shape, T, F)
+    lengths = np.random.default_rng(0).integers(0, T + 1, batch_shape)
+    for reverse in (False, True):
+        expected = reference.python_unroll(lstm, xs, lengths=lengths, reverse=reverse)
+        actual = RNN(lstm)(xs, seq_lengths=lengths, reverse=reverse, keep_order=True, return_carry=True)
+        reference.assert_close(actual, expected)
+        time_first = jnp.moveaxis(xs, len(batch_shape), 0)
+        carry, ys = RNN(lstm)(
+            time_first, seq_lengths=lengths, reverse=reverse, keep_order=True, return_carry=True, time_major=True
+        )
+        reference.assert_close((carry, jnp.moveaxis(ys, 0, len(batch_shape))), expected)
+
+
+def test_without_keep_order_outputs_come_in_the_order_of_the_run_and_padding_last():
+    xs = inputs()
+    ys = RNN(cell(), reverse=True)(xs, seq_lengths=LENGTHS)
+    kept = RNN(cell(), reverse=True, keep_order=True)(xs, seq_lengths=LENGTHS)
+    for b, length in enumerate(LENGTHS):
+        np.testing.assert_array_equal(ys[b, :length], kept[b, :length][::-1])
+        np.testing.assert_array_equal(ys[b, length:], np.zeros((T - length, H)))
+
+
+def test_lengths_of_int32_will_do():
+    lengths = jnp.asarray(LENGTHS, jnp.int32)
+    for reverse in (False, True):
+        expected = RNN(cell(), reverse=reverse)(inputs(), seq_lengths=LENGTHS)
+        np.testing.assert_array_equal(RNN(cell(), reverse=reverse)(inputs(), seq_lengths=lengths), expected)
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+def test_resets_are_those_of_unroll(time_major):
+    xs, resets = inputs(), np.eye(B, T, k=2, dtype=bool)
+    expected = unroll(cell(), xs, resets=resets)[1]
+    if time_major:
+        xs, resets, expected = jnp.swapaxes(xs, 0, 1), resets.T, jnp.swapaxes(expected, 0, 1)
+    np.testing.assert_array_equal(RNN(cell(), time_major=time_major)(xs, resets=resets), expected)
+
+
+class RandomStart(rnn_jax.catalogue()["elman"]):
+    """An Elman cell that begins anywhere."""
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return super().initialize_carry(input_shape, rngs, nnx.initializers.normal(1.0))
+
+
+def test_a_random_carry_comes_from_the_rngs_of_the_layer_or_of_the_call():
+    start, xs = RandomStart(F, H, rngs=nnx.Rngs(0)), jnp.zeros((B, 1, F), jnp.float32)
+    layer = RNN(start, rngs=nnx.Rngs(1))
+    np.testing.assert_array_equal(layer(xs), layer(xs))
+    assert np.all(np.asarray(layer(xs)) != np.asarray(RNN(start, rngs=nnx.Rngs(2))(xs)))
+    rngs = nnx.Rngs(3)
+    assert np.all(np.asarray(layer(xs, rngs=rngs)) != np.asarray(layer(xs, rngs=rngs)))
+
+
+def test_a_layer_keeps_no_random_state():
+    both = Bidirectional(RNN(cell("gru", H)), RNN(cell("gru", H)), rngs=nnx.Rngs(2))
+    model = Stack([RNN(cell(), rngs=nnx.Rngs(1)), both])
+    assert all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(model))
+
+
+# ------------------------------------------------------------------------------------------------------- Bidirectional
+
+
+def pair(**kwargs):
+    return Bidirectional(RNN(cell("lstm")), RNN(cell("gru", seed=5)), **kwargs)
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "padded"])
+def test_bidirectional_is_two_runs_joined_step_by_step(lengths):
+    model, xs = pair(), inputs()
+    initial = (reference.random_carry(cell("lstm"), (B,), seed=3), reference.random_carry(cell("gru"), (B,), seed=6))
+    carry, ys = model(xs, seq_lengths=lengths, initial_carry=initial, return_carry=True)
+    forward_carry, forward = reference.python_unroll(cell("lstm"), xs, initial[0], lengths=lengths)
+    backward_carry, backward = reference.python_unroll(
+        cell("gru", seed=5), xs, initial[1], lengths=lengths, reverse=True
+    )
+    reference.assert_close(ys, np.concatenate([forward, backward], axis=-1))
+    reference.assert_close(carry, (forward_carry, backward_carry))
+
+
+@pytest.mark.parametrize("time_major", [False, True], ids=["batch-major", "time-major"])
+@pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
+def test_bidirectional_is_that_of_flax(time_major, padded):
+    xs = jnp.swapaxes(inputs(), 0, 1) if time_major else inputs()
+    arguments = {"time_major": time_major, "return_carry": True, "merge_fn": lambda a, b: a - 2.0 * b}
+    theirs = nnx.Bidirectional(nnx.RNN(cell("lstm")), nnx.RNN(cell("gru", seed=5)), **arguments)
+    lengths = jnp.asarray(LENGTHS) if padded else None
+    expected_carry, expected = theirs(xs, seq_lengths=lengths)
+    carry, ys = reference.quick_jit(lambda: pair(**arguments)(xs, seq_lengths=lengths))()
+    reference.assert_close(carry, expected_carry, 1e-13)
+    one, other = (jnp.swapaxes(y, 0, 1) if time_major else y for y in (ys, expected))
+    which = LENGTHS if padded else np.full(B, T)
+    reference.assert_close(true_steps(one, which), true_steps(other, which), 1e-13)
+
+
+def test_reverse_and_keep_order_do_nothing_to_bidirectional():
+    np.testing.assert_array_equal(pair()(inputs(), reverse=True, keep_order=False), pair()(inputs()))
+
+
+def test_the_backward_direction_sees_the_future_and_the_forward_one_does_not():
+    grad = reference.quick_jit(jax.grad(lambda xs: jnp.sum(pair()(xs)[:, 2, :H])))(inputs())
+    np.testing.assert_array_equal(grad[:, 3:], np.zeros((B, 2, F)))
+    grad = reference.quick_jit(jax.grad(lambda xs: jnp.sum(pair()(xs)[:, 2, H:])))(inputs())
+    np.testing.assert_array_equal(grad[:, :2], np.zeros((B, 2, F)))
+    assert np.all(np.asarray(grad)[:, 2:] != 0.0)
+
+
+def test_the_same_layer_twice_is_refused():
+    layer = RNN(cell())
+    with pytest.raises(ValueError, match="forward_rnn and backward_rnn are one object; allowed: two layers"):
+        Bidirectional(layer, layer)
+
+
+def test_resets_in_both_directions_are_refused():
+    with pytest.raises(ValueError, match="resets cannot be used in both directions; allowed: None"):
+        pair()(inputs(), resets=np.zeros((B, T), bool))
+
+
+# --------------------------------------------------------------------------------------------------------------- Stack
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "padded"])
+def test_stack_is_composition(lengths):
+    lower, upper, xs = cell("lstm"), cell("gru", H, seed=5), inputs()
+    initial = (reference.random_carry(lower, (B,), seed=3), reference.random_carry(upper, (B,), seed=6))
+    carry, ys = Stack([RNN(lower), RNN(upper)], return_carry=True)(xs, seq_lengths=lengths, initial_carry=initial)
+    carry_0, between = reference.python_unroll(lower, xs, initial[0], lengths=lengths)
+    carry_1, expected = reference.python_unroll(upper, between, initial[1], lengths=lengths)
+    reference.assert_close(ys, expected)
+    reference.assert_close(carry, (carry_0, carry_1))
+    np.testing.assert_array_equal(
+        Stack([RNN(lower), RNN(upper)])(xs, seq_lengths=lengths, initial_carry=initial, return_carry=False), ys
+    )
+
+
+def test_a_reversed_layer_hands_its_outputs_up_at_the_step_of_their_input():
+    lower, upper, xs = cell("lstm"), cell("gru", H, seed=5), inputs()
+    ys = Stack([RNN(lower, reverse=True), RNN(upper)])(xs, seq_lengths=LENGTHS)
+    _, between = reference.python_unroll(lower, xs, lengths=LENGTHS, reverse=True)
+    reference.assert_close(ys, reference.python_unroll(upper, between, lengths=LENGTHS)[1])
+
+
+def test_a_stack_may_hold_bidirectional_layers_and_stacks():
+    both, upper, top, xs = pair(), RNN(cell("gru", 2 * H)), RNN(cell("elman", H)), inputs()
+    carry, ys = Stack([both, Stack([upper, top])])(xs, seq_lengths=LENGTHS, return_carry=True)
+    expected = top(upper(both(xs, seq_lengths=LENGTHS), seq_lengths=LENGTHS), seq_lengths=LENGTHS)
+    reference.assert_close(ys, expected, 1e-14)
+    assert [len(part) for part in carry] == [2, 2]
+
+
+def test_a_time_major_stack_is_a_batch_major_one():
+    layers = [RNN(cell("lstm")), pair_of_grus()]
+    expected = Stack(layers)(inputs(), seq_lengths=LENGTHS)
+    ys = Stack(layers)(jnp.swapaxes(inputs(), 0, 1), seq_lengths=LENGTHS, time_major=True)
+    reference.assert_close(jnp.swapaxes(ys, 0, 1), expected, 1e-14)
+
+
+def pair_of_grus():
+    return Bidirectional(RNN(cell("gru", H)), RNN(cell("gru", H, seed=5)))
+
+
+def test_resets_go_to_every_layer():
+    lower, upper, xs = cell("lstm"), cell("gru", H, seed=5), inputs()
+    resets = np.eye(B, T, k=2, dtype=bool)
+    ys = Stack([RNN(lower), RNN(upper)])(xs, resets=resets)
+    _, between = reference.python_unroll(lower, xs, resets=resets)
+    reference.assert_close(ys, reference.python_unroll(upper, between, resets=resets)[1])
+
+
+def test_an_empty_stack_is_refused():
+    with pytest.raises(ValueError, match="layers is empty; allowed: at least one layer"):
+        Stack([])
+
+
+@pytest.mark.parametrize(("layers", "bidirectional"), [(1, False), (1, True), (2, False), (3, True)])
+def test_make_rnn_builds_layers_of_the_right_sizes_with_weights_of_their_own(layers, bidirectional):
+    model = make_rnn("lstm", F, H, layers=layers, bidirectional=bidirectional, rngs=nnx.Rngs(0), forget_bias=3.0)
+    paths = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(model)]
+    kernels = [leaf for path, leaf in paths if ".kernel" in path]
+    assert all(leaf[H] == 3.0 for path, leaf in paths if ".bias" in path)
+    width = H * (2 if bidirectional else 1)
+    sizes = [F] + [width] * (layers - 1)
+    assert sorted(k.shape[0] for k in kernels) == sorted(sizes * (2 if bidirectional else 1))
+    assert len({float(k[0, 0]) for k in kernels}) == len(kernels)
+    assert model(jnp.zeros((B, T, F), jnp.float32)).shape == (B, T, width)
+
+
+def test_no_layers_are_refused():
+    with pytest.raises(ValueError, match="layers=0 is no number of layers; allowed: 1 or more"):
+        make_rnn("lstm", F, H, layers=0, rngs=nnx.Rngs(0))
+
+
+# ------------------------------------------------------------------------- through the transforms, given or closed over
+
+
+def classifier():
+    return reference.randomised(SequenceClassifier("gru", F, H, 3, bidirectional=True, rngs=nnx.Rngs(0)), seed=1)
+
+
+MODELS = {
+    "fast-path": lambda: RNN(cell("lstm")),
+    "plain-path": lambda: RNN(cell("gru_reset_before"), reverse=True),
+    "stack": lambda: Stack([pair(), RNN(cell("flax.nnx:GRUCell", 2 * H))]),
+    "classifier": classifier,
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("passed", [False, True], ids=["closed-over", "argument"])
+@pytest.mark.parametrize("transform", ["jit", "grad", "vmap", "scan"])
+def test_a_model_goes_through_every_transform(kind, passed, transform):
+    model = MODELS[kind]()
+    dtype = jax.tree.leaves(model)[0].dtype
+    xs, wide = inputs().astype(dtype), dtype == jnp.float64
+    close = functools.partial(reference.assert_close, tolerance=1e-12 if wide else 1e-5)
+
+    def loss(model, xs):
+        return jnp.sum(jnp.square(model(xs)))
+
+    def halved(model):
+        return jax.tree.map(lambda w: 0.5 * w, model)
+
+    plain_loss = reference.quick_jit(loss)
+    # Larger models go through grad and vmap inside jit, which takes half the time.
+    outside = (lambda f: f) if kind.endswith("path") else reference.quick_jit
+    if transform == "jit":
+        run = jax.jit(loss) if passed else jax.jit(functools.partial(loss, model))
+        close(
+            run(model, xs) if passed else run(xs), loss(model, xs) if kind.endswith("path") else plain_loss(model, xs)
+        )
+    elif transform == "grad":
+        # The slope along a direction, of weights or of inputs, against a difference quotient.
+        grads = outside(jax.grad(loss))(model, xs) if passed else outside(jax.grad(functools.partial(loss, model)))(xs)
+        h = 1e-5 if wide else 1e-2
+
+        def moved(h):
+            moved_model = jax.tree.map(lambda w: w + dtype.type(h), model)
+            return float(plain_loss(moved_model, xs) if passed else plain_loss(model, xs + dtype.type(h)))
+
+        slope = sum(float(jnp.sum(g)) for g in jax.tree.leaves(grads))
+        np.testing.assert_allclose(slope, (moved(h) - moved(-h)) / (2 * h), rtol=1e-7 if wide else 2e-2)
+    elif transform == "vmap" and passed:  # an ensemble of two
+        ensemble = jax.tree.map(lambda w: jnp.stack([w, 0.5 * w]), model)
+        expected = jnp.stack([plain_loss(model, xs), plain_loss(halved(model), xs)])
+        close(outside(jax.vmap(loss, in_axes=(0, None)))(ensemble, xs), expected)
+    elif transform == "vmap":
+        close(jnp.sum(outside(jax.vmap(functools.partial(loss, model)))(xs)), plain_loss(model, xs))
+    elif passed:  # the model is the carry of the scan, as in a training loop
+        final, losses = jax.lax.scan(lambda m, x: (halved(m), loss(m, x)), model, xs)
+        close(losses[:2], jnp.stack([plain_loss(model, xs[0]), plain_loss(halved(model), xs[1])]))
+        assert jax.tree.structure(final) == jax.tree.structure(model)
+    else:
+        _, losses = jax.lax.scan(lambda _, x: (None, loss(model, x)), None, xs)
+        close(jnp.sum(losses), plain_loss(model, xs))
+
+
+def test_a_model_is_a_pytree_that_optax_updates():
+    model, xs = MODELS["stack"](), inputs()
+    optimizer = optax.sgd(0.3)
+
+    @reference.quick_jit
+    def step(model, state):
+        loss, grads = jax.value_and_grad(lambda m: jnp.mean(jnp.square(m(xs) - 0.3)))(model)
+        updates, state = optimizer.update(grads, state, model)
+        return optax.apply_updates(model, updates), state, loss
+
+    state, losses = optimizer.init(model), []
+    for _ in range(100):
+        model, state, loss = step(model, state)
+        losses.append(float(loss))
+    assert losses[-1] < 0.2 * losses[0]

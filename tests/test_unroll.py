@@ -1,0 +1,477 @@
+"""Claims about carrying a cell through time."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import rnn_jax
+from rnn_jax import unroll
+from tests import reference
+
+CELLS = reference.every_cell()
+KINDS = ["lstm", "gru", "gru_reset_before"]  # the fast path with carry parts, with gates apart, and the plain path
+F, H = 2, 3
+
+
+def make(name, **kwargs):
+    return reference.make_cell(name, F, H, seed=1, **kwargs)
+
+
+def assert_zero(tree):
+    """Asserts that every array is 0, exactly."""
+    for leaf in jax.tree.leaves(tree):
+        np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
+
+
+def losses_and_grads(run, cell, xs, carry, **kwargs):
+    """Returns the final carry, ys, and the gradients of cell, xs and initial carry, for fixed random cotangents."""
+
+    def loss(cell, xs, carry):
+        final, ys = run(cell, xs, carry, **kwargs)
+        ys_weight = reference.normal(10, *ys.shape)
+        parts = [part for part in jax.tree.leaves(final) if jnp.issubdtype(part.dtype, jnp.inexact)]
+        carry_terms = [jnp.sum(part * reference.normal(11 + k, *part.shape)) for k, part in enumerate(parts)]
+        return jnp.sum(ys * ys_weight) + sum(carry_terms), (final, ys)
+
+    grad_fn = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+    if run is not reference.python_unroll:
+        grad_fn = reference.quick_jit(grad_fn)
+    (_, outputs), grads = grad_fn(cell, xs, carry)
+    return outputs, grads
+
+
+# ---------------------------------------------------------------------------------------------- the loop in Python
+
+
+@st.composite
+def cases(draw):
+    """Draws a cell, shapes, lengths, resets and a direction."""
+    batch_shape = draw(st.sampled_from([(), (1,), (3,), (2, 2)]))
+    time = draw(st.sampled_from([1, 2, 3, 5, 8]))
+    lengths = resets = None
+    if draw(st.booleans()):
+        lengths = draw(hnp.arrays(np.int64, batch_shape, elements=st.integers(0, time)))
+    if draw(st.booleans()):
+        resets = draw(hnp.arrays(np.bool_, (*batch_shape, time)))
+    name, reverse = draw(st.sampled_from(CELLS)), draw(st.booleans())
+    return name, batch_shape, time, lengths, resets, reverse
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
+@given(cases())
+def test_unroll_is_a_loop_in_python(case):
+    check_against_loop(*case)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_unroll_of_every_cell_is_a_loop_in_python(name):
+    resets = np.zeros((3, 5), bool)
+    resets[0, 2] = resets[1, [0, 3]] = resets[2, 4] = True
+    reverse = len(name) % 2 == 0  # either direction for one half of the cells; the test above draws both
+    check_against_loop(name, (3,), 5, np.array([5, 4, 0]), resets, reverse)
+
+
+@pytest.fixture
+def small_segments(monkeypatch):
+    """Makes the fast path form its weight gradients for segments of 3 steps of an LSTM, and not of megabytes."""
+    monkeypatch.setattr(importlib.import_module("rnn_jax.unroll.affine"), "_SEGMENT_BYTES", 3 * 8 * 2 * 4 * H)
+
+
+@pytest.mark.parametrize(("time", "reverse"), [(12, False), (11, False), (11, True)])
+def test_a_sequence_of_several_segments_is_a_loop_in_python(time, reverse, small_segments):
+    """Of a length that the segments divide (12), and of a prime."""
+    resets = np.zeros((2, time), bool)
+    resets[0, 2] = resets[0, 9] = resets[1, 6] = True
+    check_against_loop("lstm", (2,), time, np.array([time, time - 4]), resets, reverse)
+
+
+def check_against_loop(name, batch_shape, time, lengths, resets, reverse):
+    cell, xs = make(name), reference.normal(2, *batch_shape, time, F)
+    carry = reference.random_carry(cell, batch_shape, seed=3)
+    how = {"lengths": lengths, "resets": resets, "reverse": reverse}
+    expected, expected_grads = losses_and_grads(reference.python_unroll, cell, xs, carry, **how)
+    actual, grads = losses_and_grads(unroll, cell, xs, carry, **how)
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    reference.assert_close(actual, expected)
+    reference.assert_close(grads, expected_grads)
+    if lengths is not None:
+        padded = np.broadcast_to(np.arange(time) >= lengths[..., None], (*batch_shape, time))
+        assert_zero(actual[1][padded])  # outputs at padding
+        assert_zero(grads[1][padded])  # and the gradient of what stands there
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_without_a_carry_the_run_begins_with_the_cells_own(name):
+    cell, xs = make(name), reference.normal(2, 3, 4, F)
+    own = cell.initialize_carry((3, F), nnx.Rngs(0))
+    reference.assert_close(unroll(cell, xs), unroll(cell, xs, own), 0.0)
+
+
+def test_a_cell_of_ones_own_with_a_counter_is_a_loop_in_python():
+    cell = rnn_jax.make_cell("tests.reference:LeakyCell", F, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
+    xs, lengths = reference.normal(2, 3, 5, F), np.array([5, 0, 2])
+    actual = unroll(cell, xs, lengths=lengths)
+    reference.assert_close(actual, reference.python_unroll(cell, xs, lengths=lengths))
+    np.testing.assert_array_equal(actual[0]["steps"], lengths)
+    grad = jax.grad(lambda c: jnp.sum(unroll(c, xs, lengths=lengths)[1]))(cell)
+    expected = jax.grad(lambda c: jnp.sum(reference.python_unroll(c, xs, lengths=lengths)[1]))(cell)
+    reference.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+def test_no_steps_at_all_leave_the_carry_as_it_is(name):
+    cell = make(name)
+    carry = reference.random_carry(cell, (3,), seed=3)
+    final, ys = unroll(cell, jnp.zeros((3, 0, F)), carry)
+    reference.assert_close(final, carry, 0.0)
+    assert ys.shape == (3, 0, H)
+
+
+# ------------------------------------------------------------------------------------------------------- two paths
+
+
+def spy_on(monkeypatch, path):
+    """Counts the calls of `rnn_jax.unroll.<path>` and lets them through."""
+    module, calls = importlib.import_module("rnn_jax.unroll"), []
+    original = getattr(module, path)
+
+    def spied(*args, **kwargs):
+        calls.append(path)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, path, spied)
+    return calls
+
+
+@pytest.mark.parametrize(("name", "fast"), [("elman", 1), ("lstm", 1), ("gru", 1), ("gru_reset_before", 0)])
+def test_an_affine_cell_really_takes_the_fast_path(monkeypatch, name, fast):
+    fast_calls, scan_calls = spy_on(monkeypatch, "scan_affine"), spy_on(monkeypatch, "scan_cell")
+    jax.grad(lambda xs: jnp.sum(unroll(make(name), xs)[1]))(reference.normal(0, 3, 4, F))
+    assert (len(fast_calls), len(scan_calls)) == (fast, 1 - fast)
+
+
+def test_the_method_scan_takes_the_plain_path(monkeypatch):
+    fast_calls = spy_on(monkeypatch, "scan_affine")
+    unroll(make("lstm"), reference.normal(0, 3, 4, F), method="scan")
+    assert not fast_calls
+
+
+@pytest.mark.parametrize("name", [n for n, cls in rnn_jax.catalogue().items() if issubclass(cls, rnn_jax.AffineCell)])
+@pytest.mark.parametrize(("time", "how"), [(1, "plain"), (37, "plain"), (37, "padded"), (8, "padded-reverse")])
+def test_the_fast_path_is_the_plain_path(name, time, how):
+    cell, xs = make(name), reference.normal(2, 3, time, F)
+    carry, options = reference.random_carry(cell, (3,), seed=3), {}
+    if "padded" in how:  # and reset
+        resets = np.random.default_rng(0).random((3, time)) < 0.2
+        options = {"lengths": jnp.array([time, 0, time // 2]), "resets": resets, "reverse": "reverse" in how}
+    fast = losses_and_grads(unroll, cell, xs, carry, **options)
+    plain = losses_and_grads(unroll, cell, xs, carry, method="scan", **options)
+    reference.assert_close(fast, plain, 1e-12)
+
+
+@pytest.mark.parametrize("steps", [2, 100])
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+def test_steps_per_iteration_change_nothing(name, steps):
+    cell, xs = make(name), reference.normal(2, 3, 7, F)
+    carry = reference.random_carry(cell, (3,), seed=3)
+    one = losses_and_grads(unroll, cell, xs, carry)
+    reference.assert_close(losses_and_grads(unroll, cell, xs, carry, unroll=steps), one, 1e-13)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+@pytest.mark.parametrize(("every", "reverse"), [(1, False), (3, True), (100, False)])
+def test_checkpoints_change_nothing(name, every, reverse):
+    cell, xs = make(name), reference.normal(2, 3, 7, F)
+    carry, lengths = reference.random_carry(cell, (3,), seed=3), np.array([7, 0, 5])
+    how = {"lengths": lengths, "reverse": reverse}
+    plain = losses_and_grads(unroll, cell, xs, carry, checkpoint_every=0, **how)
+    reference.assert_close(losses_and_grads(unroll, cell, xs, carry, checkpoint_every=every, **how), plain, 1e-13)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+def test_truncation_lets_no_gradient_pass_between_pieces(name, reverse):
+    cell, xs = make(name), reference.normal(2, 3, 6, F)
+    carry = reference.random_carry(cell, (3,), seed=3)
+
+    def in_pieces(cell, xs, carry):
+        first, second = (slice(3, 6), slice(0, 3)) if reverse else (slice(0, 3), slice(3, 6))
+        carry, one = unroll(cell, xs[:, first], carry, reverse=reverse)
+        carry, two = unroll(cell, xs[:, second], jax.lax.stop_gradient(carry), reverse=reverse)
+        return carry, jnp.concatenate([two, one] if reverse else [one, two], axis=1)
+
+    expected = losses_and_grads(in_pieces, cell, xs, carry)
+    actual = losses_and_grads(unroll, cell, xs, carry, truncate_every=3, reverse=reverse)
+    reference.assert_close(actual, expected, 1e-13)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+@pytest.mark.parametrize("every", [6, 7])
+def test_truncation_at_full_length_is_no_truncation_bit_for_bit(name, every):
+    cell, xs = make(name), reference.normal(2, 3, 6, F)
+    carry = reference.random_carry(cell, (3,), seed=3)
+    whole = losses_and_grads(unroll, cell, xs, carry)
+    reference.assert_close(losses_and_grads(unroll, cell, xs, carry, truncate_every=every), whole, 0.0)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+def test_forward_mode_is_reverse_mode(name):
+    """jvp along a direction is the inner product of the gradient and that direction."""
+    cell, xs, direction = make(name), reference.normal(2, 3, 5, F), reference.normal(3, 3, 5, F)
+
+    def loss(xs):
+        return jnp.sum(jnp.square(unroll(cell, xs)[1]))
+
+    _, slope = reference.quick_jit(lambda xs: jax.jvp(loss, (xs,), (direction,)))(xs)
+    gradient = reference.quick_jit(jax.grad(loss))
+    np.testing.assert_allclose(slope, jnp.vdot(gradient(xs), direction), rtol=1e-12)
+    # Forward over reverse: a Hessian times a vector.
+    _, curvature = reference.quick_jit(lambda xs: jax.jvp(jax.grad(loss), (xs,), (direction,)))(xs)
+    h = 1e-5
+    finite = (gradient(xs + h * direction) - gradient(xs - h * direction)) / (2 * h)
+    reference.assert_close(curvature, finite, 1e-8)
+
+
+# -------------------------------------------------------------------------------------------------------- padding
+
+
+@pytest.mark.parametrize(
+    ("name", "filling"), [*((name, np.nan) for name in CELLS), *((name, np.inf) for name in KINDS)]
+)
+def test_padded_steps_change_nothing(name, filling):
+    lengths = np.array([6, 3, 0])
+    xs = np.array(reference.normal(2, 3, 6, F))
+    padding = np.arange(6) >= lengths[:, None]
+    cell, carry = make(name), reference.random_carry(make(name), (3,), seed=3)
+    clean = losses_and_grads(unroll, cell, jnp.asarray(np.where(padding[..., None], 0.0, xs)), carry, lengths=lengths)
+    (final, ys), grads = losses_and_grads(
+        unroll, cell, jnp.asarray(np.where(padding[..., None], filling, xs)), carry, lengths=lengths
+    )
+    reference.assert_close(((final, ys), grads), clean, 0.0)
+    assert_zero((ys[padding], grads[1][padding]))
+    # A sequence without a step hands its carry on, and the carry's gradient back, untouched.
+    for before, after in zip(jax.tree.leaves(carry), jax.tree.leaves(final), strict=True):
+        np.testing.assert_array_equal(after[2], before[2])
+    for k, part in enumerate(jax.tree.leaves(grads[2])):
+        np.testing.assert_array_equal(part[2], reference.normal(11 + k, 3, H)[2])
+
+
+@pytest.mark.parametrize(("name", "reverse"), [*((name, False) for name in KINDS), ("lstm", True)])
+def test_a_batch_padded_to_50_is_one_padded_to_9(name, reverse):
+    lengths, cell = np.array([9, 4, 1]), make(name)
+    xs = reference.normal(2, 3, 9, F)
+    padded = jnp.concatenate([xs, jnp.full((3, 41, F), 7.0)], axis=1)
+    carry = reference.random_carry(cell, (3,), seed=3)
+
+    def run(cell, xs, carry):
+        final, ys = unroll(cell, xs, carry, lengths=lengths, reverse=reverse)
+        return final, ys[:, :9]
+
+    short = losses_and_grads(run, cell, xs, carry)
+    outputs, grads = losses_and_grads(run, cell, padded, carry)
+    assert_zero(grads[1][:, 9:])
+    reference.assert_close((outputs, (grads[0], grads[1][:, :9], grads[2])), short, 1e-13)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+def test_full_lengths_are_no_lengths(name):
+    cell, xs = make(name), reference.normal(2, 3, 6, F)
+    carry = reference.random_carry(cell, (3,), seed=3)
+    with_lengths = losses_and_grads(unroll, cell, xs, carry, lengths=np.array([6, 6, 6]))
+    reference.assert_close(with_lengths, losses_and_grads(unroll, cell, xs, carry), 1e-13)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int32, jnp.int64, jnp.uint32])
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+def test_lengths_may_be_integers_of_any_type(name, dtype):
+    cell, xs = make(name), reference.normal(2, 3, 6, F)
+    expected = unroll(cell, xs, lengths=np.array([6, 0, 2]))
+    reference.assert_close(unroll(cell, xs, lengths=jnp.array([6, 0, 2], dtype)), expected, 0.0)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+def test_new_lengths_and_resets_need_no_new_compilation(name):
+    cell, xs, traces = make(name), reference.normal(2, 3, 6, F), []
+
+    @jax.jit
+    def run(xs, lengths, resets):
+        traces.append(1)
+        return unroll(cell, xs, lengths=lengths, resets=resets)
+
+    for lengths in ([6, 6, 6], [0, 1, 2], [3, 0, 0]):
+        for resets in (np.zeros((3, 6), bool), np.eye(3, 6, dtype=bool)):
+            expected = reference.python_unroll(cell, xs, lengths=np.array(lengths), resets=resets)
+            reference.assert_close(run(xs, jnp.array(lengths), resets), expected)
+    assert len(traces) == 1
+
+
+# ----------------------------------------------------------------------------------------- time, resets, causality
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("split", [1, 4])
+def test_two_halves_with_the_carry_handed_on_are_the_whole(name, split):
+    cell, xs = make(name), reference.normal(2, 3, 7, F)
+    carry = reference.random_carry(cell, (3,), seed=3)
+
+    def in_halves(cell, xs, carry):
+        carry, first = unroll(cell, xs[:, :split], carry)
+        carry, second = unroll(cell, xs[:, split:], carry)
+        return carry, jnp.concatenate([first, second], axis=1)
+
+    whole = losses_and_grads(unroll, cell, xs, carry)
+    reference.assert_close(losses_and_grads(in_halves, cell, xs, carry), whole, 1e-12)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_reverse_is_the_flipped_sequence_flipped_back(name):
+    cell, xs = make(name), reference.normal(2, 3, 5, F)
+    carry, ys = unroll(cell, xs, reverse=True)
+    carry_flipped, ys_flipped = unroll(cell, xs[:, ::-1])
+    reference.assert_close((carry, ys), (carry_flipped, ys_flipped[:, ::-1]), 1e-14)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_reset_begins_a_sequence_anew(name):
+    """Two sequences packed into one row, with a reset where the second begins, are the two sequences."""
+    cell, xs = make(name), reference.normal(2, 3, 7, F)
+    resets = np.zeros((3, 7), bool)
+    resets[:, 4] = True
+    final, ys = unroll(cell, xs, resets=resets)
+    _, first = unroll(cell, xs[:, :4])
+    second_final, second = unroll(cell, xs[:, 4:])
+    reference.assert_close((final, ys), (second_final, jnp.concatenate([first, second], axis=1)), 1e-14)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_no_gradient_passes_a_reset(name):
+    cell, xs = make(name), reference.normal(2, 3, 7, F)
+    carry = reference.random_carry(cell, (3,), seed=3)
+    resets = np.zeros((3, 7), bool)
+    resets[:, 4] = True
+
+    def loss(xs, carry):
+        return jnp.sum(unroll(cell, xs, carry, resets=resets)[1][:, 4:])
+
+    to_xs, to_carry = reference.quick_jit(jax.grad(loss, argnums=(0, 1)))(xs, carry)
+    assert_zero((to_xs[:, :4], to_carry))
+    assert np.all(np.asarray(to_xs)[:, 4:] != 0.0)
+
+
+@pytest.mark.parametrize("name", [*KINDS, "flax.nnx:LSTMCell"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+def test_future_inputs_have_zero_gradient(name, reverse):
+    cell, xs = make(name), reference.normal(2, 3, 7, F)
+    grad_fn = jax.grad(lambda xs: jnp.sum(unroll(cell, xs, reverse=reverse)[1][:, 3]))
+    grad = np.asarray(reference.quick_jit(grad_fn)(xs))
+    past, future = (grad[:, 3:], grad[:, :3]) if reverse else (grad[:, :4], grad[:, 4:])
+    assert np.all(np.any(past != 0.0, axis=-1))
+    assert_zero(future)
+
+
+def test_one_example_has_no_influence_on_another():
+    cell, xs = make("lstm"), reference.normal(2, 3, 7, F)
+    grad = jax.grad(lambda xs: jnp.sum(unroll(cell, xs, lengths=np.array([7, 3, 5]))[1][1]))(xs)
+    assert_zero((grad[0], grad[2]))
+    assert np.any(np.asarray(grad[1]) != 0.0)
+
+
+# ------------------------------------------------------------------------------------------------------------ vmap
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_vmap_over_examples_is_a_batch(name):
+    cell, xs, lengths = make(name), reference.normal(2, 3, 5, F), jnp.array([5, 0, 3])
+    carry, resets = reference.random_carry(cell, (3,), seed=3), jnp.eye(3, 5, k=2, dtype=bool)
+
+    def mapped(cell, xs, carry, **options):
+        run = lambda x, c, length, reset: unroll(cell, x, c, lengths=length, resets=reset)  # noqa: E731
+        return jax.vmap(run)(xs, carry, options["lengths"], options["resets"])
+
+    options = {"lengths": lengths, "resets": resets}
+    batch = losses_and_grads(unroll, cell, xs, carry, **options)
+    reference.assert_close(losses_and_grads(mapped, cell, xs, carry, **options), batch, 1e-12)
+
+
+@pytest.mark.parametrize("name", [*KINDS, "flax.nnx:LSTMCell"])
+def test_a_member_of_an_ensemble_of_seeds_is_that_model_alone(name):
+    def build(key):
+        return rnn_jax.make_cell(name, F, H, rngs=nnx.Rngs(key), dtype=jnp.float64, param_dtype=jnp.float64)
+
+    keys, xs = jax.random.split(jax.random.key(0), 3), reference.normal(2, 4, 5, F)
+
+    def loss(cell):
+        return jnp.sum(jnp.square(unroll(cell, xs)[1]))
+
+    build, value_and_grad = reference.quick_jit(build), jax.value_and_grad(loss)
+    together = reference.quick_jit(jax.vmap(value_and_grad))(jax.vmap(build)(keys))
+    one_alone = reference.quick_jit(value_and_grad)
+    for k in range(3):
+        alone = one_alone(build(keys[k]))
+        reference.assert_close(jax.tree.map(lambda leaf, k=k: leaf[k], together), alone, 1e-12)
+
+
+# ----------------------------------------------------------------------------------------------- carries and errors
+
+
+def test_a_bare_tuple_will_do_for_the_carry_of_an_lstm():
+    cell, xs = make("lstm"), reference.normal(2, 3, 5, F)
+    carry = reference.random_carry(cell, (3,), seed=3)
+    from_tuple = unroll(cell, xs, (carry.c, carry.h))
+    assert jax.tree.structure(from_tuple) == jax.tree.structure(unroll(cell, xs, carry))
+    reference.assert_close(from_tuple, unroll(cell, xs, carry), 0.0)
+
+
+def test_rngs_draw_a_random_first_carry():
+    class RandomStart(rnn_jax.catalogue()["elman"]):
+        def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+            return super().initialize_carry(input_shape, rngs, nnx.initializers.normal(1.0))
+
+    cell = RandomStart(F, H, rngs=nnx.Rngs(0))
+    xs = jnp.zeros((3, 1, F), jnp.float32)
+    one, same, other = (unroll(cell, xs, rngs=nnx.Rngs(seed))[1] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert np.all(np.asarray(one) != np.asarray(other))
+
+
+XS = jnp.zeros((3, 5, F))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "sentence"),
+    [
+        ({"lengths": np.array([5, 6, 0])}, r"lengths holds 6; allowed: 0 to 5, the number of time steps\."),
+        ({"lengths": np.array([5, -1, 0])}, r"lengths holds -1; allowed: 0 to 5, the number of time steps\."),
+        ({"lengths": np.array([5, 5])}, r"lengths has shape \(2,\) .*; allowed: integers of shape \(3,\)\."),
+        ({"lengths": np.array(5)}, r"lengths has shape \(\) .*; allowed: integers of shape \(3,\)\."),
+        ({"lengths": np.ones((3, 5), int)}, r"lengths has shape \(3, 5\) .*; allowed: integers of shape \(3,\)\."),
+        ({"lengths": np.array([5.0, 1.0, 2.0])}, r"lengths has .* dtype float64; allowed: integers of shape \(3,\)\."),
+        ({"lengths": np.array([True, True, False])}, r"lengths has .* dtype bool; allowed: integers of shape \(3,\)\."),
+        ({"resets": np.zeros((3,), bool)}, r"resets has shape \(3,\); allowed: \[\*batch, time\], here \(3, 5\)\."),
+        ({"resets": np.zeros((5, 3), bool)}, r"resets has shape \(5, 3\); allowed: .*, here \(3, 5\)\."),
+        ({"checkpoint_every": -1}, r"checkpoint_every=-1 is no number of steps; allowed: 0 or more, or None\."),
+        ({"truncate_every": 0}, r"truncate_every=0 is no number of steps; allowed: 1 or more, or None\."),
+        ({"method": "magic"}, r"method='magic' is unknown; allowed: sequential"),
+        ({"carry": np.zeros((3, H))}, r"carry has arrays of shapes \[\(3, 3\)\]; allowed: \[\(3, 3\), \(3, 3\)\]\."),
+        (
+            {"carry": (np.zeros((3, H)), np.zeros((2, H)))},
+            r"carry has arrays of shapes \[\(3, 3\), \(2, 3\)\]; allowed: \[\(3, 3\), \(3, 3\)\]\.",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_a_sentence(kwargs, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        unroll(make("lstm"), XS, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+def test_inputs_without_a_time_axis_are_refused(name):
+    with pytest.raises(ValueError, match=r"xs has shape \(2,\); allowed: \[\*batch, time, \.\.\.features\]"):
+        unroll(make(name), jnp.zeros((F,)))
