@@ -381,10 +381,10 @@ def _constructor_arguments(cls: type[nnx.RNNCellBase]) -> tuple[str, ...]:
         if "__init__" not in vars(base):
             continue
         parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-        known |= dict.fromkeys(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "rngs")
+        known |= dict.fromkeys(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    return tuple(known)
+    return tuple(name for name in known if name not in ("self", "in_features", "hidden_features", "rngs"))
 
 
 def _find_class(path: str) -> type[nnx.RNNCellBase]:

@@ -68,7 +68,7 @@ class RNN(nnx.Module):
         self.truncate_every = truncate_every
         stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
         # A plain number, so that no key stands among the arrays of the model, where it would stop jax.grad.
-        self.carry_seed = int(jax.random.bits(stream())) if isinstance(stream, nnx.RngStream) else 0
+        self.carry_seed = int(jax.random.bits(stream())) % 2**31 if isinstance(stream, nnx.RngStream) else 0
         self.tap = nnx.data(None)
 
     def __call__(
@@ -137,7 +137,9 @@ def _flip(ys: Array, lengths: Array | None, time_axis: int) -> Array:
     if lengths is None:
         return jnp.flip(ys, time_axis)
     time = ys.shape[time_axis]
-    source = jnp.expand_dims(lengths, -1) - 1 - jnp.arange(time).reshape((1,) * lengths.ndim + (time,))
+    lengths = jnp.asarray(lengths, jnp.int32)
+    steps = jnp.arange(time, dtype=jnp.int32).reshape((1,) * lengths.ndim + (time,))
+    source = jnp.expand_dims(lengths, -1) - 1 - steps
     source = jnp.where(source < 0, source + time, source)
     return jnp.take_along_axis(ys, source.reshape(source.shape + (1,) * (ys.ndim - source.ndim)), time_axis)
 

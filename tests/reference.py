@@ -408,6 +408,32 @@ class LeakyCell(nnx.RNNCellBase):
         return 1
 
 
+class LearnedStart(rnn_jax.catalogue()["elman"]):
+    """An Elman cell that learns its first carry."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.start = nnx.Param(jnp.zeros((self.hidden_features,), self.param_dtype))
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return jnp.broadcast_to(self.start[...], (*input_shape[:-1], self.hidden_features))
+
+
+class LearnedStartOffTheFastPath(nnx.RNNCellBase):
+    """The same, wrapped so that nobody can see that it is affine."""
+
+    num_feature_axes = 1
+
+    def __init__(self, *args, **kwargs):
+        self.inner = LearnedStart(*args, **kwargs)
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return self.inner.initialize_carry(input_shape)
+
+    def __call__(self, carry, x):
+        return self.inner(carry, x)
+
+
 class PositionalCell(LeakyCell):
     """The same, with a constructor as most people write them: no star before the arguments that have a default."""
 

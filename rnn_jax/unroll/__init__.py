@@ -13,7 +13,7 @@ from jax.interpreters.ad import JVPTracer
 
 from rnn_jax.cell import AffineCell
 from rnn_jax.unroll.affine import scan_affine
-from rnn_jax.unroll.running_scale import Tap, TapRequest, is_inexact
+from rnn_jax.unroll.running_scale import Tap, TapRequest, is_inexact, zero_like_all
 from rnn_jax.unroll.sequential import State, Steps, over_segments, scan_cell, start_of_scale, where
 
 Array = jax.Array
@@ -97,7 +97,7 @@ def unroll(
     xs = jnp.moveaxis(xs, time_axis, 0)
     active = None
     if lengths is not None:
-        active = jnp.arange(time).reshape((time,) + (1,) * lengths.ndim) < lengths[None]
+        active = jnp.arange(time, dtype=jnp.int32).reshape((time,) + (1,) * lengths.ndim) < lengths[None]
         xs = where(active, xs, jnp.zeros_like(xs))  # padding may hold anything, NaN included
     resets = None if resets is None else jnp.moveaxis(resets, -1, 0)
     steps = Steps(xs, active, resets, None if tap is None else tap.zeros)
@@ -111,7 +111,7 @@ def unroll(
 
     state = (carry, jnp.zeros((), jnp.float32))
     if tap is not None:
-        state = start_of_scale(tap, *state)
+        state = start_of_scale(tap, carry, zero_like_all((cell, xs, carry)))
     if checkpoint_every is None:
         checkpoint_every = _default_checkpoint(carry, xs)
     if checkpoint_every:
@@ -157,7 +157,7 @@ def _fits_fast_path(cell: nnx.RNNCellBase, operands: Any) -> bool:
 
 
 def check_lengths(lengths: Array, batch_shape: tuple[int, ...], time: int) -> Array:
-    """Returns `lengths` as an int array `[*batch]`.
+    """Returns `lengths` as an int32 array `[*batch]`.
 
     Raises:
       ValueError: if its shape is not that of the batch, its dtype not integer, or a value (where it can be known: not
@@ -172,7 +172,7 @@ def check_lengths(lengths: Array, batch_shape: tuple[int, ...], time: int) -> Ar
         wrong = np.asarray(lengths)[(np.asarray(lengths) < 0) | (np.asarray(lengths) > time)]
         if wrong.size:
             raise ValueError(f"lengths holds {wrong[0]}; allowed: 0 to {time}, the number of time steps.")
-    return lengths
+    return lengths.astype(jnp.int32)
 
 
 def fit_carry(cell: nnx.RNNCellBase, carry: Carry, step_shape: tuple[int, ...]) -> Carry:

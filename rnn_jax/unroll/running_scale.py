@@ -130,14 +130,27 @@ def wide_dtype(x: Array) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if x.dtype in (jnp.float64, jnp.complex128) else jnp.float32)
 
 
+def zero_like_all(tree: PyTree) -> Array:
+    """Returns the scalar e: a float32 zero that is mapped by `jax.vmap` wherever an array of the tree is.
+
+    A loss may map a model over examples. An e that was not mapped would then have one cotangent, the sum of theirs.
+    """
+    e = jnp.zeros((), jnp.float32)
+    for leaf in jax.tree.leaves(tree):
+        if leaf.size:
+            e = jnp.where(leaf[(0,) * leaf.ndim] == 0, e, e)
+    return jax.lax.stop_gradient(e)
+
+
 @jax.custom_vjp
 def unscale(tree: PyTree, e: Array) -> tuple[PyTree, Array]:
     """Identity whose backward pass multiplies the cotangent of `tree` by 2**(cotangent of e)."""
-    return tree, e
+    # Where e is mapped by `jax.vmap` the tree must be, too: cotangents of different scales are not to be added.
+    return jax.tree.map(lambda x: jnp.where(e == 0, x, x), tree), e
 
 
 def _unscale_fwd(tree, e):
-    return (tree, e), None
+    return unscale(tree, e), None
 
 
 def _unscale_bwd(_, cotangents):

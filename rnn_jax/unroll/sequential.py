@@ -139,7 +139,8 @@ def _start_fwd(tap, carry, e):
 
 def _start_bwd(tap, cotangents):
     carry, log2_scale = cotangents
-    counted = Tap(jax.tree.map(jnp.zeros_like, tap.zeros), jnp.ones_like(tap.count), tap.record)
+    # A one for each run: made to hang on the scale, so that `jax.vmap` knows it for one of many.
+    counted = Tap(jax.tree.map(jnp.zeros_like, tap.zeros), 1.0 + 0.0 * log2_scale, tap.record)
     return counted, times_power_of_two(carry, log2_scale), jnp.zeros_like(log2_scale)
 
 

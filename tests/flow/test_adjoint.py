@@ -162,6 +162,19 @@ def test_a_cotangent_of_the_wrong_shape_is_refused():
         flow.adjoints(the_cell, xs, jnp.zeros((B, H)))
 
 
+def test_wrong_lengths_are_refused_as_unroll_refuses_them():
+    the_cell, xs = reference.make_cell("lstm", F, H), reference.normal(2, B, T, F)
+    with pytest.raises(ValueError, match=r"lengths holds 9; allowed: 0 to 5, the number of time steps\."):
+        flow.adjoints(the_cell, xs, jnp.zeros((B, T, H)), lengths=np.array([9, 1, 1]))
+
+
+def test_a_bare_tuple_will_do_for_the_carry_of_an_lstm():
+    the_cell, xs = reference.make_cell("lstm", F, H), reference.normal(2, B, T, F)
+    carry, ys_cotangent = reference.random_carry(the_cell, (B,), seed=3), jnp.ones((B, T, H))
+    expected = adjoints(the_cell, xs, ys_cotangent, carry)
+    reference.assert_close(adjoints(the_cell, xs, ys_cotangent, (carry.c, carry.h)), expected, 0.0)
+
+
 # -------------------------------------------------------------------------------------------------------- closed forms
 
 

@@ -324,6 +324,25 @@ def test_examples_of_very_different_size_read_as_their_root_mean_square():
     np.testing.assert_allclose(profile.log10_norm["rnn"], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+def test_a_huge_gradient_that_joins_a_tiny_one_takes_over(name):
+    """In float32, 1e30 from an early output meets 1e-35 from the last: at the scale of that, it would be inf."""
+    weight = np.zeros(9, np.float32)
+    weight[8], weight[4] = 1e-35, 1e30
+    model = RNN(rnn_jax.make_cell(name, F, H, rngs=nnx.Rngs(0)))
+    xs = reference.normal(2, B, 9, F, dtype=jnp.float32)
+
+    def loss_fn(model, xs, weight):
+        return jnp.sum(weight.reshape(1, 9, 1) * model(xs))
+
+    both = profile_of(loss_fn, model, xs, jnp.asarray(weight))
+    late = profile_of(loss_fn, model, xs, jnp.zeros(9, jnp.float32).at[8].set(1.0))
+    early = profile_of(loss_fn, model, xs, jnp.zeros(9, jnp.float32).at[4].set(1.0))
+    np.testing.assert_allclose(both.log10_norm["rnn"][4:], late.log10_norm["rnn"][4:] - 35.0, rtol=1e-5)
+    np.testing.assert_allclose(both.log10_norm["rnn"][:4], early.log10_norm["rnn"][:4] + 30.0, rtol=1e-5)
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(both.grads))
+
+
 def test_a_gradient_that_is_nan_reads_nan_and_not_some_number():
     def loss_fn(model, xs):
         return jnp.sum(jnp.nan * model(xs)[:, -1])
@@ -358,6 +377,23 @@ def test_the_gradients_are_those_of_jax_grad(name, dtype):
             np.testing.assert_array_equal(actual, wanted)
         else:
             assert reference.relative_error(actual, wanted) < 8 * jnp.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("name", ["LearnedStart", "LearnedStartOffTheFastPath"])
+def test_a_learned_first_carry_has_its_gradient_through_starts_and_resets(name):
+    model = RNN(reference.randomised(getattr(reference, name)(F, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64), 1))
+
+    def loss_fn(model, xs):
+        return jnp.sum(jnp.square(model(xs, resets=RESETS, seq_lengths=LENGTHS)))
+
+    def by_loop(model, xs):
+        return jnp.sum(jnp.square(reference.python_unroll(model.cell, xs, resets=RESETS, lengths=LENGTHS)[1]))
+
+    expected = jax.grad(by_loop)(model, inputs())
+    (start,) = [leaf for path, leaf in jax.tree.leaves_with_path(expected) if "start" in jax.tree_util.keystr(path)]
+    assert np.all(np.asarray(start) != 0.0)
+    reference.assert_close(jax.grad(loss_fn)(model, inputs()), expected)
+    reference.assert_close(profile_of(loss_fn, model, inputs()).grads, expected)
 
 
 def test_the_model_itself_is_left_as_it_was():

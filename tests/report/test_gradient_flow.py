@@ -54,9 +54,7 @@ def legend(ax):
 
 def test_a_profile_is_drawn_against_the_lag_without_its_exact_zeros():
     ax = Figure().subplots()
-    profile_ST = np.array(
-        [[-3.0, -np.inf, -1.0, -np.inf], [-5.0, -7.0, -2.0, -np.inf], [np.nan, -9.0, -4.0, -np.inf]]
-    )
+    profile_ST = np.array([[-3.0, -np.inf, -1.0, -np.inf], [-5.0, -7.0, -2.0, -np.inf], [np.nan, -9.0, -4.0, -np.inf]])
 
     assert gradient_flow.plot_profile(ax, profile_ST, label="lstm", color="red") is ax
 
@@ -109,9 +107,7 @@ def test_a_frame_ends_at_the_floor_and_says_so_only_if_it_cuts(run_dir):
     cut = figure_of(run_dir)
     assert cut.axes[0].get_ylim()[0] == -12
     assert cut.get_supxlabel() == "The frame ends at 10$^{-12}$; the lowest value is 10$^{-25}$."
-    whole = gradient_flow.profiles_figure(
-        read.Profiles(np.array([0]), {"gru": {"rnn": decaying(1, 1, 16, 0.5)}}), []
-    )
+    whole = gradient_flow.profiles_figure(read.Profiles(np.array([0]), {"gru": {"rnn": decaying(1, 1, 16, 0.5)}}), [])
     assert whole.axes[0].get_ylim()[0] == pytest.approx(-7)
     assert whole.get_supxlabel() == ""
 
@@ -123,17 +119,13 @@ def test_the_lag_axis_ends_where_the_last_curve_leaves_the_frame():
 
 
 def test_every_layer_of_a_stack_has_a_line_and_no_two_of_32_look_alike():
-    layers = {f"layers/{i}": decaying(1, 1, 8, 0.1) for i in range(32)} | {
-        "layers/0/c": decaying(1, 1, 8, 0.1)
-    }
+    layers = {f"layers/{i}": decaying(1, 1, 8, 0.1) for i in range(32)} | {"layers/0/c": decaying(1, 1, 8, 0.1)}
     (ax,) = gradient_flow.profiles_figure(read.Profiles(np.array([0]), {"lstm": layers}), []).axes
     assert legend(ax) == [f"lstm layers/{i}" for i in range(32)]
     assert len({(line.get_color(), line.get_linestyle()) for line in ax.lines[:32]}) == 32
 
 
-@pytest.mark.parametrize(
-    ("step", "heading"), [(0, "at initialisation (step 0)"), (9, "after training (step 9)")]
-)
+@pytest.mark.parametrize(("step", "heading"), [(0, "at initialisation (step 0)"), (9, "after training (step 9)")])
 def test_a_run_of_one_profile_has_one_panel_and_no_heat_map(tmp_path, step, heading):
     folder = run_directory.create(str(tmp_path / "run"), {})
     run_directory.save_profiles(folder, [step], {"lstm": {"rnn": decaying(1, 1, 4, 0.1)}})
@@ -150,7 +142,8 @@ def test_heat_maps_show_every_logged_step_by_lag_on_one_scale(run_dir):
     assert bar.get_ylabel() == "log$_{10}$ of ‖∂L/∂carry$_t$‖ / its largest value"
     assert elman.images[0].get_clim() == lstm.images[0].get_clim() == (-12, 0)
     shown_LT = elman.images[0].get_array()
-    assert shown_LT.mask[:, 0].all() and not shown_LT.mask[:, 1:].any()  # lag 0 is exactly zero
+    assert shown_LT.mask[:, 0].all()
+    assert not shown_LT.mask[:, 1:].any()
     np.testing.assert_allclose(shown_LT[1, 1:], -1.5 * 1.1 * np.arange(15), atol=1e-12)
 
 
@@ -171,12 +164,11 @@ def test_there_is_a_heat_map_for_every_cell(cells):
 
 def test_a_run_directory_gives_its_figures(run_dir):
     paths = gradient_flow.gradient_flow(run_dir)
-    assert paths == [
-        run_dir / "figures" / name for name in ("gradient_flow.png", "gradient_flow_training.png")
-    ]
+    assert paths == [run_dir / "figures" / name for name in ("gradient_flow.png", "gradient_flow_training.png")]
     for path in paths:
         with Image.open(path) as image:
-            assert image.format == "PNG" and min(image.size) > 400
+            assert image.format == "PNG"
+            assert min(image.size) > 400
             assert image.info["Source"] == " ".join(json.loads((run_dir / "config.json").read_text())["argv"])
             colors = {color for _, color in image.convert("RGB").getcolors(1 << 24)}
         if path.name == "gradient_flow.png":

@@ -27,7 +27,8 @@ def test_every_step_of_a_half_can_bear_its_one_marker(seq_len):
 
 def test_values_are_uniform_and_independent():
     values_BT = as_batch(adding(100, test_size=1000).test)["xs"][..., 0].astype(np.float64)
-    assert values_BT.min() >= 0 and values_BT.max() < 1
+    assert values_BT.min() >= 0
+    assert values_BT.max() < 1
     counts, _ = np.histogram(values_BT, bins=20, range=(0, 1))
     # Chi-square of 19 degrees of freedom: 60 is exceeded once in 300,000 seeds, and the seed is fixed.
     assert np.sum((counts - 5000) ** 2) / 5000 < 60
@@ -38,12 +39,7 @@ def test_values_are_uniform_and_independent():
 
 def test_no_example_is_drawn_twice():
     """Not within a split, between the splits, or between seeds."""
-    sources = [
-        source
-        for seed in (0, 1)
-        for task in [adding(10, 200, 200, seed)]
-        for source in (task.train, task.test)
-    ]
+    sources = [source for seed in (0, 1) for task in [adding(10, 200, 200, seed)] for source in (task.train, task.test)]
     examples = [source[index]["xs"].tobytes() for source in sources for index in range(200)]
     assert len(set(examples)) == 800
 
@@ -70,7 +66,8 @@ def test_a_constant_scores_as_derived_and_none_beats_one(constant):
     d = constant - 1
     variance = 1 / 15 - 1 / 36 + 4 * d**2 / 6
     assert abs(score - (1 / 6 + d**2)) < 4 * np.sqrt(variance / 4000)
-    assert task.trivial_score == pytest.approx(1 / 6) and not task.higher_is_better
+    assert task.trivial_score == pytest.approx(1 / 6)
+    assert not task.higher_is_better
 
 
 def test_a_trillion_examples_cost_no_memory():

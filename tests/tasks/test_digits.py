@@ -83,9 +83,7 @@ def test_logistic_regression_gets_what_the_docstring_says(splits, last, percent)
     (train_xs, train_label), (test_xs, test_label) = (
         (split["xs"][:, -last:, 0].astype(np.float64), split["label"]) for split in splits
     )
-    with threadpoolctl.threadpool_limits(
-        1
-    ):  # matrices too small for threads, which would fight over the cores
+    with threadpoolctl.threadpool_limits(1):  # matrices too small for threads, which would fight over the cores
         classifier = LogisticRegression(max_iter=2000).fit(train_xs, train_label)
     assert 100 * classifier.score(test_xs, test_label) == pytest.approx(percent, abs=0.6)  # two images of 360
 
@@ -158,9 +156,7 @@ def test_a_killed_preparation_is_cleared_away_and_made_again(data_dir, tmp_path)
         SklearnDigits._generate_examples = killed
         digits(data_dir={str(tmp_path)!r})
     """
-    killed = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], stderr=subprocess.DEVNULL, timeout=60
-    )
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], stderr=subprocess.DEVNULL, timeout=60)
     assert killed.returncode == -signal.SIGKILL
     folder = tmp_path / "sklearn_digits"
     assert [path.name.split(".")[0] for path in folder.iterdir()] == ["incomplete"]

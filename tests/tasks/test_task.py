@@ -88,9 +88,7 @@ def test_a_restored_iterator_gives_the_next_batch(source):
 
 @pytest.mark.parametrize("batch_size", [-1, 0, _N + 1])
 def test_a_batch_of_impossible_size_is_refused(source, batch_size):
-    with pytest.raises(
-        ValueError, match=rf"^batch_size={batch_size} is out of range; allowed: 1 to 10, .*\.$"
-    ):
+    with pytest.raises(ValueError, match=rf"^batch_size={batch_size} is out of range; allowed: 1 to 10, .*\.$"):
         tasks.batches(source, batch_size, 0)
 
 
@@ -202,7 +200,8 @@ def test_every_task_keeps_the_contract(numerics, name, data_dir):
             assert example["xs"].shape == (task.seq_len, task.in_features)
             assert example["xs"].dtype == np.float32
             if "label" in example:
-                assert example["label"].shape == () and example["label"].dtype == np.int32
+                assert example["label"].shape == ()
+                assert example["label"].dtype == np.int32
                 assert 0 <= example["label"] < task.out_features
             else:
                 assert example["target"].shape == (task.out_features,)
@@ -221,7 +220,8 @@ def test_every_task_keeps_the_contract(numerics, name, data_dir):
 
     kernel = jnp.zeros((task.in_features, task.out_features), jnp.float32)
     loss, grad, score = learn(kernel)
-    assert loss.shape == score.shape == () and loss.dtype == score.dtype == jnp.float32
+    assert loss.shape == score.shape == ()
+    assert loss.dtype == score.dtype == jnp.float32
     assert learn(kernel - 0.01 * grad)[0] < loss
 
 
@@ -229,7 +229,8 @@ def test_every_task_keeps_the_contract(numerics, name, data_dir):
 def test_two_makings_of_a_task_agree(name, data_dir):
     first, second = (tasks.make_task(name, data_dir=data_dir) for _ in range(2))
     assert first.fingerprint == second.fingerprint
-    assert first != second and hash(first) != hash(second)  # compared as objects: usable as a static argument
+    assert first != second
+    assert hash(first) != hash(second)
 
 
 def test_an_unknown_task_is_named_with_the_known_ones():

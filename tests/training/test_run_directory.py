@@ -119,7 +119,8 @@ def test_a_place_that_cannot_be_written_is_refused_in_one_sentence(tmp_path, out
     out = out.format(tmp=tmp_path)
     with pytest.raises(ValueError, match=r"^--out=.*; allowed: a writable folder") as error:
         run_directory.create(out, {})
-    assert repr(out) in str(error.value) and "\n" not in str(error.value)
+    assert repr(out) in str(error.value)
+    assert "\n" not in str(error.value)
     assert contents(tmp_path) == {(tmp_path / "file").relative_to(tmp_path): b"kept"}
 
 
@@ -167,9 +168,7 @@ def test_metrics_read_back_exactly(run_dir):
     rows = read_metrics(run_dir)
 
     assert (run_dir / "metrics.csv").read_text().startswith("step,name,value\n")
-    assert [row[:2] for row in rows] == [
-        (s, n) for s in range(8) for n in ('train/odd, "name"', "train/loss")
-    ]
+    assert [row[:2] for row in rows] == [(s, n) for s in range(8) for n in ('train/odd, "name"', "train/loss")]
     np.testing.assert_array_equal([row[2] for row in rows[::2]], numbers)
     assert {row[2] for row in rows[1::2]} == {float(np.float32(0.1))}
 
