@@ -47,7 +47,7 @@ _HIDDEN = flags.DEFINE_integer("hidden", 64, "Hidden features of each layer and 
 _LAYERS = flags.DEFINE_integer("layers", 1, "Recurrent layers, one above the other.", lower_bound=1)
 _BIDIRECTIONAL = flags.DEFINE_bool("bidirectional", False, "Run every layer in both directions.")
 _BATCH = flags.DEFINE_integer("batch", 32, "Sequences in a batch.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 400, "Training steps.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 300, "Training steps.", lower_bound=1)
 _LEARNING_RATE = flags.DEFINE_list("learning_rate", ["2e-3"], "Of Adam; several are trained side by side.")
 _CLIP = flags.DEFINE_float("clip", 1.0, "Clip gradients to this global norm; 0 does not clip.", lower_bound=0.0)
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Members of the ensemble: seed, seed + 1, ...", lower_bound=1)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rnn_jax.unroll import Tap, unroll
+from rnn_jax.unroll import Tap, check_lengths, fit_carry, unroll
 from rnn_jax.unroll.running_scale import log2_norm, times_power_of_two
 
 Array = jax.Array
@@ -52,18 +52,24 @@ def adjoints(
       lengths, resets, reverse: as `rnn_jax.unroll`.
 
     Raises:
-      ValueError: if `ys_cotangent` has not the shape of ys.
+      ValueError: if `ys_cotangent` has not the shape of ys, or as `rnn_jax.unroll`.
     """
     batch_axes = xs.ndim - cell.num_feature_axes - 1
     time = xs.shape[batch_axes]
     step_shape = xs.shape[:batch_axes] + xs.shape[batch_axes + 1 :]
     if carry is None:
         carry = cell.initialize_carry(step_shape, nnx.Rngs(0))
+    else:
+        carry = fit_carry(cell, carry, step_shape)
+    if lengths is not None:
+        lengths = check_lengths(lengths, xs.shape[:batch_axes], time)
     ys = jax.eval_shape(lambda: unroll(cell, xs, carry)[1])
     if ys_cotangent.shape != ys.shape:
         raise ValueError(f"ys_cotangent has shape {ys_cotangent.shape}; allowed: that of ys, {ys.shape}.")
     if carry_cotangent is None:
         carry_cotangent = jax.tree.map(jnp.zeros_like, carry)
+    else:
+        carry_cotangent = fit_carry(cell, carry_cotangent, step_shape)
 
     def one_example(x, y_cotangent, carry, carry_cotangent, length, reset):
         directions = jax.tree.map(lambda part: jnp.zeros((time, *part.shape), part.dtype), carry)

@@ -163,6 +163,7 @@ def _run_bwd(static, residuals, cotangents):
     used, others, weights, steps, kept, fresh_carry = residuals
     split, record = static.split, static.record
     cell = split.merge(used, others)
+    transposed = jax.lax.optimization_barrier(weights.recurrent_kernel.T)  # once, not at each step
     one_product = cell.input_gates == cell.recurrent_gates
 
     def step(state, inputs):
@@ -182,7 +183,7 @@ def _run_bwd(static, residuals, cotangents):
         dz_h = jnp.concatenate([dz[name] for name in cell.recurrent_gates], axis=-1)
         dz_x = dz_h if one_product else jnp.concatenate([dz[name] for name in cell.input_gates], axis=-1)
         h, hidden_pullback = jax.vjp(cell.hidden, carry)
-        (through_r,) = hidden_pullback((dz_h @ weights.recurrent_kernel.T).astype(h.dtype))
+        (through_r,) = hidden_pullback((dz_h @ transposed).astype(h.dtype))
         a = jax.tree.map(jnp.add, d_carry, through_r)
         if record is not None:
             dz_x, dz_h, d_used_t = times_power_of_two((dz_x, dz_h, d_used_t), log2_scale)
