@@ -4,7 +4,7 @@ With `eps_t` a zero added to carry_t on its way into step t + 1, the adjoint is 
 through the steps after t (through y_t itself is not counted; at t = T it is what the caller does with the final carry).
 The profile is p_t = log10 sqrt(mean over the batch of |a_t|^2), t = 1..T.
 
-It costs about as much as the gradient itself, keeps O(T) numbers, and never underflows: see
+It comes from the backward pass of the gradient itself, keeps O(T) numbers, and never underflows: see
 `rnn_jax.unroll.running_scale`.
 
 References:
