@@ -167,6 +167,7 @@ def train(
         return cell if len(learning_rates) == 1 else f"{cell} at {rate:g}"
 
     names = [f"{label(rate)}/seed{seed}" for rate in learning_rates for seed in seeds]
+    logged = logged_steps()
     kept: dict[int, dict[str, np.ndarray]] = {}
     for step in range(_STEPS.value + 1):
         if step == _STEPS.value:  # this one measures what the last update left; what it updates is not used
@@ -174,7 +175,7 @@ def train(
         members = [next(stream) for stream in streams] * len(learning_rates)
         batch = jax.tree.map(lambda *arrays: np.stack(arrays), *members)
         models, opt_states, profile = step_fn(models, opt_states, batch)
-        if step in logged_steps():
+        if step in logged:
             kept[step] = jax.tree.map(np.asarray, profile.log10_norm)
             writer.write(step, {f"{name}/loss": float(loss) for name, loss in zip(names, profile.loss)})
             bar.set_postfix(loss=f"{np.mean(profile.loss):.3f}", refresh=False)
@@ -183,7 +184,7 @@ def train(
     scores = evaluate(task.score, trained, tasks.as_batch(task.test))
     writer.write(_STEPS.value, {f"{name}/test_{task.metric}": score for name, score in zip(names, scores)})
     run_directory.save_checkpoint(run_dir, cell, trained)
-    profiles = {part: np.stack([kept[step][part] for step in sorted(kept)]) for part in kept[0]}
+    profiles = {part: np.stack([kept[step][part] for step in logged]) for part in kept[0]}
     for part in profiles:
         if "backward_rnn" in part.split("/"):  # time as this layer ran it, so that lags count from its end
             profiles[part] = profiles[part][..., ::-1]

@@ -132,7 +132,7 @@ def _default_checkpoint(carry: Carry, xs: Array) -> int:
 
 def _truncated(
     run: Callable[[State, Steps], tuple[State, Array]], state: State, steps: Steps, *, reverse: bool, size: int
-):
+) -> tuple[State, Array]:
     """Runs pieces of the sequence between which no gradient flows; the first one hangs on the caller's carry."""
 
     def piece(first_and_state, steps):
