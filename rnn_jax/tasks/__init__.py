@@ -5,74 +5,75 @@
         loss, grads = jax.value_and_grad(task.loss)(model, batch)
     task.score(model, as_batch(task.test)), task.trivial_score
 
-A new task is a function that returns a `Task`, in a file of its own, and an entry in `TASKS`.
+A new task is a function that returns a `Task`, in a file of its own, and an entry in `TASKS`; or, if it reads data of
+the user's own, in `PREFIXES`.
 """
 
-import os
+import functools
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 from rnn_jax.tasks.adding import adding
-from rnn_jax.tasks.digits import PIXELS, digits
-from rnn_jax.tasks.task import ArraySource, Batch, Model, Source, Task, as_batch, batches
+from rnn_jax.tasks.digits import digits
+from rnn_jax.tasks.task import (
+    ArraySource,
+    Batch,
+    Model,
+    RaggedSource,
+    Source,
+    StreamSource,
+    Task,
+    as_batch,
+    batches,
+    collate,
+)
 
 __all__ = [
     "TASKS",
     "ArraySource",
     "Batch",
     "Model",
+    "RaggedSource",
     "Source",
+    "StreamSource",
     "Task",
     "adding",
     "as_batch",
     "batches",
+    "collate",
     "digits",
     "make_task",
 ]
 
-PathLike = str | os.PathLike[str]
+# A task takes its options by keyword; `make_task` hands it those that a flag gave.
+TASKS: dict[str, Callable[..., Task]] = {"adding": adding, "digits": digits}
+
+# Tasks on data of one's own: `csv:path/to/file.csv`. They take what stands behind the colon first.
+PREFIXES: dict[str, Callable[..., Task]] = {}
 
 
-def make_task(
-    name: str,
-    *,
-    seq_len: int | None = None,
-    blanks: int | None = None,
-    data_dir: PathLike | None = None,
-) -> Task:
-    """Makes a task from what an experiment's flags can say; None is the task's own default.
+def make_task(name: str, **options: Any) -> Task:
+    """Makes a task from what an experiment's flags can say.
 
     Args:
-      name: one of `TASKS`.
-      seq_len: T, steps in a sequence. For "digits" another way to say blanks: seq_len = 64 + blanks.
-      blanks: empty steps between the evidence and the answer.
-      data_dir: folder for prepared data, where the task keeps any.
+      name: one of `TASKS`, or one of `PREFIXES`, a colon and what it is to read: `csv:my/file.csv`.
+      **options: of that task, by the names of its arguments. None is the task's own default, and so is an option of 0
+        or False that the task does not have. `data_dir` goes to the tasks that keep prepared data.
 
     Raises:
-      ValueError: if the name is unknown, or the task cannot be as asked.
+      ValueError: if the name is unknown, the task has no such option, or it cannot be as asked.
     """
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}; known: {', '.join(sorted(TASKS))}")
-    return TASKS[name](seq_len=seq_len, blanks=blanks, data_dir=data_dir)
-
-
-def _adding(*, seq_len: int | None = None, blanks: int | None = None, data_dir: PathLike | None = None) -> Task:
-    del data_dir  # nothing is stored
-    if blanks:
-        raise ValueError(f"blanks={blanks}: the task 'adding' has no blank steps; its lag is set by seq_len.")
-    return adding() if seq_len is None else adding(seq_len)
-
-
-def _digits(*, seq_len: int | None = None, blanks: int | None = None, data_dir: PathLike | None = None) -> Task:
-    if seq_len is None:
-        return digits(blanks or 0, data_dir)
-    if seq_len < PIXELS:
-        raise ValueError(f"seq_len={seq_len} is out of range for the task 'digits'; allowed: {PIXELS} or more.")
-    if blanks is not None and seq_len != PIXELS + blanks:
-        raise ValueError(
-            f"seq_len={seq_len} and blanks={blanks} contradict each other:"
-            f" for the task 'digits', seq_len = {PIXELS} + blanks."
-        )
-    return digits(seq_len - PIXELS, data_dir)
-
-
-TASKS: dict[str, Callable[..., Task]] = {"adding": _adding, "digits": _digits}
+    prefix, colon, argument = name.partition(":")
+    if name not in TASKS and not (colon and prefix in PREFIXES):
+        known = [*sorted(TASKS), *(f"{prefix}:..." for prefix in sorted(PREFIXES))]
+        raise ValueError(f"unknown task {name!r}; known: {', '.join(known)}")
+    build = TASKS[name] if name in TASKS else functools.partial(PREFIXES[prefix], argument)
+    allowed = [p.name for p in inspect.signature(build).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    given = {option: value for option, value in options.items() if value is not None}
+    for option in [option for option in given if option not in allowed]:
+        if given.pop(option) and option != "data_dir":
+            raise ValueError(
+                f"{option}={options[option]!r} is no option of the task {name!r}; it has: {', '.join(allowed)}."
+            )
+    return build(**given)

@@ -82,6 +82,7 @@ class _AddingSource:
     """
 
     def __init__(self, seq_len: int, size: int, key: tuple[int, int]):
+        self.lengths: np.ndarray | None = None
         self.seq_len = seq_len
         self.size = size
         self.key = np.array(key, np.uint64)

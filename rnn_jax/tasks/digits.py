@@ -53,7 +53,12 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
             yield int(row), {"pixels": pixels[row].astype(np.uint8), "label": int(labels[row])}
 
 
-def digits(blanks: int = 0, data_dir: str | os.PathLike[str] | None = None) -> task.Task:
+def digits(
+    blanks: int | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    seq_len: int | None = None,
+) -> task.Task:
     """The digits of scikit-learn one pixel a step, then `blanks` steps of zeros; say which digit it was.
 
     "xs" is [64 + blanks, 1]: the 8 x 8 pixels row by row, divided by 16, with the zeros *behind* them, so
@@ -69,18 +74,28 @@ def digits(blanks: int = 0, data_dir: str | os.PathLike[str] | None = None) -> t
     processes may be the first, and what a killed one has left is cleared away by the next.
 
     Args:
-      blanks: zero steps behind the pixels, at least 0.
+      blanks: zero steps behind the pixels; 0 by default.
       data_dir: folder for prepared data; None is `rnn_jax/tfds` in `$XDG_CACHE_HOME`, or else in `~/.cache`.
+      seq_len: another way to say blanks: seq_len = 64 + blanks.
 
     Raises:
-      ValueError: if `blanks` is negative.
+      ValueError: if `blanks` is negative, or `seq_len` says something else.
 
     References:
       E. Alpaydin, C. Kaynak (1998). Optical recognition of handwritten digits. UCI Machine Learning
         Repository, https://doi.org/10.24432/C50P49. Its test set, as in `sklearn.datasets.load_digits`.
     """
+    if seq_len is not None and seq_len < PIXELS:
+        raise ValueError(f"seq_len={seq_len} is out of range for the task 'digits'; allowed: {PIXELS} or more.")
+    if blanks is None:
+        blanks = 0 if seq_len is None else seq_len - PIXELS
     if blanks < 0:
         raise ValueError(f"blanks={blanks} is out of range; allowed: 0 or more.")
+    if seq_len is not None and seq_len != PIXELS + blanks:
+        raise ValueError(
+            f"seq_len={seq_len} and blanks={blanks} contradict each other:"
+            f" for the task 'digits', seq_len = {PIXELS} + blanks."
+        )
     arrays = _load(_default_data_dir() if data_dir is None else pathlib.Path(data_dir).expanduser())
     train, test = _as_source(arrays["train"], blanks), _as_source(arrays["test"], blanks)
     commonest = np.bincount(train.arrays["label"]).argmax()

@@ -1,13 +1,18 @@
-"""What a task is: two splits of examples, a loss, a score, and the score of whoever has learned nothing.
+"""What a task is: splits of examples, a loss, a score, and the score of whoever has learned nothing.
 
 A task is one file beside this one: a function that returns a `Task`, with the functions below as its parts.
+
+Shapes: B sequences of T steps in a batch. A sequence is read as "xs", float32 `[T, F]`, or as "tokens", int32 `[T]`.
+It has one answer, "label" (int32) or "target" (float32 `[out_features]`), or one at every step, "labels" (int32
+`[T]`, -1 where nothing is asked) or "targets" (float32 `[T, out_features]`). Where sequences differ in length, a batch
+is padded behind the last true step of each, and "lengths", int32 `[B]`, says where that is.
 """
 
 import dataclasses
 import hashlib
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grain
 import jax
@@ -15,16 +20,28 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+if TYPE_CHECKING:
+    from rnn_jax.tasks.vocabulary import Vocabulary
+
 Batch = Mapping[str, Any]  # of arrays, [B, ...] each
-Model = Callable[[Any], jax.Array]  # xs [B, T, F] -> ys [B, out_features]
+# (xs [B, T, F] or tokens [B, T], lengths [B] if sequences differ) -> ys, [B, out_features] or [B, T, out_features]
+Model = Callable[..., jax.Array]
+
+NOT_ASKED = -1  # in "labels": a step whose answer does not count
+_PADDING = {"labels": NOT_ASKED}  # 0 for every other name
+_TIME_SERIES = ("xs", "tokens", "labels", "targets")  # arrays whose first axis is time
 
 
 class Source(Protocol):
     """Examples by their number, 0 to len - 1: in memory, on disk, or made on the spot.
 
-    Every example has "xs", float32 [T, F], and either "label", an int32 scalar, or "target", float32
-    [out_features].
+    Every example is a dict of the arrays that the head of this file names, less the batch axis, without "lengths".
+
+    Attributes:
+      lengths: true steps of every example, int `[N]`; None if all have the same.
     """
+
+    lengths: np.ndarray | None
 
     def __len__(self) -> int: ...
 
@@ -34,24 +51,31 @@ class Source(Protocol):
 # Compared and hashed as an object: sources hold arrays, and `==` on arrays answers no yes or no.
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
-    """One thing to learn from sequences: all of equal length, one answer each, read after the last step.
+    """One thing to learn from sequences.
 
     Attributes:
-      name: the task's name in `rnn_jax.tasks.TASKS`.
+      name: what `rnn_jax.tasks.make_task` calls it.
       description: one sentence for a person who reads a plot.
       source: where the data come from, as a citation.
-      train, test: the two splits.
-      seq_len: T, steps in a sequence.
-      in_features: F, size of the last axis of "xs".
+      licence: of the data; "" for generated ones.
+      train, validation, test: the splits. Training may look at the validation split (to stop, to choose a
+        checkpoint), never at the test split; None where none was set apart.
+      seq_len: steps in the longest sequence.
+      reads_tokens: whether sequences are "tokens", not "xs".
+      in_features: F, size of the last axis of "xs"; for tokens, how many there are.
       out_features: size of the last axis of what a model returns: classes, or components of the target.
-      loss: `(model, batch) -> scalar`, what training lowers. The model is any callable that takes the "xs"
-        of a batch and returns [B, out_features].
-      score: `(model, batch) -> scalar`, the metric averaged over the batch.
-      metric: what the score is called, "accuracy" or "mse".
+      per_step: whether there is an answer at every step ("labels", "targets").
+      stateful: whether a split is one long stream (`StreamSource`): a batch goes on where the one before it
+        ended, so a model may carry its state over.
+      loss: `(model, batch) -> scalar`, what training lowers. The model is any callable as `Model` says.
+      score: `(model, batch) -> scalar`, the metric averaged over the batch (over the steps asked, if per step).
+      metric: what the score is called: "accuracy", "mse", "bits per character", ...
       higher_is_better: whether a larger score is a better one.
       trivial_score: the score of the best answer that ignores the input. A curve that does not leave it has
         learned nothing.
       fingerprint: versions of packages and SHA-256 of the content, for the `config.json` of a run.
+      class_names: of the classes, in the order of their labels; () if they have none.
+      vocabulary: how text becomes tokens; None for other tasks.
     """
 
     name: str
@@ -68,10 +92,19 @@ class Task:
     higher_is_better: bool
     trivial_score: float
     fingerprint: dict[str, str]
+    licence: str = ""
+    validation: Source | None = None
+    reads_tokens: bool = False
+    per_step: bool = False
+    stateful: bool = False
+    class_names: tuple[str, ...] = ()
+    vocabulary: "Vocabulary | None" = None
 
 
 class ArraySource:
     """A `Source` over arrays in memory, [N, ...] each, which it makes read-only."""
+
+    lengths: np.ndarray | None = None
 
     def __init__(self, **arrays: np.ndarray):
         lengths = {name: len(array) for name, array in arrays.items()}
@@ -86,6 +119,56 @@ class ArraySource:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return {name: array[index, ...] for name, array in self.arrays.items()}
+
+
+class RaggedSource:
+    """A `Source` over sequences of different lengths.
+
+    Args:
+      sequences: "xs", "tokens", "labels" or "targets": a list of N arrays `[T, ...]` for each.
+      **arrays: one entry an example, `[N, ...]` each: "label", "target".
+    """
+
+    def __init__(self, sequences: Mapping[str, Sequence[np.ndarray]], **arrays: np.ndarray):
+        self.sequences = {name: list(values) for name, values in sequences.items()}
+        self.arrays = {name: np.asarray(array) for name, array in arrays.items()}
+        counts = {name: len(values) for name, values in (*self.sequences.items(), *self.arrays.items())}
+        if len(set(counts.values())) != 1:
+            raise ValueError(f"the arrays of a source must have one length; got {counts}.")
+        self.lengths = np.array([len(sequence) for sequence in next(iter(self.sequences.values()))])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        whole = {name: array[index, ...] for name, array in self.arrays.items()}
+        return {name: sequences[index] for name, sequences in self.sequences.items()} | whole
+
+
+class StreamSource:
+    """One long sequence of tokens, to be predicted one after another: a `Source` of its pieces.
+
+    Piece k is read as tokens k T to (k + 1) T - 1, and asked for the token behind each.
+
+    Args:
+      tokens: int32 `[N]`.
+      seq_len: T.
+    """
+
+    lengths: np.ndarray | None = None
+
+    def __init__(self, tokens: np.ndarray, seq_len: int):
+        self.tokens = tokens
+        self.seq_len = seq_len
+
+    def __len__(self) -> int:
+        return (len(self.tokens) - 1) // self.seq_len
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"piece {index} of {len(self)}")
+        start, stop = index * self.seq_len, (index + 1) * self.seq_len
+        return {"tokens": self.tokens[start:stop], "labels": self.tokens[start + 1 : stop + 1]}
 
 
 def batches(source: Source, batch_size: int, seed: int) -> grain.DatasetIterator:
@@ -113,7 +196,7 @@ def batches(source: Source, batch_size: int, seed: int) -> grain.DatasetIterator
     if seed < 0:
         raise ValueError(f"seed={seed} is out of range; allowed: 0 or more.")
     examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    stream = examples.batch(batch_size, drop_remainder=True)
+    stream = examples.batch(batch_size, drop_remainder=True, batch_fn=collate)
     # One thread prepares the next batch while the model works on this one. More of them only contend for
     # Python's lock: for examples that cost microseconds, grain's default of 16 is slower than none at all.
     return iter(stream.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
@@ -121,54 +204,108 @@ def batches(source: Source, batch_size: int, seed: int) -> grain.DatasetIterator
 
 def as_batch(source: Source) -> dict[str, np.ndarray]:
     """Stacks all examples of a source in one batch, in their order: for a test split that fits in memory."""
-    examples = [source[index] for index in range(len(source))]
-    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+    return collate([source[index] for index in range(len(source))], source.lengths is not None)
+
+
+def collate(
+    examples: Sequence[Mapping[str, np.ndarray]], ragged: bool | None = None, width: int | None = None
+) -> dict[str, np.ndarray]:
+    """Stacks examples to a batch; where they differ in length, pads them behind and adds their "lengths".
+
+    Args:
+      examples: as a `Source` gives them.
+      ragged: whether to pad and to add "lengths"; by default if the examples differ in length.
+      width: T of the padded batch; the longest example's by default.
+    """
+    time_series = [name for name in examples[0] if name in _TIME_SERIES]
+    lengths = np.array([len(example[time_series[0]]) for example in examples], np.int32)
+    width = int(lengths.max()) if width is None else width
+    if ragged is None:
+        ragged = bool((lengths != width).any())
+    batch = {}
+    for name in examples[0]:
+        arrays = [np.asarray(example[name]) for example in examples]
+        if ragged and name in _TIME_SERIES:
+            padded = np.full((len(arrays), width, *arrays[0].shape[1:]), _PADDING.get(name, 0), arrays[0].dtype)
+            for row, array in zip(padded, arrays):
+                row[: len(array)] = array
+            batch[name] = padded
+        else:
+            batch[name] = np.stack(arrays)
+    return batch | ({"lengths": lengths} if ragged else {})
 
 
 def cross_entropy(model: Model, batch: Batch) -> jax.Array:
-    """Mean over the batch of -log p(label), in nats, where the model returns logits [B, classes].
+    """Mean of -log p(label), in nats, where the model returns logits: over the batch, or over the steps asked.
 
     Raises:
-      ValueError: if the model returns another shape, such as outputs at every step.
+      ValueError: if the model returns another shape: outputs at every step for one answer, or the reverse.
     """
-    logits = _outputs(model, batch)
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+    logits, label, asked = _logits(model, batch)
+    nats = optax.losses.softmax_cross_entropy_with_integer_labels(logits, label)
+    return _mean(nats, asked)
 
 
 def accuracy(model: Model, batch: Batch) -> jax.Array:
-    """Share of the batch, float32, whose largest logit is the label's.
+    """Share of the batch, or of the steps asked, float32, whose largest logit is the label's.
 
     Raises:
-      ValueError: if the model returns another shape than [B, classes].
+      ValueError: as `cross_entropy`.
     """
-    logits = _outputs(model, batch)
-    label = jnp.asarray(batch["label"])
-    return jnp.mean(jnp.argmax(logits, axis=-1).astype(label.dtype) == label)
+    logits, label, asked = _logits(model, batch)
+    return _mean(jnp.argmax(logits, axis=-1).astype(label.dtype) == label, asked)
 
 
 def mean_squared_error(model: Model, batch: Batch) -> jax.Array:
-    """Mean over batch and components of (output - target)^2.
+    """Mean over batch, true steps (if there is a target for each) and components of (output - target)^2.
 
     Raises:
-      ValueError: if the model returns another shape than the target's, [B, out_features].
+      ValueError: if the model returns another shape than the target's.
     """
-    ys = _outputs(model, batch)
-    return optax.losses.squared_error(ys, jnp.asarray(batch["target"], ys.dtype)).mean()
+    key = "target" if "target" in batch else "targets"
+    ys = run_model(model, batch)
+    target = jnp.asarray(batch[key], ys.dtype)
+    _check_shape(ys, target.shape)
+    true_steps = None
+    if key == "targets" and "lengths" in batch:
+        steps = jnp.arange(ys.shape[1], dtype=jnp.int32)
+        true_steps = steps[None, :] < jnp.asarray(batch["lengths"], jnp.int32)[:, None]
+    return _mean(jnp.mean(optax.losses.squared_error(ys, target), axis=-1), true_steps)
 
 
-def _outputs(model: Model, batch: Batch) -> jax.Array:
-    """The model's outputs, at least float32 so that a low-precision model is judged in full precision.
-
-    The shape is checked because outputs of [B, T, 1] against targets of [B, 1] would broadcast, and train.
-    """
-    ys = jnp.asarray(model(batch["xs"]))
-    wanted = batch["target"].shape if "target" in batch else (*batch["label"].shape, *ys.shape[-1:])
-    if ys.shape != wanted:
-        raise ValueError(
-            f"the model returned an array of shape {ys.shape}; the task needs {wanted},"
-            " one row for each sequence, read at the last step."
-        )
+def run_model(model: Model, batch: Batch) -> jax.Array:
+    """The model's outputs, at least float32 so that a low-precision model is judged in full precision."""
+    inputs = batch["tokens"] if "tokens" in batch else batch["xs"]
+    ys = jnp.asarray(model(inputs, batch["lengths"]) if "lengths" in batch else model(inputs))
     return ys if ys.dtype == jnp.float64 else ys.astype(jnp.float32)
+
+
+def _logits(model: Model, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Returns logits `[..., classes]`, labels `[...]`, and which of them count (None: all)."""
+    per_step = "labels" in batch
+    label = jnp.asarray(batch["labels" if per_step else "label"])
+    logits = run_model(model, batch)
+    _check_shape(logits, (*label.shape, *logits.shape[-1:]))
+    if not per_step:
+        return logits, label, None
+    asked = label != NOT_ASKED
+    return logits, jnp.where(asked, label, jnp.zeros_like(label)), asked
+
+
+def _mean(values: jax.Array, counted: jax.Array | None) -> jax.Array:
+    """Mean of values, in float32 at least, over those that count."""
+    values = values if values.dtype == jnp.float64 else values.astype(jnp.float32)
+    if counted is None:
+        return jnp.mean(values)
+    total = jnp.sum(jnp.where(counted, values, jnp.zeros_like(values)))
+    return total / jnp.maximum(jnp.sum(counted.astype(values.dtype)), 1)
+
+
+def _check_shape(ys: jax.Array, wanted: tuple[int, ...]) -> None:
+    # Outputs of [B, T, 1] against targets of [B, 1] would broadcast, and train.
+    if ys.shape != wanted:
+        rows = "one row for each sequence, read at the last step" if len(wanted) == 2 else "one row for each step"
+        raise ValueError(f"the model returned an array of shape {ys.shape}; the task needs {wanted}, {rows}.")
 
 
 def fingerprint(train: Source, test: Source, packages: Sequence[str], first: int | None = None) -> dict[str, str]:

@@ -266,7 +266,7 @@ def test_adding_takes_seq_len_and_no_blanks():
         (
             "adding",
             {"blanks": 3},
-            "blanks=3: the task 'adding' has no blank steps; its lag is set by seq_len.",
+            "blanks=3 is no option of the task 'adding'; it has: seq_len, train_size, test_size, seed.",
         ),
         (
             "adding",
