@@ -132,7 +132,8 @@ class RaggedSource:
     def __init__(self, sequences: Mapping[str, Sequence[np.ndarray]], **arrays: np.ndarray):
         self.sequences = {name: list(values) for name, values in sequences.items()}
         self.arrays = {name: np.asarray(array) for name, array in arrays.items()}
-        counts = {name: len(values) for name, values in (*self.sequences.items(), *self.arrays.items())}
+        counts = {name: len(values) for name, values in self.sequences.items()}
+        counts |= {name: len(array) for name, array in self.arrays.items()}
         if len(set(counts.values())) != 1:
             raise ValueError(f"the arrays of a source must have one length; got {counts}.")
         self.lengths = np.array([len(sequence) for sequence in next(iter(self.sequences.values()))])
