@@ -309,18 +309,26 @@ def _check_shape(ys: jax.Array, wanted: tuple[int, ...]) -> None:
         raise ValueError(f"the model returned an array of shape {ys.shape}; the task needs {wanted}, {rows}.")
 
 
-def fingerprint(train: Source, test: Source, packages: Sequence[str], first: int | None = None) -> dict[str, str]:
-    """What a run must note to be made again: the content of both splits and who produced it.
+def fingerprint(
+    train: Source,
+    test: Source,
+    packages: Sequence[str],
+    first: int | None = None,
+    validation: Source | None = None,
+) -> dict[str, str]:
+    """What a run must note to be made again: the content of the splits and who produced it.
 
     Args:
-      train, test: the splits.
+      train, test, validation: the splits.
       packages: names of distributions, as pip knows them.
       first: how many examples of each split to read; None reads all.
 
     Returns:
-      "train_sha256", "test_sha256", and the installed version of every package under its name.
+      "train_sha256", "test_sha256", "validation_sha256" if there is such a split, and the installed version of every
+      package under its name.
     """
-    digests = {"train_sha256": _sha256(train, first), "test_sha256": _sha256(test, first)}
+    splits = {"train": train, "validation": validation, "test": test}
+    digests = {f"{name}_sha256": _sha256(split, first) for name, split in splits.items() if split is not None}
     return digests | {package: importlib.metadata.version(package) for package in packages}
 
 
