@@ -27,6 +27,7 @@ from rnn_jax.tasks.task import (
     as_batch,
     batches,
     collate,
+    stream_batches,
 )
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "collate",
     "digits",
     "make_task",
+    "stream_batches",
 ]
 
 # A task takes its options by keyword; `make_task` hands it those that a flag gave.

@@ -203,6 +203,38 @@ def batches(source: Source, batch_size: int, seed: int) -> grain.DatasetIterator
     return iter(stream.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
 
+def stream_batches(source: StreamSource, batch_size: int) -> grain.DatasetIterator:
+    """Endless batches of one long sequence, cut into B streams side by side, for a model that carries its state over.
+
+    Row b of a batch goes on where row b of the batch before it ended; a pass reads `len(source) // B` batches, and
+    leaves out what does not fill one more.
+
+    Args:
+      source: the sequence, in pieces of T steps.
+      batch_size: B, at most as many as there are pieces.
+
+    Returns:
+      an iterator over dicts of "tokens" and "labels", int32 `[B, T]`, and "first", bool `[]`: whether a pass begins,
+      so that there is no state to go on with. It has the `get_state` and `set_state` of `batches`.
+
+    Raises:
+      ValueError: if the batch size is out of range.
+    """
+    if not 1 <= batch_size <= len(source):
+        raise ValueError(
+            f"batch_size={batch_size} is out of range; allowed: 1 to {len(source)}, the pieces of {source.seq_len}"
+            " steps there are."
+        )
+    pieces = len(source) // batch_size
+
+    def batch(index: int) -> dict[str, np.ndarray]:
+        rows = [source[stream * pieces + index] for stream in range(batch_size)]
+        return {**collate(rows, ragged=False), "first": np.asarray(index == 0)}
+
+    stream = grain.MapDataset.range(pieces).map(batch).repeat()
+    return iter(stream.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+
+
 def as_batch(source: Source) -> dict[str, np.ndarray]:
     """Stacks all examples of a source in one batch, in their order: for a test split that fits in memory."""
     return collate([source[index] for index in range(len(source))], source.lengths is not None)

@@ -1,7 +1,8 @@
 """The run directory: what an experiment leaves on disk. A killed run loses nothing that it had finished.
 
     config.json           flags, versions, device, git, argv, start_time_utc, cpu_count
-    metrics.csv           step,name,value: one row a number, flushed at each write
+    metrics.csv           step,name,value: one row a number, flushed at each write; holds no times
+    timing.csv            step,seconds,examples_per_second: of a training run
     events.out.tfevents*  the same numbers for TensorBoard
     gradient_flow.npz     "steps" [L] and, for each "<cell>|<part>", log10 adjoint norms [L, seeds, time]
     gradient_flow.csv     cell,part,step,seed,t,lag,log10_norm: the same numbers, t = 1..T and lag = T - t
@@ -83,15 +84,19 @@ class MetricWriter:
 
     Rows are appended to an existing metrics.csv. A last line cut short by a kill is dropped first: half a
     number reads as another number.
+
+    Args:
+      run_dir: the run directory.
+      position: the `position` of an earlier writer; what was written behind it is dropped. 0 drops everything.
     """
 
-    def __init__(self, run_dir: StrPath):
+    def __init__(self, run_dir: StrPath, position: int | None = None):
         import tensorboardX  # here: it imports torch where torch is installed, which takes a second
         from tensorboardX.proto import summary_pb2
 
         path = pathlib.Path(run_dir) / "metrics.csv"
         self._file = path.open("a+", newline="", encoding="utf-8")
-        content = path.read_bytes()
+        content = path.read_bytes()[:position]
         self._file.truncate(content.rfind(b"\n") + 1)
         self._csv = csv.writer(self._file, lineterminator="\n")
         if b"\n" not in content:
@@ -109,6 +114,11 @@ class MetricWriter:
         self._file.flush()
         points = [self._summary.Value(tag=name, simple_value=number) for name, number in numbers.items()]
         self._events.add_summary(self._summary(value=points), int(step))
+
+    @property
+    def position(self) -> int:
+        """The length of metrics.csv in bytes."""
+        return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         self._file.close()
@@ -193,10 +203,16 @@ def save_table(run_dir: StrPath, rows: Sequence[Mapping[str, object]]) -> pathli
     return path
 
 
-def save_checkpoint(run_dir: StrPath, name: str, tree: Any) -> pathlib.Path:
+def save_checkpoint(run_dir: StrPath, name: str, tree: Any, note: Mapping[str, Any] | None = None) -> pathlib.Path:
     """Writes a pytree of arrays (a model, an optimiser state, a dict of both) to checkpoints/<name>.
 
     A checkpoint of that name is replaced after the new one is complete; a kill leaves one or the other.
+
+    Args:
+      run_dir: the run directory.
+      name: of the checkpoint.
+      tree: the arrays.
+      note: what else belongs to it, as JSON can say it; `load_note` reads it.
 
     Returns:
       The path of the checkpoint.
@@ -206,8 +222,13 @@ def save_checkpoint(run_dir: StrPath, name: str, tree: Any) -> pathlib.Path:
     """
     path, complete, replaced = _checkpoint_paths(run_dir, name)
     leaves = {key: _stored(leaf) for key, leaf in _named_leaves(tree).items()}
+    if complete.exists() and not path.exists():  # left by a kill between the two renames below: the only one there is
+        complete.rename(path)
+    for debris in path.parent.glob(f"{complete.name}.*"):  # half-written when a kill came
+        shutil.rmtree(debris, ignore_errors=True)
+    arguments = ocp.args.StandardSave(leaves, custom_metadata=None if note is None else dict(note))
     with _without_orbax_chatter(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        checkpointer.save(complete, args=ocp.args.StandardSave(leaves), force=True)
+        checkpointer.save(complete, args=arguments, force=True)
     if path.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         path.rename(replaced)
@@ -228,13 +249,7 @@ def restore_checkpoint(run_dir: StrPath, name: str, like: _Tree) -> _Tree:
     Raises:
       ValueError: there is no such checkpoint, or it differs from `like` in a leaf's name, shape or dtype.
     """
-    path, complete, _ = _checkpoint_paths(run_dir, name)
-    if not path.exists():  # a kill between the two renames of `save_checkpoint`
-        path = complete
-    if not path.exists():
-        saved = sorted(entry.name for entry in path.parent.glob("[!.]*"))
-        raise ValueError(f"{os.fspath(run_dir)!r} has no checkpoint {name!r}; allowed: {saved}")
-
+    path = _existing_checkpoint(run_dir, name)
     wanted = {key: _restored_as(leaf) for key, leaf in _named_leaves(like).items()}
     with _without_orbax_chatter(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         metadata = checkpointer.metadata(path).item_metadata.tree
@@ -255,6 +270,18 @@ def restore_checkpoint(run_dir: StrPath, name: str, like: _Tree) -> _Tree:
         return array
 
     return jax.tree_util.tree_map_with_path(unstored, like)
+
+
+def has_checkpoint(run_dir: StrPath, name: str) -> bool:
+    """Whether checkpoints/<name> can be restored."""
+    return any(path.exists() for path in _checkpoint_paths(run_dir, name)[:2])
+
+
+def load_note(run_dir: StrPath, name: str) -> dict[str, Any]:
+    """Reads the note of checkpoints/<name>, {} if it has none; raises ValueError if there is no such checkpoint."""
+    path = _existing_checkpoint(run_dir, name)
+    with _without_orbax_chatter(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        return dict(checkpointer.metadata(path).item_metadata.custom_metadata or {})
 
 
 @contextlib.contextmanager
@@ -325,6 +352,16 @@ def _checkpoint_paths(run_dir: StrPath, name: str) -> tuple[pathlib.Path, ...]:
         raise ValueError(f"no checkpoint can be named {name!r}; allowed: a folder name without a leading dot")
     folder = pathlib.Path(run_dir).resolve() / "checkpoints"  # Orbax takes absolute paths only
     return folder / name, folder / f".{name}.new", folder / f".{name}.old"
+
+
+def _existing_checkpoint(run_dir: StrPath, name: str) -> pathlib.Path:
+    path, complete, _ = _checkpoint_paths(run_dir, name)
+    if not path.exists():  # a kill between the two renames of `save_checkpoint`
+        path = complete
+    if not path.exists():
+        saved = sorted(entry.name for entry in path.parent.glob("[!.]*"))
+        raise ValueError(f"{os.fspath(run_dir)!r} has no checkpoint {name!r}; allowed: {saved}")
+    return path
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
