@@ -229,16 +229,18 @@ class Stack(nnx.Module):
     Args:
       layers: `RNN`, `Bidirectional` or other layers of that signature, the lowest first. (`reverse` layers must have
         `keep_order`, or a layer above would meet its inputs out of order: in this class they always do.)
+      dropout: rate of `rnn_jax.layers.dropout` between layers, on calls that are given a `dropout_key`.
       return_carry: return `(carries, ys)`, one carry a layer, instead of `ys`.
 
     Raises:
-      ValueError: if there is no layer.
+      ValueError: if there is no layer, or `dropout` is not within [0, 1).
     """
 
-    def __init__(self, layers: Sequence[Any], *, return_carry: bool = False):
+    def __init__(self, layers: Sequence[Any], *, dropout: float = 0.0, return_carry: bool = False):
         if not layers:
             raise ValueError("layers is empty; allowed: at least one layer.")
         self.layers = nnx.List(layers)
+        self.dropout = check_dropout(dropout)
         self.return_carry = return_carry
 
     def __call__(
@@ -250,12 +252,19 @@ class Stack(nnx.Module):
         return_carry: bool | None = None,
         time_major: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | None = None,
+        dropout_key: Array | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Runs all layers; arguments as `RNN.__call__`, `initial_carry` being one carry a layer."""
+        """Runs all layers; arguments as `RNN.__call__`, `initial_carry` being one carry a layer.
+
+        With a `dropout_key`, the outputs of every layer but the last one pass through `dropout`, each layer's with
+        random numbers of its own.
+        """
         return_carry = self.return_carry if return_carry is None else return_carry
         carries, ys = [], inputs
         for k, layer in enumerate(self.layers):
+            if k > 0 and dropout_key is not None:
+                ys = dropout(ys, self.dropout, jax.random.fold_in(dropout_key, k), time_axis=0 if time_major else -2)
             carry, ys = layer(
                 ys,
                 initial_carry=None if initial_carry is None else initial_carry[k],
@@ -269,6 +278,44 @@ class Stack(nnx.Module):
         return (tuple(carries), ys) if return_carry else ys
 
 
+def dropout(ys: Array, rate: float, key: Array, time_axis: int = -2) -> Array:
+    """Sets each entry of `ys [*batch, time, H]` to 0 with probability `rate`, and divides the others by 1 - `rate`.
+
+    Random numbers are new at every step, as in Zaremba et al., and step t draws its own from `(key, t)`: to pad a
+    batch further changes none of those before.
+
+    Args:
+      ys: what to drop from.
+      rate: within [0, 1).
+      key: of `jax.random`.
+      time_axis: where time is.
+
+    References:
+      Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov 2014, "Dropout", JMLR 15.
+      Zaremba, Sutskever, Vinyals 2014, "Recurrent neural network regularization", arXiv 1409.2329.
+    """
+    if rate == 0.0:
+        return ys
+    time_first = jnp.moveaxis(ys, time_axis, 0)
+
+    def keep(t: Array) -> Array:
+        return jax.random.bernoulli(jax.random.fold_in(key, t), jnp.float32(1.0 - rate), time_first.shape[1:])
+
+    kept = jnp.moveaxis(jax.vmap(keep)(jnp.arange(time_first.shape[0], dtype=jnp.int32)), 0, time_axis)
+    return jnp.where(kept, ys / (1.0 - rate), jnp.zeros_like(ys))
+
+
+def check_dropout(rate: float) -> float:
+    """Returns the rate of a dropout.
+
+    Raises:
+      ValueError: if it is not within [0, 1).
+    """
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"dropout={rate} is no rate; allowed: 0 or more, and below 1.")
+    return rate
+
+
 def make_rnn(
     cell: str,
     in_features: int,
@@ -276,6 +323,7 @@ def make_rnn(
     *,
     layers: int = 1,
     bidirectional: bool = False,
+    dropout: float = 0.0,
     rngs: nnx.Rngs,
     **kwargs: Any,
 ) -> RNN | Bidirectional | Stack:
@@ -287,11 +335,12 @@ def make_rnn(
       hidden_features: H of each layer and direction; a bidirectional layer puts out 2 H.
       layers: how many, one above the other.
       bidirectional: whether each layer runs in both directions.
+      dropout: rate between layers, as in `Stack`; one layer has none.
       rngs: draws the parameters.
       **kwargs: more arguments of the cell.
 
     Raises:
-      ValueError: if `layers` is below 1, or as `rnn_jax.make_cell`.
+      ValueError: if `layers` is below 1, `dropout` not within [0, 1), or as `rnn_jax.make_cell`.
     """
     if layers < 1:
         raise ValueError(f"layers={layers} is no number of layers; allowed: 1 or more.")
@@ -304,4 +353,5 @@ def make_rnn(
 
     sizes = [in_features] + [hidden_features * (2 if bidirectional else 1)] * (layers - 1)
     stack = [layer(size) for size in sizes]
-    return stack[0] if layers == 1 else Stack(stack)
+    check_dropout(dropout)
+    return stack[0] if layers == 1 else Stack(stack, dropout=dropout)

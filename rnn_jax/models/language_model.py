@@ -1,0 +1,157 @@
+"""A recurrent language model: after each token, what the next one will be."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rnn_jax.layers import check_dropout, dropout, make_rnn
+from rnn_jax.models.classifier import at_least_float32, check_sizes, embed, make_embedding, run, steps_within
+
+Array = jax.Array
+Carry = Any
+
+
+class LanguageModel(nnx.Module):
+    """Embedding, recurrent layers, and at each step a linear map to a logit for every token that may come next.
+
+    Dropout is applied between the recurrent layers and before the head (`rnn_jax.layers.dropout`).
+
+    Args:
+      cell: a name, as `rnn_jax.make_cell` takes.
+      vocabulary_size: V, how many tokens there are.
+      emb_size: E of the embedding, which starts with entries of variance 1 / E.
+      hidden_features: H of each layer.
+      layers: how many, one above the other.
+      dropout: a rate, 0 to below 1, for calls that are given a `dropout_key`.
+      tie: whether the embedding is the matrix of the head, too (Press and Wolf; Inan et al.); a bias remains.
+      rngs: draws the parameters.
+      **kwargs: more arguments of the cell; `dtype` and `param_dtype` are those of all other parts, too.
+
+    Raises:
+      ValueError: if a size is below 1, `dropout` not within [0, 1), or `tie` meets an `emb_size` that is not
+        `hidden_features`; or as `rnn_jax.make_cell`.
+
+    References:
+      Mikolov, Karafiat, Burget, Cernocky, Khudanpur 2010, "Recurrent neural network based language model", Interspeech.
+      Press, Wolf 2017, "Using the output embedding to improve language models", arXiv 1608.05859.
+      Inan, Khosravi, Socher 2017, "Tying word vectors and word classifiers", arXiv 1611.01462.
+    """
+
+    def __init__(
+        self,
+        cell: str,
+        vocabulary_size: int,
+        emb_size: int,
+        hidden_features: int,
+        *,
+        layers: int = 1,
+        dropout: float = 0.0,
+        tie: bool = False,
+        rngs: nnx.Rngs,
+        **kwargs: Any,
+    ):
+        check_sizes(vocabulary_size=vocabulary_size, emb_size=emb_size, hidden_features=hidden_features)
+        if tie and emb_size != hidden_features:
+            raise ValueError(f"tie=True with emb_size={emb_size}; allowed: hidden_features, here {hidden_features}.")
+        dtypes = {name: kwargs[name] for name in ("dtype", "param_dtype") if name in kwargs}
+        self.dropout = check_dropout(dropout)
+        self.embedding = make_embedding(vocabulary_size, emb_size, rngs=rngs, **dtypes)
+        self.rnn = make_rnn(cell, emb_size, hidden_features, layers=layers, dropout=dropout, rngs=rngs, **kwargs)
+        self.head = None if tie else nnx.Linear(hidden_features, vocabulary_size, **dtypes, rngs=rngs)
+        zeros = jnp.zeros((vocabulary_size,), kwargs.get("param_dtype", jnp.float32))
+        self.head_bias = nnx.Param(zeros) if tie else nnx.data(None)
+
+    def __call__(
+        self,
+        tokens: Array,
+        lengths: Array | None = None,
+        *,
+        carry: Carry | None = None,
+        return_carry: bool = False,
+        dropout_key: Array | None = None,
+    ) -> Any:
+        """Returns the logits of the token behind each step; with `return_carry`, `(carry, logits)`.
+
+        Args:
+          tokens: integers `[*batch, time]`.
+          lengths: true lengths, int `[*batch]`; what padding holds changes nothing.
+          carry: of the step before the first, as an earlier call returned it or `initialize_carry` makes it: a
+            sequence may be read in pieces. (Truncated back-propagation stops the gradient there, by
+            `jax.lax.stop_gradient` or at the border of a `jax.jit`.)
+          return_carry: whether to return the carry after the last true step.
+          dropout_key: of `jax.random`; None applies no dropout.
+
+        Returns:
+          Logits `[*batch, time, V]`, 0 at padded steps.
+
+        Raises:
+          ValueError: for inputs of another shape or kind, or lengths as `rnn_jax.unroll`.
+        """
+        layers_key = head_key = None
+        if dropout_key is not None:
+            layers_key, head_key = jax.random.split(dropout_key)
+        xs = embed(self.embedding, tokens)
+        carry, ys = run(self.rnn, xs, lengths, layers_key, initial_carry=carry, return_carry=True)
+        if head_key is not None:
+            ys = dropout(ys, self.dropout, head_key)
+        logits = self._head(ys)
+        if lengths is not None:
+            true_steps = steps_within(jnp.asarray(lengths, jnp.int32), logits.shape[-2])
+            logits = jnp.where(true_steps, logits, jnp.zeros_like(logits))
+        return (carry, logits) if return_carry else logits
+
+    def initialize_carry(self, batch_shape: tuple[int, ...]) -> Carry:
+        """Returns the carry before the first step of sequences `[*batch, time]`, of the structure of any later one."""
+        no_tokens = jnp.zeros((*batch_shape, 0), jnp.int32)
+        return self(no_tokens, return_carry=True)[0]
+
+    def _head(self, ys: Array) -> Array:
+        if self.head is not None:
+            return self.head(ys)
+        assert self.head_bias is not None
+        logits = self.embedding.attend(ys)
+        bias = self.head_bias[...].astype(logits.dtype)
+        return logits + bias.reshape((1,) * (logits.ndim - 1) + bias.shape)
+
+
+@partial(jax.jit, static_argnames=("steps", "temperature"))
+def generate(model: LanguageModel, prompt: Array, steps: int, key: Array, temperature: float = 1.0) -> Array:
+    """Continues a prompt by `steps` tokens, each drawn from the model's distribution after those before it.
+
+    Args:
+      model: the language model; it reads each token once, its carry being what it knows of those before.
+      prompt: integers `[*batch, time]`, at least one step.
+      steps: how many tokens to draw.
+      key: of `jax.random`.
+      temperature: by what logits are divided; below 1 likely tokens become likelier, and 0 takes the likeliest.
+
+    Returns:
+      int32 `[*batch, steps]`, without the prompt.
+
+    Raises:
+      ValueError: if the prompt is empty, or `steps` or `temperature` is negative.
+    """
+    if prompt.ndim < 1 or prompt.shape[-1] < 1:
+        raise ValueError(f"prompt has shape {prompt.shape}; allowed: [*batch, time], at least one token.")
+    for name, value in (("steps", steps), ("temperature", temperature)):
+        if value < 0:
+            raise ValueError(f"{name}={value} is negative; allowed: 0 or more.")
+
+    def draw(key: Array, logits: Array) -> Array:
+        logits = at_least_float32(logits)
+        likeliest = temperature == 0
+        token = jnp.argmax(logits, axis=-1) if likeliest else jax.random.categorical(key, logits / temperature)
+        return token.astype(jnp.int32)
+
+    def step(state: tuple[Carry, Array], key: Array) -> tuple[tuple[Carry, Array], Array]:
+        carry, logits = state
+        token = draw(key, logits)
+        carry, logits = model(token[..., None], carry=carry, return_carry=True)
+        return (carry, logits[..., 0, :]), token
+
+    carry, logits = model(prompt, return_carry=True)
+    _, tokens = jax.lax.scan(step, (carry, logits[..., -1, :]), jax.random.split(key, steps))
+    return jnp.moveaxis(tokens, 0, -1)
