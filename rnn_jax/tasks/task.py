@@ -41,7 +41,8 @@ class Source(Protocol):
       lengths: true steps of every example, int `[N]`; None if all have the same.
     """
 
-    lengths: np.ndarray | None
+    @property
+    def lengths(self) -> np.ndarray | None: ...
 
     def __len__(self) -> int: ...
 
@@ -176,7 +177,8 @@ def batches(source: Source, batch_size: int, seed: int) -> grain.DatasetIterator
     """Endless batches, every example once an epoch, in an order drawn anew for each epoch.
 
     Epochs follow each other without a gap: where the batch size does not divide the number of examples, a
-    batch holds the last of one epoch and the first of the next, and no example is ever dropped.
+    batch holds the last of one epoch and the first of the next, and no example is ever dropped. Sequences that
+    differ in length come in batches of similar lengths, of a few widths (`rnn_jax.tasks.bucketing`).
 
     Args:
       source: the examples.
@@ -190,12 +192,11 @@ def batches(source: Source, batch_size: int, seed: int) -> grain.DatasetIterator
     Raises:
       ValueError: if the batch size or the seed is out of range.
     """
-    if not 1 <= batch_size <= len(source):
-        raise ValueError(
-            f"batch_size={batch_size} is out of range; allowed: 1 to {len(source)}, the examples there are."
-        )
-    if seed < 0:
-        raise ValueError(f"seed={seed} is out of range; allowed: 0 or more.")
+    check_batching(source, batch_size, seed)
+    if source.lengths is not None:
+        from rnn_jax.tasks import bucketing  # here: it builds on this file
+
+        return bucketing.bucketed_batches(source, batch_size, seed, bucketing.bucket_boundaries(source.lengths))
     examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     stream = examples.batch(batch_size, drop_remainder=True, batch_fn=collate)
     # One thread prepares the next batch while the model works on this one. More of them only contend for
@@ -233,6 +234,16 @@ def stream_batches(source: StreamSource, batch_size: int) -> grain.DatasetIterat
 
     stream = grain.MapDataset.range(pieces).map(batch).repeat()
     return iter(stream.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+
+
+def check_batching(source: Source, batch_size: int, seed: int) -> None:
+    """Raises ValueError unless there can be batches of this size in the order of this seed."""
+    if not 1 <= batch_size <= len(source):
+        raise ValueError(
+            f"batch_size={batch_size} is out of range; allowed: 1 to {len(source)}, the examples there are."
+        )
+    if seed < 0:
+        raise ValueError(f"seed={seed} is out of range; allowed: 0 or more.")
 
 
 def as_batch(source: Source) -> dict[str, np.ndarray]:

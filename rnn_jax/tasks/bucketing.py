@@ -1,0 +1,151 @@
+"""Batches of sequences of similar length, padded to one of a few widths: little padding, and few compilations.
+
+A jitted step is compiled anew for each width of its batches. Padding each batch to its own longest sequence would
+compile nearly as often as there are lengths; padding all to the longest of all would compute mostly padding.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from rnn_jax.tasks import task
+
+_CANDIDATES = 256  # lengths that may become a boundary: as many quantiles as tell any distribution
+_ENDLESS = 2**62  # batches; Grain wants a number
+
+
+def bucket_boundaries(lengths: np.ndarray, count: int = 8) -> tuple[int, ...]:
+    """Returns at most `count` widths, ascending, the last the largest length, that need the least padding.
+
+    Every sequence is padded to the smallest width that holds it. Among the quantiles of the lengths, of which there
+    are 256, the widths returned are the best of all choices, found by dynamic programming over the last of them.
+
+    Args:
+      lengths: of all sequences, int `[N]`.
+      count: of the widths, and so of the compilations of a step.
+
+    Raises:
+      ValueError: if the count is less than 1.
+    """
+    if count < 1:
+        raise ValueError(f"count={count} is out of range for bucket boundaries; allowed: 1 or more.")
+    quantiles = np.linspace(0, 1, _CANDIDATES)
+    widths = np.unique(np.quantile(lengths, quantiles, method="higher")).astype(np.int64)
+    # below[k]: how many sequences widths[k - 1] holds. Those of the pair (j, k) are padded to widths[k - 1].
+    below = np.concatenate([[0], np.searchsorted(np.sort(lengths), widths, side="right")])
+    steps = np.where(below[:, None] <= below, (below - below[:, None]) * np.concatenate([[0], widths]), np.inf)
+    least = np.where(below == 0, 0.0, np.inf)  # steps computed with no width at all
+    chosen = []
+    for _ in range(min(count, len(widths))):
+        totals = least[:, None] + steps
+        chosen.append(totals.argmin(axis=0))
+        least = totals.min(axis=0)
+    boundaries, k = [], len(widths)
+    for last in reversed(chosen):
+        if last[k] < k:  # a width that holds nobody more is none
+            boundaries.append(int(widths[k - 1]))
+        k = last[k]
+    return tuple(reversed(boundaries))
+
+
+def bucketed_batches(
+    source: task.Source, batch_size: int, seed: int, boundaries: Sequence[int]
+) -> grain.DatasetIterator:
+    """Endless batches of sequences of similar length, every example once an epoch, in an order drawn for each epoch.
+
+    All batches have B examples and one of the widths. What does not fill a batch of its bucket goes into the next
+    wider one, and what does not fill a batch of the epoch, drawn at random, comes in the next epoch.
+
+    Args:
+      source: sequences of different lengths.
+      batch_size: B, at most as many as there are examples.
+      seed: of the order. Equal seeds give equal batches, on every machine.
+      boundaries: the widths, ascending; the last holds the longest sequence.
+
+    Returns:
+      an iterator as `rnn_jax.tasks.batches` returns it, whose batches have "lengths", int32 `[B]`. It resumes at any
+      batch at once: the examples of a batch are a function of its number.
+
+    Raises:
+      ValueError: if the batch size or the seed is out of range, or the boundaries are not that.
+    """
+    task.check_batching(source, batch_size, seed)
+    if source.lengths is None:
+        raise ValueError("a source without lengths has no buckets; allowed: one whose sequences differ in length.")
+    order = _Order(source.lengths, batch_size, seed, boundaries)
+
+    def batch(number: int) -> dict[str, np.ndarray]:
+        examples, width = order[number]
+        return task.collate([source[int(index)] for index in examples], ragged=True, width=width)
+
+    stream = grain.MapDataset.range(_ENDLESS).map(batch)
+    return iter(stream.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+
+
+def padding_share(lengths: np.ndarray, batch_size: int, boundaries: Sequence[int], seed: int = 0) -> float:
+    """Returns the share of padding among all steps of the first epoch of `bucketed_batches`.
+
+    With `boundaries=[lengths.max()]` it is the share without buckets, all sequences padded to the longest.
+
+    Raises:
+      ValueError: as `bucketed_batches`.
+    """
+    order = _Order(lengths, batch_size, seed, boundaries)
+    steps = true_steps = 0
+    for number in range(len(lengths) // batch_size):
+        examples, width = order[number]
+        steps += batch_size * width
+        true_steps += int(lengths[examples].sum())
+    return 1 - true_steps / steps
+
+
+class _Order:
+    """Which examples stand in batch number k, and how wide it is.
+
+    An epoch of N examples seldom fills whole batches of B. The last `(e + 1) N mod B` of the permutation of epoch e
+    wait for the batches of epoch e + 1, so that the batches of an epoch depend on two permutations, not on all before.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, boundaries: Sequence[int]):
+        widths = np.array(boundaries)
+        if not len(widths) or np.any(np.diff(widths) <= 0) or widths[-1] < np.max(lengths):
+            raise ValueError(
+                f"boundaries={tuple(boundaries)} are no widths for sequences of up to {np.max(lengths)} steps;"
+                " allowed: ascending numbers, the last not below that."
+            )
+        self.widths = widths
+        self.buckets = np.searchsorted(widths, lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.batches_of_epoch = functools.lru_cache(maxsize=2)(self._batches_of_epoch)
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, int]:
+        """Returns the examples of a batch, int `[B]`, and its width."""
+        size, count = self.batch_size, len(self.buckets)
+        epoch = -(-(number + 1) * size // count) - 1  # the first that completes so many batches
+        return self.batches_of_epoch(epoch)[number - epoch * count // size]
+
+    def _batches_of_epoch(self, epoch: int) -> list[tuple[np.ndarray, int]]:
+        size, count = self.batch_size, len(self.buckets)
+        waiting, leaving = epoch * count % size, (epoch + 1) * count % size
+        left_over = self._permutation(epoch - 1)[count - waiting :] if waiting else np.zeros(0, np.int64)
+        examples = np.concatenate([left_over, self._permutation(epoch)[: count - leaving]])
+        buckets = self.buckets[examples]
+        batches = []
+        rest = examples[:0]
+        for bucket, width in enumerate(self.widths):
+            members = np.concatenate([rest, examples[buckets == bucket]])
+            whole = len(members) // size * size
+            batches += [(members[start : start + size], int(width)) for start in range(0, whole, size)]
+            rest = members[whole:]
+        bits = self._bits(epoch, count + len(batches))[count:]
+        return [batches[k] for k in np.argsort(bits, kind="stable")]
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return np.argsort(self._bits(epoch, len(self.buckets)), kind="stable")
+
+    def _bits(self, epoch: int, count: int) -> np.ndarray:
+        # Raw bits, as numpy keeps only these the same between versions.
+        return np.random.Philox([self.seed, epoch]).random_raw(count)
