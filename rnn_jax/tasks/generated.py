@@ -1,0 +1,121 @@
+"""Tasks whose examples are computed, not kept: each from its number alone, the same on every machine.
+
+Example i of a split is a function of (seed, split, i). It costs no memory, it is made when it is asked for, and it is
+the same whatever was asked for before, on every machine and under every version of numpy.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from rnn_jax.tasks import task
+
+_FINGERPRINTED = 256  # examples of each split: each is a function of its number, so a few show any change
+_TRAIN, _TEST, _VALIDATION = 0, 1, 2
+
+# The fields of a `Task` that say how its answers are judged.
+CLASSES: dict[str, Any] = {
+    "loss": task.cross_entropy,
+    "score": task.accuracy,
+    "metric": "accuracy",
+    "higher_is_better": True,
+}
+VALUES: dict[str, Any] = {
+    "loss": task.mean_squared_error,
+    "score": task.mean_squared_error,
+    "metric": "mse",
+    "higher_is_better": False,
+}
+
+
+class GeneratedSource:
+    """Examples made on the spot.
+
+    Philox is a random number generator with a counter: any block of its stream is one function call away, so
+    example i takes the blocks whose counter has i in its highest word, and no two examples share one. Its raw
+    integers are read rather than numpy's distributions, whose streams numpy may change between versions.
+
+    Args:
+      example: makes an example of `draws` random integers, uint64 `[draws]`, each uniform on 0 to 2**64 - 1.
+      draws: how many of them it takes.
+      size: number of examples.
+      key: of the stream: (seed, split).
+    """
+
+    lengths: np.ndarray | None = None
+
+    def __init__(
+        self, example: Callable[[np.ndarray], dict[str, np.ndarray]], draws: int, size: int, key: tuple[int, int]
+    ):
+        self.example = example
+        self.draws = draws
+        self.size = size
+        self.key = np.array(key, np.uint64)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        index = operator.index(index)
+        if not 0 <= index < self.size:
+            raise IndexError(f"example {index} of {self.size}")
+        counter = np.array((0, 0, 0, index), np.uint64)
+        return self.example(np.random.Philox(key=self.key, counter=counter).random_raw(self.draws))
+
+
+def generated_task(
+    example: Callable[[np.ndarray], dict[str, np.ndarray]],
+    draws: int,
+    train_size: int,
+    test_size: int,
+    seed: int,
+    **fields: Any,
+) -> task.Task:
+    """Makes a task of generated examples; the validation split is as large as the test split.
+
+    Args:
+      example, draws: as `GeneratedSource`.
+      train_size, test_size: examples in the splits.
+      seed: of the examples.
+      **fields: of the `Task`, all but its splits and its fingerprint.
+
+    Raises:
+      ValueError: if a size or the seed is out of range.
+    """
+    check_range("train_size", train_size, 1)
+    check_range("test_size", test_size, 1)
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed={seed} is out of range; allowed: 0 to 2**64 - 1.")
+    train = GeneratedSource(example, draws, train_size, (seed, _TRAIN))
+    test = GeneratedSource(example, draws, test_size, (seed, _TEST))
+    return task.Task(
+        train=train,
+        validation=GeneratedSource(example, draws, test_size, (seed, _VALIDATION)),
+        test=test,
+        fingerprint=task.fingerprint(train, test, ("numpy", "grain"), first=_FINGERPRINTED),
+        **fields,
+    )
+
+
+def check_range(name: str, value: int, low: int, high: int | None = None, reason: str = "") -> None:
+    """Raises ValueError, in one sentence, unless low <= value <= high (None: no upper bound)."""
+    if value < low or (high is not None and value > high):
+        allowed = f"{low} or more" if high is None else f"{low} to {high}"
+        raise ValueError(f"{name}={value} is out of range; allowed: {allowed}{', ' * bool(reason)}{reason}.")
+
+
+def integers(bits: np.ndarray, n: int) -> np.ndarray:
+    """Turns raw integers into int32 uniform on 0 to n - 1; the bias of the remainder is below n / 2**64."""
+    return (bits % np.uint64(n)).astype(np.int32)
+
+
+def uniform(bits: np.ndarray) -> np.ndarray:
+    """Turns raw integers into float32 uniform on [0, 1): the upper 24 bits, as many as a float32 holds exactly."""
+    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+
+
+def permutation(bits: np.ndarray) -> np.ndarray:
+    """Turns n raw integers into a uniform permutation of 0 to n - 1: the order that sorts them."""
+    return np.argsort(bits, kind="stable")
