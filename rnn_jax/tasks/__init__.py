@@ -15,7 +15,17 @@ from collections.abc import Callable
 from typing import Any
 
 from rnn_jax.tasks.adding import adding
+from rnn_jax.tasks.copying import copy, delayed_copy
 from rnn_jax.tasks.digits import digits
+from rnn_jax.tasks.dyck import dyck
+from rnn_jax.tasks.forecasting import mackey_glass, sine
+from rnn_jax.tasks.induction import induction
+from rnn_jax.tasks.parity import parity
+from rnn_jax.tasks.recall import associative_recall
+from rnn_jax.tasks.s5 import s5
+from rnn_jax.tasks.selective_copy import selective_copy
+from rnn_jax.tasks.series import series
+from rnn_jax.tasks.tables import table
 from rnn_jax.tasks.task import (
     ArraySource,
     Batch,
@@ -29,6 +39,7 @@ from rnn_jax.tasks.task import (
     collate,
     stream_batches,
 )
+from rnn_jax.tasks.temporal_order import temporal_order
 
 __all__ = [
     "TASKS",
@@ -41,18 +52,48 @@ __all__ = [
     "Task",
     "adding",
     "as_batch",
+    "associative_recall",
     "batches",
     "collate",
+    "copy",
+    "delayed_copy",
     "digits",
+    "dyck",
+    "induction",
+    "mackey_glass",
     "make_task",
+    "parity",
+    "s5",
+    "selective_copy",
+    "series",
+    "sine",
     "stream_batches",
+    "table",
+    "temporal_order",
 ]
 
 # A task takes its options by keyword; `make_task` hands it those that a flag gave.
-TASKS: dict[str, Callable[..., Task]] = {"adding": adding, "digits": digits}
+TASKS: dict[str, Callable[..., Task]] = {
+    "adding": adding,
+    "associative_recall": associative_recall,
+    "copy": copy,
+    "delayed_copy": delayed_copy,
+    "digits": digits,
+    "dyck": dyck,
+    "induction": induction,
+    "mackey_glass": mackey_glass,
+    "parity": parity,
+    "s5": s5,
+    "selective_copy": selective_copy,
+    "sine": sine,
+    "temporal_order": temporal_order,
+}
 
 # Tasks on data of one's own: `csv:path/to/file.csv`. They take what stands behind the colon first.
-PREFIXES: dict[str, Callable[..., Task]] = {}
+PREFIXES: dict[str, Callable[..., Task]] = {
+    **{file_format: functools.partial(table, file_format) for file_format in ("csv", "tsv", "jsonl")},
+    "series": series,
+}
 
 
 def make_task(name: str, **options: Any) -> Task:
