@@ -89,9 +89,9 @@ def mackey_glass(
         dx/dt = 0.2 x(t - 17) / (1 + x(t - 17)^10) - 0.1 x(t)
 
     "xs" is [T, 1], x at T times one unit apart; "targets" is [T, 1], x_{t + horizon}. x runs between 0.42 and 1.32,
-    once up and down in some 50 steps, never twice the same. What comes depends on what was 17 steps ago: the memory must
-    hold a stretch of the past, and the longer the horizon the more exactly, as errors grow by a factor e in some 150
-    steps.
+    once up and down in some 50 steps, never twice the same. What comes depends on what was 17 steps ago: the memory
+    must hold a stretch of the past, and the longer the horizon the more exactly, as errors grow by a factor e in some
+    150 steps.
 
     Every example starts from a constant history of its own, uniform on 0.5 to 1.5, and is read from a time of its own,
     uniform on 300 to 599. The integration is the classical Runge-Kutta method of fourth order with four steps a unit;

@@ -189,23 +189,37 @@ def test_a_fingerprint_reads_no_more_than_it_is_told():
     assert train.seen == test.seen == [0, 1]
 
 
+def _check_example(task, example, length):
+    """Holds one example to what the head of `rnn_jax.tasks.task` promises."""
+    inputs, answer = example.keys() & {"xs", "tokens"}, example.keys() & {"label", "target", "labels", "targets"}
+    assert inputs == ({"tokens"} if task.reads_tokens else {"xs"})
+    (answer,) = answer
+    assert example.keys() == inputs | {answer}
+    assert task.per_step == (answer in ("labels", "targets"))
+    assert length <= task.seq_len
+    if task.reads_tokens:
+        assert (example["tokens"].shape, example["tokens"].dtype) == ((length,), np.int32)
+        assert np.all((example["tokens"] >= 0) & (example["tokens"] < task.in_features))
+    else:
+        assert (example["xs"].shape, example["xs"].dtype) == ((length, task.in_features), np.float32)
+    steps = (length,) if task.per_step else ()
+    if answer.startswith("label"):
+        assert (example[answer].shape, example[answer].dtype) == (steps, np.int32)
+        lowest = task_lib.NOT_ASKED if task.per_step else 0
+        assert np.all((example[answer] >= lowest) & (example[answer] < task.out_features))
+        assert len(task.class_names) in (0, task.out_features)
+    else:
+        assert (example[answer].shape, example[answer].dtype) == ((*steps, task.out_features), np.float32)
+
+
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_every_task_keeps_the_contract(numerics, name, data_dir):
     task = tasks.make_task(name, data_dir=data_dir)
     assert task.name == name
     assert all(isinstance(value, str) for value in task.fingerprint.values())
-    for source in (task.train, task.test):
+    for source in (task.train, task.test, *([task.validation] if task.validation else [])):
         for index in (0, len(source) - 1):
-            example = source[index]
-            assert example["xs"].shape == (task.seq_len, task.in_features)
-            assert example["xs"].dtype == np.float32
-            if "label" in example:
-                assert example["label"].shape == ()
-                assert example["label"].dtype == np.int32
-                assert 0 <= example["label"] < task.out_features
-            else:
-                assert example["target"].shape == (task.out_features,)
-                assert example["target"].dtype == np.float32
+            _check_example(task, source[index], task.seq_len if source.lengths is None else source.lengths[index])
         with pytest.raises(IndexError):
             source[len(source)]
     batch = next(tasks.batches(task.train, 32, 0))
@@ -213,7 +227,11 @@ def test_every_task_keeps_the_contract(numerics, name, data_dir):
     @jax.jit
     def learn(kernel):
         def model(kernel):
-            return lambda xs: xs.mean(axis=1) @ kernel
+            def apply(inputs, lengths=None):
+                xs = jax.nn.one_hot(inputs, task.in_features, dtype=jnp.float32) if task.reads_tokens else inputs
+                return (xs if task.per_step else xs.mean(axis=1)) @ kernel
+
+            return apply
 
         loss, grad = jax.value_and_grad(lambda kernel: task.loss(model(kernel), batch))(kernel)
         return loss, grad, task.score(model(kernel), batch)
@@ -234,7 +252,8 @@ def test_two_makings_of_a_task_agree(name, data_dir):
 
 
 def test_an_unknown_task_is_named_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"^unknown task 'mnist'; known: adding, digits$"):
+    known = ", ".join([*sorted(tasks.TASKS), *(f"{prefix}:..." for prefix in sorted(tasks.PREFIXES))])
+    with pytest.raises(ValueError, match="^" + re.escape(f"unknown task 'mnist'; known: {known}") + "$"):
         tasks.make_task("mnist")
 
 
