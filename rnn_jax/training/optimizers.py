@@ -7,7 +7,7 @@ import jax
 import optax
 
 PyTree = Any
-Rate = float | optax.Schedule
+Rate = Any  # a float or an optax.Schedule
 
 SCHEDULES = ("constant", "cosine", "one_cycle")
 
@@ -36,8 +36,12 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def kernels_only(params: PyTree) -> PyTree:
-    """Says of every parameter whether weight decay is for it: of matrices yes, of biases and scales no."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    """Says of every parameter whether weight decay is for it: yes for matrices but embeddings, no for the others."""
+
+    def is_kernel(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+        return leaf.ndim > 1 and "embedding" not in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+
+    return jax.tree_util.tree_map_with_path(is_kernel, params)
 
 
 def make_schedule(name: str, learning_rate: float, steps: int, warmup_steps: int = 0) -> optax.Schedule:
@@ -91,7 +95,8 @@ def make_optimizer(
       learning_rate: the largest of the schedule.
       schedule, warmup_steps: as `make_schedule`; they count updates.
       steps: gradients in all, of which `accumulate` make an update.
-      weight_decay: of matrices only. AdamW, Lion and Muon take it from the weights, others add it to the gradient.
+      weight_decay: of matrices only, embeddings aside. AdamW, Lion and Muon take it from the weights, the others add
+        it to the gradient.
       clip: largest global norm of the (accumulated) gradient; None does not clip.
       accumulate: how many gradients in a row are averaged for one update.
 

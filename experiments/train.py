@@ -1,0 +1,302 @@
+r"""What does a network learn, and how did its gradients flow while it learned?
+
+Trains any cell on any task, evaluates it, and shows the gradient flow before, during and after training.
+
+    python -m experiments.train --task=digits --cell=lstm --steps=500              (20 s on 2 CPU cores)
+    python -m experiments.train --task=adding --seq_len=200 --cell='gru(update_bias=1)' --steps=3000 --schedule=cosine
+    python -m experiments.train --task=csv:my/texts.csv --text_column=text --label_column=topic --pool=mean
+    python -m experiments.train ... --out=runs/mine --resume       (the same flags again: goes on where it stopped)
+
+It writes a run directory (config.json, metrics.csv, timing.csv, TensorBoard events, gradient_flow.npz and .csv,
+summary.csv, checkpoints/last and best, figures/) and prints where. A run that was killed at any moment and resumed ends
+with the same metrics.csv and the same weights as one left alone.
+"""
+
+import json
+import math
+import os
+import pathlib
+import shlex
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags, logging
+from flax import nnx
+
+from rnn_jax import flow, tasks
+from rnn_jax.models import LanguageModel, SequenceClassifier
+from rnn_jax.report.gradient_flow import gradient_flow as draw
+from rnn_jax.report.read import load_config, load_table
+from rnn_jax.training import run_directory
+from rnn_jax.training.compilation_cache import enable_compilation_cache
+from rnn_jax.training.loop import Interrupted, NotFinite, Outcome, Plan, batches_of, initial_state, make_update, train
+from rnn_jax.training.optimizers import OPTIMIZERS, SCHEDULES, make_optimizer
+from rnn_jax.training.watch import probe_batch
+
+_known = [*sorted(tasks.TASKS), *(f"{prefix}:..." for prefix in sorted(tasks.PREFIXES))]
+
+_TASK = flags.DEFINE_string("task", "digits", f"What to learn: {', '.join(_known)}.")
+_CELL = flags.DEFINE_string("cell", "lstm", "A name of the catalogue or path.to.module:Class: lstm(chrono=128).")
+_HIDDEN = flags.DEFINE_integer("hidden", 64, "Hidden features of each layer and direction.", lower_bound=1)
+_LAYERS = flags.DEFINE_integer("layers", 1, "Recurrent layers, one above the other.", lower_bound=1)
+_BIDIRECTIONAL = flags.DEFINE_bool("bidirectional", False, "Run every layer in both directions.")
+_DROPOUT = flags.DEFINE_float("dropout", 0.0, "Rate of dropout between layers and before the head.", lower_bound=0.0)
+_EMB_SIZE = flags.DEFINE_integer("emb_size", 64, "Features of the embedding of tokens.", lower_bound=1)
+_POOL = flags.DEFINE_enum("pool", None, ["last", "mean", "max", "attention"], "Over true steps; last by default.")
+_RECURRENT = flags.DEFINE_bool("recurrent", True, "--norecurrent pools the embeddings themselves: a bag of them.")
+
+_STEPS = flags.DEFINE_integer("steps", None, "Batches to train on; 1000 by default.", lower_bound=1)
+_EPOCHS = flags.DEFINE_float("epochs", None, "The same in passes over the training split.")
+_BATCH = flags.DEFINE_integer("batch", 32, "Sequences in a batch.", lower_bound=1)
+_OPTIMIZER = flags.DEFINE_enum("optimizer", "adamw", sorted(OPTIMIZERS), "The optimiser.")
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 2e-3, "The largest of the schedule.")
+_SCHEDULE = flags.DEFINE_enum("schedule", "constant", list(SCHEDULES), "Of the learning rate.")
+_WARMUP_STEPS = flags.DEFINE_integer("warmup_steps", 0, "Updates over which the learning rate rises.", lower_bound=0)
+_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.0, "Of matrices, embeddings aside.", lower_bound=0.0)
+_CLIP = flags.DEFINE_float("clip", 1.0, "Clip gradients to this global norm; 0 does not clip.", lower_bound=0.0)
+_ACCUMULATE = flags.DEFINE_integer("accumulate", 1, "Batches whose mean gradient makes an update.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of parameters, dropout and the order of the data.", lower_bound=0)
+
+_EVAL_EVERY = flags.DEFINE_integer(
+    "eval_every", None, "Steps between evaluations and checkpoints; a tenth of all by default.", lower_bound=1
+)
+_PATIENCE = flags.DEFINE_integer("patience", None, "Stop after so many evaluations without a better score.")
+_PROFILE_EVERY = flags.DEFINE_integer(
+    "profile_every", None, "Steps between gradient profiles; a 20th of all, at least 25, by default. 0: none.",
+    lower_bound=0,
+)  # fmt: skip
+_NAN = flags.DEFINE_enum("nan", "stop", ["stop", "skip"], "What to do with an update that is not finite.")
+_OUT = flags.DEFINE_string("out", None, "Folder for the results; runs/train-<time> by default.")
+_RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --out; the other flags must be what they were.")
+
+# Options of tasks: handed to those that have them. Each task tells its own in `python -m experiments.tasks`.
+_TASK_OPTIONS: dict[str, flags.FlagHolder] = {
+    "seq_len": flags.DEFINE_integer("seq_len", None, "Time steps in a sequence.", lower_bound=1),
+    "blanks": flags.DEFINE_integer("blanks", None, "digits: empty steps behind the pixels.", lower_bound=0),
+    "tokens": flags.DEFINE_enum("tokens", None, ["word", "character", "byte"], "Text: what a token is."),
+    "vocab_size": flags.DEFINE_integer("vocab_size", None, "Text: symbols to keep at most.", lower_bound=1),
+    "max_length": flags.DEFINE_integer("max_length", None, "Text: tokens to keep of each at most.", lower_bound=1),
+    "text_column": flags.DEFINE_string("text_column", None, "csv: the column of the texts."),
+    "label_column": flags.DEFINE_string("label_column", None, "csv: the column of the labels."),
+    "download": flags.DEFINE_bool("download", False, "tfds: download what is not on disk."),
+    "data_dir": flags.DEFINE_string("data_dir", None, "Folder of prepared data."),
+}
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
+    logging.set_verbosity(logging.WARNING)  # JAX and TFDS tell much on the level below
+    enable_compilation_cache()
+    try:
+        task = tasks.make_task(_TASK.value, **{name: flag.value for name, flag in _TASK_OPTIONS.items()})
+        plan = make_plan(task)
+        optimizer = make_optimizer(
+            _OPTIMIZER.value,
+            _LEARNING_RATE.value,
+            schedule=_SCHEDULE.value,
+            steps=plan.steps,
+            warmup_steps=_WARMUP_STEPS.value,
+            weight_decay=_WEIGHT_DECAY.value,
+            clip=_CLIP.value or None,
+            accumulate=_ACCUMULATE.value,
+        )
+        check(task, optimizer, plan)
+        run_dir = open_run(task)
+    except ValueError as error:
+        sys.exit(str(error))
+
+    if (run_dir / "summary.csv").exists():
+        print("This run is finished.")
+        show(run_dir, task)
+        return
+    model = jax.jit(lambda: make_model(task, nnx.Rngs(_SEED.value)))()
+    try:
+        outcome = train(task, model, optimizer, run_dir, plan, name=_CELL.value)
+    except Interrupted as stop:
+        print(f"Stopped at step {stop.step} of {plan.steps}. To go on:\n  {resume_command(run_dir)}", file=sys.stderr)
+        sys.exit(128 + stop.signal)
+    except NotFinite as error:
+        sys.exit(str(error))
+    save(run_dir, task, outcome)
+    show(run_dir, task)
+
+
+def make_plan(task: tasks.Task) -> Plan:
+    """Works out what the flags leave open.
+
+    Raises:
+      ValueError: if flags contradict each other or are out of range.
+    """
+    if _STEPS.value is not None and _EPOCHS.value is not None:
+        raise ValueError(f"--steps={_STEPS.value} and --epochs={_EPOCHS.value} say the same; allowed: one of them.")
+    if _EPOCHS.value is not None:
+        if not 0 < _EPOCHS.value < math.inf:
+            raise ValueError(f"--epochs={_EPOCHS.value} is out of range; allowed: a finite number above 0.")
+        steps = math.ceil(_EPOCHS.value * len(task.train) / _BATCH.value)
+    else:
+        steps = 1000 if _STEPS.value is None else _STEPS.value
+    profile_every = _PROFILE_EVERY.value
+    if profile_every is None:  # on a step that updates, of those that accumulate
+        profile_every = math.ceil(max(25, steps / 20) / _ACCUMULATE.value) * _ACCUMULATE.value
+    return Plan(
+        steps=steps,
+        batch_size=_BATCH.value,
+        eval_every=_EVAL_EVERY.value or math.ceil(steps / 10),
+        profile_every=profile_every if _RECURRENT.value else 0,
+        seed=_SEED.value,
+        patience=_PATIENCE.value,
+        nan=_NAN.value,
+        dropout=_DROPOUT.value > 0,
+    )
+
+
+def make_model(task: tasks.Task, rngs: nnx.Rngs) -> SequenceClassifier | LanguageModel:
+    """Builds the network that the flags describe and the task needs."""
+    if task.stateful:
+        for flag, plain in ((_BIDIRECTIONAL, False), (_POOL, None), (_RECURRENT, True)):
+            if flag.value != plain:
+                raise ValueError(
+                    f"--{flag.name}={flag.value} is not for a language model, which the task {task.name!r} trains;"
+                    f" allowed: {plain}."
+                )
+        return LanguageModel(
+            _CELL.value,
+            task.in_features,
+            _EMB_SIZE.value,
+            _HIDDEN.value,
+            layers=_LAYERS.value,
+            dropout=_DROPOUT.value,
+            rngs=rngs,
+        )
+    return SequenceClassifier(
+        _CELL.value,
+        task.in_features,
+        _HIDDEN.value,
+        task.out_features,
+        emb_size=_EMB_SIZE.value if task.reads_tokens else None,
+        layers=_LAYERS.value,
+        bidirectional=_BIDIRECTIONAL.value,
+        dropout=_DROPOUT.value,
+        pool=_POOL.value,
+        per_step=task.per_step,
+        recurrent=_RECURRENT.value,
+        rngs=rngs,
+    )
+
+
+def check(task: tasks.Task, optimizer: Any, plan: Plan) -> None:
+    """Goes through an update on shapes alone, so that what cannot work is said before a folder is made.
+
+    Raises:
+      ValueError: if the network, the batch size or the task's loss cannot be as asked.
+    """
+    if plan.patience is not None and task.validation is None:
+        raise ValueError(
+            f"--patience={plan.patience} needs a validation split, which the task {task.name!r} has not; allowed: none."
+        )
+    batches_of(task, plan)
+    batch = dict(probe_batch(task, plan.batch_size))
+    if task.stateful:
+        batch["first"] = jnp.zeros((), bool)
+
+    def one_update() -> Any:
+        state = initial_state(task, make_model(task, nnx.Rngs(0)), optimizer, plan)
+        return make_update(task, optimizer, plan)(state, batch)
+
+    jax.eval_shape(one_update)
+
+
+def open_run(task: tasks.Task) -> pathlib.Path:
+    """Makes the run directory, or, with --resume, finds the run there and holds its flags against these.
+
+    Raises:
+      ValueError: if the folder cannot be used, or a flag differs.
+    """
+    module = sys.modules[__name__]
+    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(module) if flag.name != "resume"}
+    config = {**given, "data": task.fingerprint}
+    if _RESUME.value and _OUT.value is None:
+        raise ValueError("--resume needs the run to go on with; allowed: with --out=FOLDER.")
+    out = run_directory.default_out("train") if _OUT.value is None else _OUT.value
+    folder = pathlib.Path(os.path.expanduser(out))
+    if not (_RESUME.value and (folder / "config.json").exists()):
+        return run_directory.create(out, config)
+    before = load_config(folder)["flags"]
+    now = json.loads(json.dumps(config))
+    for name in now:
+        if name != "out" and before.get(name) != now[name]:
+            raise ValueError(
+                f"--{name}={now[name]} differs from the run in {out!r}, which has {before.get(name)};"
+                " allowed with --resume: the same flags."
+            )
+    return folder
+
+
+def resume_command(run_dir: pathlib.Path) -> str:
+    given = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--resume=true")]
+    if _OUT.value is None:
+        given.append(f"--out={run_dir}")
+    return shlex.join(["python", "-m", "experiments.train", *given, "--resume"])
+
+
+def save(run_dir: pathlib.Path, task: tasks.Task, outcome: Outcome) -> None:
+    """Writes summary.csv, a row for each layer and stage; it is there once a run is finished."""
+    common = {
+        "test_score": outcome.test_score,
+        "validation_score": outcome.validation_score,
+        "trivial_score": task.trivial_score,
+        "best_step": outcome.step,
+        "steps": outcome.steps,
+        "skipped": outcome.skipped,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(outcome.model)),
+        "seconds": round(outcome.seconds, 1),
+    }
+    rows = []
+    for part, profile_LT in outcome.profiles.items():
+        for stage, profile_T in (("initialisation", profile_LT[0]), ("trained", profile_LT[-1])):
+            lags = flow.horizon(jnp.asarray(profile_T))
+            rows.append({"part": part, "stage": stage, "horizon_e": int(lags.e), "horizon_1000": int(lags.thousand)})
+    rows = rows or [{"part": "", "stage": "", "horizon_e": "", "horizon_1000": ""}]
+    run_directory.save_table(run_dir, [{"cell": _CELL.value, "seed": _SEED.value, **row, **common} for row in rows])
+
+
+def show(run_dir: pathlib.Path, task: tasks.Task) -> None:
+    """Prints what summary.csv holds, draws the figures, and names the files."""
+    rows = load_table(run_dir)
+    result = rows[0]
+    print(f"\n{task.name}, {result['cell']}: {task.description}")
+    table = {
+        f"test {task.metric}": number(result["test_score"]),
+        f"validation {task.metric}": number(result["validation_score"]),
+        f"{task.metric} of ignoring the input": number(result["trivial_score"]),
+        "parameters": f"{int(result['parameters']):,}",
+        "steps": result["steps"] + (f" (best: {result['best_step']})" if result["validation_score"] else ""),
+        "seconds": result["seconds"],
+    }
+    if int(result["skipped"]):
+        table["updates skipped, not finite"] = result["skipped"]
+    parts = [row["part"] for row in rows]
+    for row in rows:
+        if row["part"] and not any(row["part"].startswith(f"{other}/") for other in parts):  # a layer, not a part of it
+            table[f"horizon of {row['part']}, {row['stage']}"] = (
+                f"1/e at lag {row['horizon_e']}, 1/1000 at lag {row['horizon_1000']}"
+            )
+    width = max(map(len, table)) + 2
+    for name, text in table.items():
+        print(f"  {name:{width}}{text}")
+    files = ["summary.csv", "metrics.csv", "timing.csv", "checkpoints/last", "checkpoints/best", "gradient_flow.csv"]
+    figures = draw(run_dir) if (run_dir / "gradient_flow.npz").exists() else []
+    print(f"\nThe run directory is {run_dir}. Look at:")
+    for path in (*figures, *(run_dir / name for name in files if (run_dir / name).exists())):
+        print(f"  {path}")
+
+
+def number(text: str) -> str:
+    return f"{float(text):.4g}" if text else "none"
+
+
+if __name__ == "__main__":
+    app.run(main)
