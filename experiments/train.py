@@ -12,12 +12,15 @@ summary.csv, checkpoints/last and best, figures/) and prints where. A run that w
 with the same metrics.csv and the same weights as one left alone.
 """
 
+import functools
+import inspect
 import json
 import math
 import os
 import pathlib
 import shlex
 import sys
+import typing
 from typing import Any
 
 import jax
@@ -64,25 +67,40 @@ _EVAL_EVERY = flags.DEFINE_integer(
 )
 _PATIENCE = flags.DEFINE_integer("patience", None, "Stop after so many evaluations without a better score.")
 _PROFILE_EVERY = flags.DEFINE_integer(
-    "profile_every", None, "Steps between gradient profiles; a 20th of all, at least 25, by default. 0: none.",
+    "profile_every",
+    None,
+    "Steps between gradient profiles; a 20th of all, at least 25, by default. 0: none.",
     lower_bound=0,
-)  # fmt: skip
+)
 _NAN = flags.DEFINE_enum("nan", "stop", ["stop", "skip"], "What to do with an update that is not finite.")
 _OUT = flags.DEFINE_string("out", None, "Folder for the results; runs/train-<time> by default.")
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --out; the other flags must be what they were.")
 
-# Options of tasks: handed to those that have them. Each task tells its own in `python -m experiments.tasks`.
-_TASK_OPTIONS: dict[str, flags.FlagHolder] = {
-    "seq_len": flags.DEFINE_integer("seq_len", None, "Time steps in a sequence.", lower_bound=1),
-    "blanks": flags.DEFINE_integer("blanks", None, "digits: empty steps behind the pixels.", lower_bound=0),
-    "tokens": flags.DEFINE_enum("tokens", None, ["word", "character", "byte"], "Text: what a token is."),
-    "vocab_size": flags.DEFINE_integer("vocab_size", None, "Text: symbols to keep at most.", lower_bound=1),
-    "max_length": flags.DEFINE_integer("max_length", None, "Text: tokens to keep of each at most.", lower_bound=1),
-    "text_column": flags.DEFINE_string("text_column", None, "csv: the column of the texts."),
-    "label_column": flags.DEFINE_string("label_column", None, "csv: the column of the labels."),
-    "download": flags.DEFINE_bool("download", False, "tfds: download what is not on disk."),
-    "data_dir": flags.DEFINE_string("data_dir", None, "Folder of prepared data."),
-}
+
+def _define_task_options() -> dict[str, flags.FlagHolder]:
+    """Makes a flag of every option that a task has, except the seed of generated examples, which stays its own.
+
+    `tasks.make_task` hands each task its own, and refuses one that it has not.
+    """
+    builders = {**tasks.TASKS, **{f"{prefix}:...": build for prefix, build in tasks.PREFIXES.items()}}
+    types: dict[str, Any] = {}
+    owners: dict[str, list[str]] = {}
+    for name, build in builders.items():
+        hints = typing.get_type_hints(build.func if isinstance(build, functools.partial) else build)
+        for parameter in list(inspect.signature(build).parameters)[1 if name.endswith(":...") else 0 :]:
+            if parameter != "seed" and parameter not in flags.FLAGS:
+                types.setdefault(parameter, hints[parameter])
+                owners.setdefault(parameter, []).append(name)
+    define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+    options = {}
+    for option, hint in types.items():
+        kinds = [kind for kind in define if kind is hint or kind in typing.get_args(hint)]
+        make = define[kinds[0]] if kinds else flags.DEFINE_string
+        options[option] = make(option, None, f"Option of {', '.join(owners[option])}.")
+    return options
+
+
+_TASK_OPTIONS = _define_task_options()
 
 
 def main(argv: list[str]) -> None:
@@ -105,6 +123,8 @@ def main(argv: list[str]) -> None:
         )
         check(task, optimizer, plan)
         run_dir = open_run(task)
+        if task.vocabulary is not None:
+            task.vocabulary.save(run_dir / "vocabulary.json")
     except ValueError as error:
         sys.exit(str(error))
 
