@@ -40,6 +40,7 @@ from rnn_jax.tasks.task import (
     stream_batches,
 )
 from rnn_jax.tasks.temporal_order import temporal_order
+from rnn_jax.tasks.tfds_named import tfds_named
 
 __all__ = [
     "TASKS",
@@ -70,6 +71,7 @@ __all__ = [
     "stream_batches",
     "table",
     "temporal_order",
+    "tfds_named",
 ]
 
 # A task takes its options by keyword; `make_task` hands it those that a flag gave.
@@ -93,6 +95,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 PREFIXES: dict[str, Callable[..., Task]] = {
     **{file_format: functools.partial(table, file_format) for file_format in ("csv", "tsv", "jsonl")},
     "series": series,
+    "tfds": tfds_named,
 }
 
 

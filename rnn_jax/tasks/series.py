@@ -23,7 +23,7 @@ class _Lot:
     classes: tuple[str, ...] = ()  # that a file announces; () if it does not
 
 
-def series(path: str | os.PathLike[str], *, seed: int = 0) -> task.Task:
+def series(path: str | os.PathLike[str], *, split_seed: int = 0) -> task.Task:
     """Says the class of a series of one's own, read from a folder of NumPy files or from `.ts` files.
 
     "xs" is [T, F], and T may differ from series to series. "label" is the number of its class. `path` is one of
@@ -33,9 +33,9 @@ def series(path: str | os.PathLike[str], *, seed: int = 0) -> task.Task:
     - a folder with the folders `train` and `test`, and `validation` if wanted, each of them one of these two;
     - `NAME_TRAIN.ts`, with `NAME_TEST.ts` beside it, or the folder of both; or any single `.ts` file.
 
-    Where there is no test split, a tenth of every class is drawn for it by the seed, and where there is no
-    validation split, a tenth of every class of the training split. A training split of one's own in which some class
-    has a single series spares none, and there is no validation.
+    Where there is no test split, a tenth of every class is drawn for it, and where there is no validation split, a
+    tenth of every class of the training split. A training split of one's own in which some class has a single series
+    spares none, and there is no validation.
 
     A value missing in a `.ts` file ("?" or "NaN") is interpolated linearly between the known values of its dimension,
     and is that of the nearest one at the ends. Each feature is less its mean over all steps of the training split, and
@@ -45,7 +45,7 @@ def series(path: str | os.PathLike[str], *, seed: int = 0) -> task.Task:
 
     Args:
       path: of the folder or file.
-      seed: of the splits that are drawn.
+      split_seed: of the splits that are drawn.
 
     Raises:
       ValueError: if there is nothing of this kind at `path`, or something in it is wrong, named by file and line.
@@ -62,9 +62,9 @@ def series(path: str | os.PathLike[str], *, seed: int = 0) -> task.Task:
 
     parts = {split: (split, np.arange(len(lot.series))) for split, lot in lots.items()}
     if "test" not in lots:
-        drawn = stratified_split(labels["train"], classes, _VALIDATION_AND_TEST, seed)
+        drawn = stratified_split(labels["train"], classes, _VALIDATION_AND_TEST, split_seed)
     elif "validation" not in lots and np.unique_counts(labels["train"]).counts.min() > 1:
-        drawn = stratified_split(labels["train"], classes, _VALIDATION, seed)
+        drawn = stratified_split(labels["train"], classes, _VALIDATION, split_seed)
     else:
         drawn = {}
     parts |= {split: ("train", rows) for split, rows in drawn.items()}

@@ -15,7 +15,7 @@ def class_names(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def stratified_split(
-    labels: np.ndarray, names: Sequence[str], shares: Mapping[str, float], seed: int
+    labels: np.ndarray, names: Sequence[str], shares: Mapping[str, float], split_seed: int
 ) -> dict[str, np.ndarray]:
     """Draws splits in which every class has its share, and at least one example.
 
@@ -25,7 +25,7 @@ def stratified_split(
       labels: int `[N]`.
       names: of the classes, for messages.
       shares: of the smaller parts, as {"validation": 0.1, "test": 0.1}; all that they leave is "train".
-      seed: of the draw, 0 to 2**64 - 1.
+      split_seed: of the draw, 0 to 2**64 - 1.
 
     Returns:
       the numbers of the examples in "train" and in every part of `shares`, ascending.
@@ -33,8 +33,8 @@ def stratified_split(
     Raises:
       ValueError: if the seed is out of range, or a class has fewer examples than there are parts.
     """
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed={seed} is out of range; allowed: 0 to 2**64 - 1.")
+    if not 0 <= split_seed < 2**64:
+        raise ValueError(f"split_seed={split_seed} is out of range; allowed: 0 to 2**64 - 1.")
     parts: dict[str, list[np.ndarray]] = {part: [] for part in ("train", *shares)}
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -45,7 +45,7 @@ def stratified_split(
                 f" {total}; needed: {len(parts)} or more."
             )
         # Raw bits, as numpy keeps only these the same between versions.
-        bits = np.random.Philox(key=np.array((seed, label), np.uint64)).random_raw(total)
+        bits = np.random.Philox(key=np.array((split_seed, label), np.uint64)).random_raw(total)
         members = members[np.argsort(bits, kind="stable")]
         for part, share in shares.items():
             size = max(1, round(share * total))

@@ -30,7 +30,7 @@ def table(
     tokens: str = "word",
     vocab_size: int | None = None,
     max_length: int | None = None,
-    seed: int = 0,
+    split_seed: int = 0,
 ) -> task.Task:
     """Says the label of a text of one's own, read from two columns of a table.
 
@@ -42,8 +42,8 @@ def table(
     Labels may be words or numbers and are classes in any case, numbers in numerical order, words in alphabetical
     order; blanks around a label do not count. The text is "tokens", the label "label", as `text_classification` says.
 
-    A tenth of every class is drawn by the seed for testing, unless there is a file of one's own for that, and another
-    tenth for validation.
+    A tenth of every class is drawn for testing, unless there is a file of one's own for that, and another tenth for
+    validation.
 
     Args:
       file_format: "csv", "tsv" or "jsonl".
@@ -51,7 +51,7 @@ def table(
       text_column, label_column: names of columns; "text" and "label" by default.
       test_path: another file of the same format and columns, for testing.
       tokens, vocab_size, max_length: as `text_classification`.
-      seed: of the splits that are drawn.
+      split_seed: of the splits that are drawn.
 
     Raises:
       ValueError: if there is no such file, format or column, a row is damaged or has no text or label (named by its
@@ -69,7 +69,7 @@ def table(
         )
     labels = _numbers(rows, classes)
     shares = {"validation": 0.1} if test_path is not None else {"validation": 0.1, "test": 0.1}
-    drawn = stratified_split(labels, classes, shares, seed)
+    drawn = stratified_split(labels, classes, shares, split_seed)
     splits = {split: ([rows.texts[k] for k in members], labels[members]) for split, members in drawn.items()}
     if test_path is not None:
         test_rows = read(test_path)

@@ -88,7 +88,7 @@ def test_folders_of_one_s_own_splits_are_read_and_normalised_by_training_alone(t
 
 def test_without_splits_a_tenth_of_each_class_is_drawn_for_test_and_validation(tmp_path):
     _write_class_folders(tmp_path, _examples(40))
-    first, again, other = (tasks.make_task(f"series:{tmp_path}", seed=seed) for seed in (0, 0, 1))
+    first, again, other = (tasks.make_task(f"series:{tmp_path}", split_seed=seed) for seed in (0, 0, 1))
     assert [len(split) for split in (first.train, first.validation, first.test)] == [32, 4, 4]
     for split in (first.validation, first.test):
         assert sorted(int(split[k]["label"]) for k in range(4)) == [0, 0, 1, 1]

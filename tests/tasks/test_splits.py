@@ -59,5 +59,5 @@ def test_a_class_too_small_for_all_parts_is_named():
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_a_seed_out_of_range_is_refused(seed):
-    with pytest.raises(ValueError, match=rf"^seed={seed} is out of range; allowed: 0 to 2\*\*64 - 1\.$"):
+    with pytest.raises(ValueError, match=rf"^split_seed={seed} is out of range; allowed: 0 to 2\*\*64 - 1\.$"):
         stratified_split(np.zeros(9, np.int32), "a", _SHARES, seed)

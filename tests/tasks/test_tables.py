@@ -69,7 +69,7 @@ def test_the_three_formats_make_the_same_task(tmp_path):
 def test_every_class_has_its_share_in_every_split_and_a_seed_draws_it(tmp_path):
     rows = [(f"text {k}", "rare" if k % 10 == 0 else "common") for k in range(200)]
     path = _write(tmp_path / "t.csv", rows)
-    first, again, other = (tasks.make_task(f"csv:{path}", seed=seed) for seed in (0, 0, 1))
+    first, again, other = (tasks.make_task(f"csv:{path}", split_seed=seed) for seed in (0, 0, 1))
     labels = {split: [label for _, label in _decoded(first, split)] for split in ("train", "validation", "test")}
     assert {split: (found.count("rare"), found.count("common")) for split, found in labels.items()} == {
         "train": (16, 144),
@@ -209,7 +209,7 @@ def _json_lines(bad):
         ("csv", _lines(), {"tokens": "letter"}, "tokens='letter' is unknown; allowed: word, character, byte."),
         ("csv", _lines(), {"vocab_size": 2}, "vocab_size=2 is out of range; allowed: 3 or more, *"),
         ("csv", _lines(), {"max_length": 0}, "max_length=0 is out of range; allowed: 1 or more."),
-        ("csv", _lines(), {"seed": -1}, "seed=-1 is out of range; allowed: 0 to 2**64 - 1."),
+        ("csv", _lines(), {"split_seed": -1}, "split_seed=-1 is out of range; allowed: 0 to 2**64 - 1."),
         (
             "csv",
             _lines(),
