@@ -12,7 +12,7 @@ from flax import nnx
 
 import rnn_jax
 from rnn_jax import RNN, Bidirectional, Stack, unroll
-from rnn_jax.layers import make_rnn
+from rnn_jax.layers import dropout, make_rnn
 from rnn_jax.models import SequenceClassifier
 from tests import reference
 
@@ -381,3 +381,54 @@ def test_a_model_is_a_pytree_that_optax_updates():
         model, state, loss = step(model, state)
         losses.append(float(loss))
     assert losses[-1] < 0.2 * losses[0]
+
+
+# ------------------------------------------------------------------------------------------------------------- dropout
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_zeroes_its_share_and_scales_the_rest(rate):
+    ones = jnp.ones((10, 20, 30))
+    dropped = np.asarray(dropout(ones, rate, jax.random.key(0)))
+    np.testing.assert_allclose(dropped[dropped != 0.0], 1.0 / (1.0 - rate), rtol=1e-15)
+    for axis in range(3):  # no example, step or unit is favoured
+        share = np.mean(dropped == 0.0, axis=tuple({0, 1, 2} - {axis}))
+        assert np.all(np.abs(share - rate) < 5.0 * np.sqrt(rate * (1.0 - rate) * ones.shape[axis] / ones.size))
+
+
+def test_dropout_of_more_steps_begins_as_dropout_of_fewer():
+    long, key = reference.normal(0, 3, 50, 4), jax.random.key(0)
+    np.testing.assert_array_equal(dropout(long, 0.5, key)[:, :20], dropout(long[:, :20], 0.5, key))
+    time_first = dropout(jnp.swapaxes(long, 0, 1), 0.5, key, time_axis=0)
+    np.testing.assert_array_equal(jnp.swapaxes(time_first, 0, 1), dropout(long, 0.5, key))
+
+
+class Echo(nnx.Module):
+    """A layer of one's own: it puts out what it reads, and keeps it as its carry."""
+
+    def __call__(self, inputs, **kwargs):
+        return inputs, inputs
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+def test_a_stack_drops_between_its_layers_and_in_each_place_anew(time_major):
+    stack = Stack([Echo(), Echo(), Echo()], dropout=0.5)
+    read, ys = stack(jnp.ones((8, 9, 10)), return_carry=True, time_major=time_major, dropout_key=jax.random.key(0))
+    first, second, third = (np.asarray(xs) for xs in read)
+    np.testing.assert_array_equal(first, 1.0)
+    np.testing.assert_array_equal(ys, third)  # what leaves the stack is whole
+    np.testing.assert_array_equal(np.unique(second), [0.0, 2.0])
+    np.testing.assert_array_equal(np.unique(third), [0.0, 4.0])
+    survivors = third[second != 0.0]
+    assert abs(np.mean(survivors == 0.0) - 0.5) < 5.0 * 0.5 / np.sqrt(survivors.size)
+
+
+def test_a_stack_without_a_key_drops_nothing():
+    stack = Stack([Echo(), Echo()], dropout=0.5)
+    np.testing.assert_array_equal(stack(jnp.ones((2, 3, 4))), 1.0)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_rate_that_is_none_is_refused(layers):
+    with pytest.raises(ValueError, match=r"^dropout=1\.5 is no rate; allowed: 0 or more, and below 1\.$"):
+        make_rnn("gru", F, H, layers=layers, dropout=1.5, rngs=nnx.Rngs(0))

@@ -72,9 +72,7 @@ class SequenceClassifier(nnx.Module):
         if pool is not None and pool not in POOLS:
             raise ValueError(f"pool={pool!r} is unknown; allowed: {', '.join(POOLS)}.")
         if pool is not None and per_step:
-            raise ValueError(
-                f"pool={pool!r} leaves one answer, but per_step=True asks for one a step; allowed: either."
-            )
+            raise ValueError(f"pool={pool!r} with per_step=True; allowed: either one answer a sequence or one a step.")
         if frozen_embedding and emb_size is None and embedding is None:
             raise ValueError("frozen_embedding=True freezes nothing; allowed: with emb_size or embedding.")
         dtypes = {name: kwargs[name] for name in ("dtype", "param_dtype") if name in kwargs}
@@ -232,8 +230,8 @@ class AttentionPool(nnx.Module):
 
 def steps_within(lengths: Array, time: int) -> Array:
     """Returns which steps are true ones, bool `[*batch, time, 1]`."""
-    steps = jnp.arange(time, dtype=jnp.int32).reshape((1,) * lengths.ndim + (time, 1))
-    return steps < lengths[..., None, None]
+    lengths = jnp.asarray(lengths, jnp.int32)[..., None, None]
+    return jnp.arange(time, dtype=jnp.int32).reshape((1,) * (lengths.ndim - 2) + (time, 1)) < lengths
 
 
 def at_least_float32(x: Array) -> Array:

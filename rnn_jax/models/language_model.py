@@ -99,7 +99,7 @@ class LanguageModel(nnx.Module):
             ys = dropout(ys, self.dropout, head_key)
         logits = self._head(ys)
         if lengths is not None:
-            true_steps = steps_within(jnp.asarray(lengths, jnp.int32), logits.shape[-2])
+            true_steps = steps_within(lengths, logits.shape[-2])
             logits = jnp.where(true_steps, logits, jnp.zeros_like(logits))
         return (carry, logits) if return_carry else logits
 
@@ -117,7 +117,6 @@ class LanguageModel(nnx.Module):
         return logits + bias.reshape((1,) * (logits.ndim - 1) + bias.shape)
 
 
-@partial(jax.jit, static_argnames=("steps", "temperature"))
 def generate(model: LanguageModel, prompt: Array, steps: int, key: Array, temperature: float = 1.0) -> Array:
     """Continues a prompt by `steps` tokens, each drawn from the model's distribution after those before it.
 
@@ -134,16 +133,22 @@ def generate(model: LanguageModel, prompt: Array, steps: int, key: Array, temper
     Raises:
       ValueError: if the prompt is empty, or `steps` or `temperature` is negative.
     """
+    prompt = jnp.asarray(prompt)
     if prompt.ndim < 1 or prompt.shape[-1] < 1:
         raise ValueError(f"prompt has shape {prompt.shape}; allowed: [*batch, time], at least one token.")
     for name, value in (("steps", steps), ("temperature", temperature)):
         if value < 0:
             raise ValueError(f"{name}={value} is negative; allowed: 0 or more.")
+    return _generate(model, prompt, steps, key, temperature)
 
+
+# Compiled once for each shape and number of steps: without, `jax.lax.scan` compiles its closure at every call.
+@partial(jax.jit, static_argnames=("steps", "temperature"))
+def _generate(model: LanguageModel, prompt: Array, steps: int, key: Array, temperature: float) -> Array:
     def draw(key: Array, logits: Array) -> Array:
         logits = at_least_float32(logits)
-        likeliest = temperature == 0
-        token = jnp.argmax(logits, axis=-1) if likeliest else jax.random.categorical(key, logits / temperature)
+        greedy = temperature == 0
+        token = jnp.argmax(logits, axis=-1) if greedy else jax.random.categorical(key, logits / temperature)
         return token.astype(jnp.int32)
 
     def step(state: tuple[Carry, Array], key: Array) -> tuple[tuple[Carry, Array], Array]:
