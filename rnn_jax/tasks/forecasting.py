@@ -169,8 +169,8 @@ def _mackey_glass_series(history: float, size: int) -> np.ndarray:
     """
     h = 1 / _SUBSTEPS
     z = h * _GAMMA
-    decay = 1 - z + z**2 / 2 - z**3 / 6 + z**4 / 24
-    before, middle, after = 1 - z + z**2 / 2 - z**3 / 4, 4 - 2 * z + z**2 / 2, 1.0
+    decay = 1 - z * (1 - z / 2 * (1 - z / 3 * (1 - z / 4)))
+    before, middle, after = 1 - z * (1 - z / 2 * (1 - z / 2)), 4 - z * (2 - z / 2), 1.0
     steps = _TAU * _SUBSTEPS
     past = np.full(steps + 1, history)
     slopes = np.zeros(steps + 1)
