@@ -17,14 +17,18 @@ from typing import Any
 from rnn_jax.tasks.adding import adding
 from rnn_jax.tasks.copying import copy, delayed_copy
 from rnn_jax.tasks.digits import digits
+from rnn_jax.tasks.docstrings import docstrings
 from rnn_jax.tasks.dyck import dyck
 from rnn_jax.tasks.forecasting import mackey_glass, sine
 from rnn_jax.tasks.induction import induction
+from rnn_jax.tasks.language_id import language_id
 from rnn_jax.tasks.parity import parity
 from rnn_jax.tasks.recall import associative_recall
 from rnn_jax.tasks.s5 import s5
 from rnn_jax.tasks.selective_copy import selective_copy
 from rnn_jax.tasks.series import series
+from rnn_jax.tasks.stdlib_text import stdlib_text
+from rnn_jax.tasks.surnames import surnames
 from rnn_jax.tasks.tables import table
 from rnn_jax.tasks.task import (
     ArraySource,
@@ -59,8 +63,10 @@ __all__ = [
     "copy",
     "delayed_copy",
     "digits",
+    "docstrings",
     "dyck",
     "induction",
+    "language_id",
     "mackey_glass",
     "make_task",
     "parity",
@@ -68,7 +74,9 @@ __all__ = [
     "selective_copy",
     "series",
     "sine",
+    "stdlib_text",
     "stream_batches",
+    "surnames",
     "table",
     "temporal_order",
     "tfds_named",
@@ -81,13 +89,17 @@ TASKS: dict[str, Callable[..., Task]] = {
     "copy": copy,
     "delayed_copy": delayed_copy,
     "digits": digits,
+    "docstrings": docstrings,
     "dyck": dyck,
     "induction": induction,
+    "language_id": language_id,
     "mackey_glass": mackey_glass,
     "parity": parity,
     "s5": s5,
     "selective_copy": selective_copy,
     "sine": sine,
+    "stdlib_text": stdlib_text,
+    "surnames": surnames,
     "temporal_order": temporal_order,
 }
 

@@ -1,17 +1,12 @@
 """Handwritten digits, read pixel by pixel: real data that installs with scikit-learn, at any lag."""
 
-import contextlib
-import fcntl
 import os
-import pathlib
-import shutil
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rnn_jax.tasks import task
+from rnn_jax.tasks import prepared, task
 
 PIXELS = 64
 _TEST_SIZE = 360
@@ -96,7 +91,7 @@ def digits(
             f"seq_len={seq_len} and blanks={blanks} contradict each other:"
             f" for the task 'digits', seq_len = {PIXELS} + blanks."
         )
-    arrays = _load(_default_data_dir() if data_dir is None else pathlib.Path(data_dir).expanduser())
+    arrays = _load(data_dir)
     train, test = _as_source(arrays["train"], blanks), _as_source(arrays["test"], blanks)
     commonest = np.bincount(train.arrays["label"]).argmax()
     return task.Task(
@@ -126,58 +121,10 @@ def _as_source(arrays: Mapping[str, np.ndarray], blanks: int) -> task.ArraySourc
     return task.ArraySource(xs=xs, label=arrays["label"].astype(np.int32))
 
 
-def _default_data_dir() -> pathlib.Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(cache, "rnn_jax", "tfds")
-
-
-def _load(data_dir: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
-    """Reads both splits into memory, and prepares them first where that has not been done.
-
-    Returns:
-      {"train", "test"}: {"pixels": uint8 [N, 64], "label": int64 [N]}.
-    """
-    with contextlib.suppress(Exception):  # readers of damaged files raise what they like; the cure is below
-        return _read(data_dir)
-    with _lock(data_dir):
-        with contextlib.suppress(Exception):  # another process has prepared it while this one waited
-            return _read(data_dir)
-        _prepare(data_dir)
-        return _read(data_dir)
-
-
-def _read(data_dir: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
-    builder = _builder(data_dir)
-    arrays = {}
-    for split in ("train", "test"):
-        source = builder.as_data_source(split=split)
-        examples = source.__getitems__(range(len(source)))
-        arrays[split] = {name: np.array([e[name] for e in examples]) for name in ("pixels", "label")}
-    return arrays
-
-
-def _prepare(data_dir: pathlib.Path) -> None:
-    """Writes the data; only for the holder of the lock, for whom every folder found is debris.
-
-    TFDS writes to `incomplete.*` and renames that at the end, so a kill leaves such a folder. A version
-    folder that does not read comes from a half-made copy or a full disk; TFDS would take it for finished.
-    """
-    folder, version = data_dir / SklearnDigits.name, str(SklearnDigits.VERSION)
-    for debris in (*folder.glob(version), *folder.glob(f"incomplete.*_{version}")):
-        shutil.rmtree(debris)
-    tfds.disable_progress_bar()  # it is a matter of a second
-    with contextlib.redirect_stdout(sys.stderr):  # TFDS announces itself by print; stdout is the caller's
-        _builder(data_dir).download_and_prepare()
-
-
-def _builder(data_dir: pathlib.Path) -> SklearnDigits:
-    return SklearnDigits(data_dir=os.fspath(data_dir), file_format="array_record")
-
-
-@contextlib.contextmanager
-def _lock(data_dir: pathlib.Path) -> Iterator[None]:
-    """Waits until no other process prepares in this folder. The system gives a killed process's lock back."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with open(data_dir / "sklearn_digits.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _load(data_dir: str | os.PathLike[str] | None) -> dict[str, dict[str, np.ndarray]]:
+    """Returns {"train", "test"}: {"pixels": uint8 [N, 64], "label": int64 [N]}."""
+    examples = prepared.load(SklearnDigits, data_dir, ("train", "test"))
+    return {
+        split: {name: np.array([e[name] for e in examples[split]]) for name in ("pixels", "label")}
+        for split in examples
+    }

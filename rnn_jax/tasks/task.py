@@ -11,6 +11,7 @@ is padded behind the last true step of each, and "lengths", int32 `[B]`, says wh
 import dataclasses
 import hashlib
 import importlib.metadata
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -372,7 +373,12 @@ def fingerprint(
     """
     splits = {"train": train, "validation": validation, "test": test}
     digests = {f"{name}_sha256": _sha256(split, first) for name, split in splits.items() if split is not None}
-    return digests | {package: importlib.metadata.version(package) for package in packages}
+    return digests | {package: package_version(package) for package in packages}
+
+
+def package_version(package: str) -> str:
+    """Returns the version of what is installed, as pip knows it; "python" is the interpreter, for its library."""
+    return platform.python_version() if package == "python" else importlib.metadata.version(package)
 
 
 def _sha256(source: Source, first: int | None) -> str:

@@ -1,7 +1,8 @@
-"""Text classification: texts and labels in, a task of tokens out, and the baseline that reads no order."""
+"""Text in, a task of tokens out: classification, and its baseline that reads little order; language modelling."""
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from rnn_jax.tasks import task
@@ -74,6 +75,111 @@ def text_classification(
         class_names=tuple(class_names),
         vocabulary=vocabulary,
     )
+
+
+def language_modelling(
+    *,
+    name: str,
+    description: str,
+    source: str,
+    licence: str,
+    train: str,
+    validation: str,
+    test: str,
+    packages: Sequence[str],
+    seq_len: int,
+    tokens: str = "character",
+    vocab_size: int | None = None,
+) -> task.Task:
+    """Makes the task of saying the next token of a long text: "tokens" is `[seq_len]`, "labels" are one step on.
+
+    The vocabulary is that of the training split. The score is in bits per token, log2 of how many tokens one would
+    have to guess among, were all alike. The trivial strategy knows how frequent each token of the vocabulary is in the
+    training split, one added to each count.
+
+    Args:
+      name, description, source, licence: as in `Task`.
+      train, validation, test: the texts.
+      packages: whose versions the fingerprint notes, as pip knows them.
+      seq_len: steps in a piece.
+      tokens: "word", "character" or "byte".
+      vocab_size: symbols to keep at most, the commonest; all by default.
+
+    Raises:
+      ValueError: if an argument is out of range, or a text has not the tokens for one piece.
+    """
+    if seq_len < 1:
+        raise ValueError(f"seq_len={seq_len} is out of range; allowed: 1 or more.")
+    vocabulary = build_vocabulary([train], tokens, vocab_size)
+    sources = {}
+    for split, text in (("train", train), ("validation", validation), ("test", test)):
+        encoded = vocabulary.encode(text)
+        if len(encoded) <= seq_len:
+            raise ValueError(
+                f"seq_len={seq_len} is out of range for the {split} split of the task {name!r};"
+                f" allowed: less than its {len(encoded)} tokens."
+            )
+        sources[split] = task.StreamSource(encoded, seq_len)
+    counts = np.bincount(sources["train"].tokens, minlength=len(vocabulary)) + 1
+    asked = sources["test"].tokens[1 : len(sources["test"]) * seq_len + 1]
+    return task.Task(
+        name=name,
+        description=description,
+        source=source,
+        licence=licence,
+        train=sources["train"],
+        validation=sources["validation"],
+        test=sources["test"],
+        seq_len=seq_len,
+        reads_tokens=True,
+        per_step=True,
+        stateful=True,
+        in_features=len(vocabulary),
+        out_features=len(vocabulary),
+        loss=task.cross_entropy,
+        score=_bits,
+        metric=f"bits per {tokens}",
+        higher_is_better=False,
+        trivial_score=float(-np.mean(np.log2(counts / counts.sum())[asked])),
+        fingerprint=task.fingerprint(sources["train"], sources["test"], packages, validation=sources["validation"]),
+        vocabulary=vocabulary,
+    )
+
+
+def _bits(model: task.Model, batch: task.Batch) -> jax.Array:
+    """Mean of -log2 p(label)."""
+    return task.cross_entropy(model, batch) / float(np.log(2))
+
+
+def tfidf_baseline(classification: task.Task) -> dict[str, float]:
+    """Fits logistic regression on the TF-IDF of n-grams, which see little of the order, to a task on text.
+
+    It reads what a network reads: the training split, through the task's vocabulary.
+
+    Returns:
+      the accuracy on the test split under the name of the features: "character 1-3-grams", "word 1-2-grams".
+
+    Raises:
+      ValueError: if the task is no classification of text.
+    """
+    if classification.vocabulary is None or classification.metric != "accuracy" or classification.per_step:
+        raise ValueError(f"the task {classification.name!r} has no TF-IDF baseline; allowed: classification of text.")
+    # A second of import that only the baseline needs.
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    texts, labels = {}, {}
+    for split, source in (("train", classification.train), ("test", classification.test)):
+        examples = [source[number] for number in range(len(source))]
+        texts[split] = [classification.vocabulary.decode(example["tokens"]) for example in examples]
+        labels[split] = [int(example["label"]) for example in examples]
+    scores = {}
+    for name, analyzer, largest in (("character 1-3-grams", "char", 3), ("word 1-2-grams", "word", 2)):
+        features = TfidfVectorizer(analyzer=analyzer, ngram_range=(1, largest), lowercase=analyzer == "word")
+        classifier = make_pipeline(features, LogisticRegression(C=10, max_iter=1000))
+        scores[name] = float(classifier.fit(texts["train"], labels["train"]).score(texts["test"], labels["test"]))
+    return scores
 
 
 def encode_text(vocabulary: Vocabulary, text: str, max_length: int | None = None) -> np.ndarray:

@@ -25,11 +25,6 @@ def source():
     return tasks.ArraySource(xs=np.tile(label[:, None, None].astype(np.float32), (1, 3, 1)), label=label)
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("tfds")
-
-
 @pytest.fixture(params=["default", "strict"])
 def numerics(request):
     """Runs a test under JAX's defaults, and under 64 bits with no implicit promotion of dtype or rank."""

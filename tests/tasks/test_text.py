@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rnn_jax import tasks
-from rnn_jax.tasks.text import text_classification
+from rnn_jax.tasks.text import text_classification, tfidf_baseline
 from rnn_jax.tasks.vocabulary import UNKNOWN
 
 TRAIN = (["red apple", "green apple", "green pear", "red"], np.array([0, 1, 1, 0], np.int32))
@@ -92,3 +92,24 @@ def test_a_fingerprint_shows_a_change_in_each_split():
 def test_what_is_no_task_is_refused_in_one_sentence(changed, sentence):
     with pytest.raises(ValueError, match=sentence):
         make(**changed)
+
+
+def test_the_baseline_tells_letters_and_words_apart_and_ignores_the_order():
+    rng = np.random.default_rng(0)
+
+    def texts_of(words, count):
+        return [" ".join(rng.choice(words, 4)) for _ in range(count)]
+
+    def split(count):
+        return texts_of(["red", "ruby", "rose"], count) + texts_of(["green", "grass", "gorse"], count)
+
+    labels = np.repeat([0, 1], 50).astype(np.int32)
+    seen = make(tokens="word", train=(split(50), labels), test=(split(50), labels))
+    assert tfidf_baseline(seen) == {"character 1-3-grams": 1.0, "word 1-2-grams": 1.0}
+    nothing_to_learn = make(tokens="word", train=(split(50), labels), test=(split(50), np.tile([0, 1], 50)))
+    assert tfidf_baseline(nothing_to_learn) == {"character 1-3-grams": 0.5, "word 1-2-grams": 0.5}
+
+
+def test_the_baseline_is_for_classification_of_text():
+    with pytest.raises(ValueError, match=r"^the task 'adding' has no TF-IDF baseline; allowed: classification of text"):
+        tfidf_baseline(tasks.make_task("adding"))
