@@ -15,14 +15,14 @@ def stdlib_text(
     vocab_size: int | None = None,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> task.Task:
-    """The docstrings of the standard library as one text of 1.6 million characters; say what comes next.
+    """The docstrings of the standard library as one text of about 1.8 million characters; say what comes next.
 
     "tokens" are pieces of the text, `[seq_len]`, and "labels" the tokens one step on; a batch goes on where the one
     before it ended. Files in the order of their names, docstrings in the order of their lines, each text once, an
     empty line between. The first 80 % are for training, the next 10 % for validation, the last for the test; no file
     is cut in two. The text depends on the version of Python, which the fingerprint notes.
 
-    What to expect: the frequencies of characters alone give the trivial score, about 4.8 bits; `xz -9` packs the whole
+    What to expect: the frequencies of characters alone give the trivial score, about 4.7 bits; `xz -9` packs the whole
     into about 1.9 bits per character.
 
     Args:
