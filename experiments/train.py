@@ -12,15 +12,12 @@ summary.csv, checkpoints/last and best, figures/) and prints where. A run that w
 with the same metrics.csv and the same weights as one left alone.
 """
 
-import functools
-import inspect
 import json
 import math
 import os
 import pathlib
 import shlex
 import sys
-import typing
 from typing import Any
 
 import jax
@@ -32,6 +29,7 @@ from rnn_jax import flow, tasks
 from rnn_jax.models import LanguageModel, SequenceClassifier
 from rnn_jax.report.gradient_flow import gradient_flow as draw
 from rnn_jax.report.read import load_config, load_table
+from rnn_jax.tasks.option_flags import define_option_flags
 from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.loop import Interrupted, NotFinite, Outcome, Plan, batches_of, initial_state, make_update, train
@@ -76,31 +74,7 @@ _NAN = flags.DEFINE_enum("nan", "stop", ["stop", "skip"], "What to do with an up
 _OUT = flags.DEFINE_string("out", None, "Folder for the results; runs/train-<time> by default.")
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --out; the other flags must be what they were.")
 
-
-def _define_task_options() -> dict[str, flags.FlagHolder]:
-    """Makes a flag of every option that a task has, except the seed of generated examples, which stays its own.
-
-    `tasks.make_task` hands each task its own, and refuses one that it has not.
-    """
-    builders = {**tasks.TASKS, **{f"{prefix}:...": build for prefix, build in tasks.PREFIXES.items()}}
-    types: dict[str, Any] = {}
-    owners: dict[str, list[str]] = {}
-    for name, build in builders.items():
-        hints = typing.get_type_hints(build.func if isinstance(build, functools.partial) else build)
-        for parameter in list(inspect.signature(build).parameters)[1 if name.endswith(":...") else 0 :]:
-            if parameter != "seed" and parameter not in flags.FLAGS:
-                types.setdefault(parameter, hints[parameter])
-                owners.setdefault(parameter, []).append(name)
-    define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
-    options = {}
-    for option, hint in types.items():
-        kinds = [kind for kind in define if kind is hint or kind in typing.get_args(hint)]
-        make = define[kinds[0]] if kinds else flags.DEFINE_string
-        options[option] = make(option, None, f"Option of {', '.join(owners[option])}.")
-    return options
-
-
-_TASK_OPTIONS = _define_task_options()
+_TASK_OPTIONS = define_option_flags()
 
 
 def main(argv: list[str]) -> None:
