@@ -29,6 +29,7 @@ from rnn_jax import flow, tasks
 from rnn_jax.models import LanguageModel, SequenceClassifier
 from rnn_jax.report.gradient_flow import gradient_flow as draw
 from rnn_jax.report.read import load_config, load_table
+from rnn_jax.tasks.bucketing import bucket_boundaries, padding_share
 from rnn_jax.tasks.option_flags import define_option_flags
 from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
@@ -106,6 +107,13 @@ def main(argv: list[str]) -> None:
         print("This run is finished.")
         show(run_dir, task)
         return
+    if task.train.lengths is not None:
+        widths = bucket_boundaries(task.train.lengths)
+        bucketed, longest = (padding_share(task.train.lengths, plan.batch_size, w) for w in (widths, widths[-1:]))
+        print(
+            f"Batches come in {len(widths)} widths, with {bucketed:.0%} of padding; padded to the longest it would be"
+            f" {longest:.0%}, and {(1 - bucketed) / (1 - longest):.1f} times the steps to compute."
+        )
     model = jax.jit(lambda: make_model(task, nnx.Rngs(_SEED.value)))()
     try:
         outcome = train(task, model, optimizer, run_dir, plan, name=_CELL.value)

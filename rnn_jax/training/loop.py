@@ -17,7 +17,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,8 @@ import optax
 import tqdm
 
 from rnn_jax import tasks
+from rnn_jax.tasks.bucketing import bucket_boundaries
+from rnn_jax.tasks.task import NOT_ASKED
 from rnn_jax.training import run_directory
 from rnn_jax.training.watch import layer_calls, look, probe_batch
 
@@ -38,6 +40,7 @@ PyTree = Any
 LOG_EVERY = 10
 _LARGEST_EVALUATED = 2**19  # steps in a batch of evaluation, and at most _EVALUATED sequences
 _EVALUATED = 512
+_STREAMS = 64  # into which the one stream of a language model's split is cut
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -301,15 +304,21 @@ def _all_finite(tree: PyTree) -> bool:
 
 
 class Evaluator:
-    """The score of a model over a whole split, in few compilations.
+    """The score of a model over a whole split, in one compilation for all splits, or two where lengths differ.
 
-    Sequences go in by length, in batches as wide as the longest of all, or as some width below, so chosen that the
-    padding is least: two widths, and one batch more that is not full, are at most three programs.
+    Sequences go in by length, in batches of one size and of two widths, those that need the least padding. Each
+    sequence is scored by itself, so that what fills up the last batch can be left out. The one stream of a language
+    model is cut into several, side by side, of which each begins without a state.
     """
 
     def __init__(self, task: tasks.Task):
         self.task = task
-        self._score = jax.jit(task.score)
+        splits = [split for split in (task.validation, task.test) if split is not None]
+        lengths = [split.lengths for split in splits if split.lengths is not None]
+        self._widths = bucket_boundaries(np.concatenate(lengths), 2) if lengths else None
+        most = max(map(len, splits))
+        self._size = max(1, min(_EVALUATED, most, _LARGEST_EVALUATED // max(1, task.seq_len)))
+        self._scores = jax.jit(_score_each(task.score))
         self._score_on = jax.jit(partial(_run_on, task.score))
 
     def __call__(self, model: PyTree, source: tasks.Source) -> float:
@@ -317,45 +326,49 @@ class Evaluator:
         weights, scores = [], []
         if self.task.stateful:
             assert isinstance(source, tasks.StreamSource)
-            streams = min(_EVALUATED // 8, len(source))
+            streams = min(_STREAMS, len(source))
             carry = model.initialize_carry((streams,))
             for batch in _pass_over(source, streams):
                 score, carry = self._score_on(model, carry, batch)
-                weights.append(_asked(batch))
+                weights.append(np.sum(_asked(batch)))
                 scores.append(score)
-        else:
-            for batch in _sorted_batches(source):
-                weights.append(_asked(batch))
-                scores.append(self._score(model, batch))
-        return float(np.average(np.asarray(jax.device_get(scores), np.float64), weights=weights))
+            return float(np.average(np.asarray(jax.device_get(scores), np.float64), weights=weights))
+        for batch, count in self._batches(source):
+            weights.append(_asked(batch)[:count])
+            scores.append(self._scores(model, batch)[:count])
+        scores_N = np.concatenate(jax.device_get(scores)).astype(np.float64)
+        return float(np.average(scores_N, weights=np.concatenate(weights)))
+
+    def _batches(self, source: tasks.Source) -> Iterator[tuple[tasks.Batch, int]]:
+        """Yields batches, and how many of the sequences in each count: those behind fill it up."""
+        lengths = source.lengths
+        order = np.arange(len(source)) if lengths is None else np.argsort(lengths, kind="stable")
+        for start in range(0, len(order), self._size):
+            chosen = order[start : start + self._size]
+            width = None
+            if self._widths is not None:
+                assert lengths is not None
+                width = next(width for width in self._widths if width >= lengths[chosen[-1]])
+            filled = np.resize(chosen, self._size)
+            yield tasks.collate([source[int(index)] for index in filled], lengths is not None, width), len(chosen)
 
 
-def _asked(batch: tasks.Batch) -> int:
-    """How many answers the mean over a batch is of."""
+def _score_each(score: Callable[[Any, tasks.Batch], Array]) -> Callable[[PyTree, tasks.Batch], Array]:
+    """Makes `(model, batch) -> scores [B]` of a score that is a mean over the batch."""
+
+    def scores(model: PyTree, batch: tasks.Batch) -> Array:
+        return jax.vmap(lambda example: score(model, jax.tree.map(lambda array: array[None], example)))(dict(batch))
+
+    return scores
+
+
+def _asked(batch: tasks.Batch) -> np.ndarray:
+    """Returns of how many answers the score of each sequence is the mean, `[B]`."""
     if "labels" in batch:
-        return int(np.sum(batch["labels"] >= 0))
+        return np.sum(batch["labels"] != NOT_ASKED, axis=-1)
     if "targets" in batch:
-        return int(np.sum(batch["lengths"])) if "lengths" in batch else int(np.prod(batch["targets"].shape[:2]))
-    return len(next(iter(batch.values())))
-
-
-def _sorted_batches(source: tasks.Source) -> Iterator[tasks.Batch]:
-    lengths = source.lengths
-    longest = len(_series(source[0])) if lengths is None else int(max(lengths))
-    size = max(1, min(_EVALUATED, len(source), _LARGEST_EVALUATED // max(longest, 1)))
-    order = np.arange(len(source)) if lengths is None else np.argsort(lengths, kind="stable")
-    groups = [order[start : start + size] for start in range(0, len(order), size)]
-    widths: list[int | None] = [None] * len(groups)
-    if lengths is not None:
-        tops = [int(lengths[group[-1]]) for group in groups]
-        best = min(range(len(groups)), key=lambda k: (k + 1) * tops[k] + (len(groups) - k - 1) * tops[-1])
-        widths = [tops[best] if k <= best else tops[-1] for k in range(len(groups))]
-    for group, width in zip(groups, widths):
-        yield tasks.collate([source[int(index)] for index in group], lengths is not None, width)
-
-
-def _series(example: Mapping[str, np.ndarray]) -> np.ndarray:
-    return example["tokens"] if "tokens" in example else example["xs"]
+        return batch["lengths"] if "lengths" in batch else np.full(len(batch["targets"]), batch["targets"].shape[1])
+    return np.ones(len(batch["label"] if "label" in batch else batch["target"]))
 
 
 def _pass_over(source: tasks.StreamSource, streams: int) -> Iterator[tasks.Batch]:
@@ -366,7 +379,7 @@ def _pass_over(source: tasks.StreamSource, streams: int) -> Iterator[tasks.Batch
         for stream in range(streams):
             piece = stream * pieces + index
             row = source[min(piece, len(source) - 1)]
-            rows.append(row if piece < len(source) else {**row, "labels": np.full_like(row["labels"], -1)})
+            rows.append(row if piece < len(source) else {**row, "labels": np.full_like(row["labels"], NOT_ASKED)})
         yield {**tasks.collate(rows, ragged=False), "first": np.asarray(index == 0)}
 
 

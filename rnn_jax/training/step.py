@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 
 from rnn_jax.flow import GradientProfile, gradient_profile
+from rnn_jax.tasks.task import NOT_ASKED
 
 PyTree = Any
 
@@ -70,15 +71,16 @@ def evaluate(
     """Returns the mean score of each member over all examples, `[seeds]`.
 
     Args:
-      score: `(model, batch) -> scalar`, a mean over the batch.
+      score: `(model, batch) -> scalar`, a mean over the batch, or over the steps that its "labels" ask for.
       ensemble: as `make_ensemble` builds it.
       examples: arrays `[N, ...]`.
       batch_size: how many examples to evaluate at a time.
     """
     scores = jax.jit(jax.vmap(score, in_axes=(0, None)))
     count = len(next(iter(examples.values())))
-    parts = []
+    parts, weights = [], []
     for start in range(0, count, batch_size):
         batch = {name: array[start : start + batch_size] for name, array in examples.items()}
-        parts.append(np.asarray(scores(ensemble, batch), np.float64) * min(batch_size, count - start))
-    return np.sum(parts, axis=0) / count
+        weights.append(np.sum(batch["labels"] != NOT_ASKED) if "labels" in batch else min(batch_size, count - start))
+        parts.append(np.asarray(scores(ensemble, batch), np.float64) * weights[-1])
+    return np.sum(parts, axis=0) / np.sum(weights)
