@@ -7,6 +7,7 @@ respect to the carry is at every step: before training, on the way, and after it
     python -m experiments.gradient_flow --cells='elman,irnn,lstm(forget_bias=0),my.module:MyCell' --blanks=0
     python -m experiments.gradient_flow --cells=lstm,gru --learning_rate=1e-2,3e-3,1e-3
     python -m experiments.gradient_flow --task=adding --seq_len=200 --steps=2000 --hidden=128
+    python -m experiments.gradient_flow --task=temporal_order --cells=elman,lstm --steps=1000
 
 It writes a run directory (config.json, metrics.csv, TensorBoard events, gradient_flow.npz and .csv, summary.csv,
 checkpoints/, figures/) and prints where.
@@ -43,6 +44,7 @@ _SEQ_LEN = flags.DEFINE_integer("seq_len", None, "Time steps in a sequence; the 
 _BLANKS = flags.DEFINE_integer(
     "blanks", None, "digits: empty steps behind the 64 pixels (64 by default).", lower_bound=0
 )
+_EMB_SIZE = flags.DEFINE_integer("emb_size", 64, "Features of the embedding, if the task reads tokens.", lower_bound=1)
 _HIDDEN = flags.DEFINE_integer("hidden", 64, "Hidden features of each layer and direction.", lower_bound=1)
 _LAYERS = flags.DEFINE_integer("layers", 1, "Recurrent layers, one above the other.", lower_bound=1)
 _BIDIRECTIONAL = flags.DEFINE_bool("bidirectional", False, "Run every layer in both directions.")
@@ -86,6 +88,7 @@ def main(argv: list[str]) -> None:
         if _TASK.value == "digits" and blanks is None and _SEQ_LEN.value is None:
             blanks = 64
         task = tasks.make_task(_TASK.value, seq_len=_SEQ_LEN.value, blanks=blanks)
+        check_lengths(task)
         for cell in cells:
             jax.eval_shape(lambda cell=cell: make_model(cell, task, nnx.Rngs(0)))
         tasks.batches(task.train, _BATCH.value, _SEED.value)
@@ -113,12 +116,24 @@ def main(argv: list[str]) -> None:
         print(f"  {path}")
 
 
+def check_lengths(task: tasks.Task) -> None:
+    """Raises ValueError unless all sequences are of one length: else a step has no one lag from the end."""
+    if task.train.lengths is not None or task.stateful:
+        kind = "is one long stream" if task.stateful else "has sequences of different lengths"
+        raise ValueError(
+            f"--task={_TASK.value} {kind}, where a step has no lag of its own; allowed: a task whose sequences have"
+            " one length. `python -m experiments.train` takes this one."
+        )
+
+
 def make_model(cell: str, task: tasks.Task, rngs: nnx.Rngs) -> SequenceClassifier:
     return SequenceClassifier(
         cell,
         task.in_features,
         _HIDDEN.value,
         task.out_features,
+        emb_size=_EMB_SIZE.value if task.reads_tokens else None,
+        per_step=task.per_step,
         layers=_LAYERS.value,
         bidirectional=_BIDIRECTIONAL.value,
         rngs=rngs,

@@ -95,6 +95,29 @@ def test_layers_and_directions_have_profiles_of_their_own(tmp_path):
     assert parts == {f"rnn/layers/{k}/{way}_rnn" for k in (0, 1) for way in ("forward", "backward")}
 
 
+def test_a_task_of_tokens_that_asks_at_every_step_runs(tmp_path):
+    done = run(
+        "--cells=elman", "--task=parity", "--seq_len=9", "--steps=2", "--seeds=2", "--hidden=4", "--emb_size=3",
+        "--batch=4", f"--out={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Whoever ignores the input has accuracy 0.500" in done.stdout
+    with np.load(tmp_path / "out" / "gradient_flow.npz") as arrays:
+        assert arrays["elman|rnn"].shape == (3, 2, 9)
+    summary = rows(tmp_path / "out" / "summary.csv")
+    assert {row["parameters"] for row in summary} == {str(2 * 3 + (3 + 4 + 1) * 4 + (4 + 1) * 2)}
+
+
+def test_sequences_of_different_lengths_are_refused_in_one_sentence(tmp_path):
+    table = tmp_path / "texts.csv"
+    table.write_text("text,label\n" + "".join(f"{'a b c'[: 2 * (k % 3) + 1]},{k % 2}\n" for k in range(60)))
+    done = run(f"--task=csv:{table}", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 1
+    assert "has sequences of different lengths, where a step has no lag of its own; allowed:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_cell_of_ones_own_runs_by_its_path(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import jax.numpy as jnp\n"
