@@ -99,6 +99,7 @@ def digits(
         description="Which handwritten digit was read, pixel by pixel"
         + (f", {blanks} blank steps ago." if blanks else "."),
         source="Alpaydin and Kaynak 1998, UCI Machine Learning Repository, doi:10.24432/C50P49",
+        licence="not stated in scikit-learn's copy",
         train=train,
         test=test,
         seq_len=PIXELS + blanks,

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -27,7 +28,11 @@ def define_option_flags() -> dict[str, flags.FlagHolder]:
             if parameter != "seed" and parameter not in flags.FLAGS:
                 types.setdefault(parameter, hints[parameter])
                 owners.setdefault(parameter, []).append(name)
-    define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+    define: dict[type, Callable[..., flags.FlagHolder]] = {
+        bool: flags.DEFINE_bool,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+    }
     options = {}
     for option, hint in types.items():
         kinds = [kind for kind in define if kind is hint or kind in typing.get_args(hint)]

@@ -1,0 +1,104 @@
+"""Claims about `python -m experiments.tasks`, through its command line."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from rnn_jax import tasks
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run(*flags):
+    command = [sys.executable, "-m", "experiments.tasks", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+def show(*flags):
+    done = run(*flags)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def listing(data_dir):
+    return show(f"--data_dir={data_dir}")
+
+
+def test_every_task_is_listed_with_its_size_score_and_licence(listing, data_dir):
+    lines = {line.split()[0]: line for line in listing.splitlines() if line}
+    for name in tasks.TASKS:
+        task = tasks.make_task(name, data_dir=data_dir)
+        for text in (f"{len(task.train):,}", f"{len(task.test):,}", task.metric, f"{task.trivial_score:.3f}"):
+            assert re.search(rf"\s{re.escape(text)}\s", lines[name]), (text, lines[name])
+        assert lines[name].endswith(task.licence or "generated")
+    for prefix in tasks.PREFIXES:
+        assert f"{prefix}:..." in lines
+
+
+def test_a_text_is_shown_as_text_with_its_class(data_dir):
+    shown = show("--task=language_id", "--tokens=word", "--max_length=5", f"--data_dir={data_dir}")
+    task = tasks.make_task("language_id", tokens="word", max_length=5, data_dir=data_dir)
+    for index in range(3):
+        example = task.train[index]
+        text, name = task.vocabulary.decode(example["tokens"]), task.class_names[example["label"]]
+        assert f"Example {index} of the training split:\n  {text!r}\n  -> {name}\n" in shown
+    assert f"{task.in_features:,} words" in shown
+    assert task.fingerprint["train_sha256"] in shown
+    assert f"{task.trivial_score:.4f} for whoever ignores the input" in shown
+    assert "--max_length" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--task=parity", "--seq_len=7"), r"tokens( +[01]){7}\n  labels( +[01]){7}\n"),
+        (
+            ("--task=adding", "--seq_len=3"),
+            r"xs\[:, 0\]( +0\.\d{3}){3}\n  xs\[:, 1\]( +[01]\.000){3}\n  -> \d\.\d{3}\n",
+        ),
+        (("--task=sine", "--seq_len=4"), r"xs\[:, 0\]( +-?\d\.\d{3}){4}\n  targets( +-?\d\.\d{3}){4}\n"),
+    ],
+)
+def test_numbers_are_shown_as_numbers(flags, expected):
+    shown = show(*flags)
+    assert len(re.findall(expected, shown)) == 3
+    assert "licence      none needed: the examples are generated" in shown
+
+
+def test_ones_own_texts_are_shown_with_their_baseline(tmp_path):
+    rows = [f"this is {word} number {k},{label}" for k in range(40) for word, label in (("good", "yes"), ("bad", "no"))]
+    path = tmp_path / "mine.csv"
+    path.write_text("\n".join(["what,topic", *rows]))
+    shown = show(f"--task=csv:{path}", "--text_column=what", "--label_column=topic", "--baseline", "--batch=8")
+    assert "1.0000 by logistic regression on the TF-IDF of word 1-2-grams" in shown
+    assert "1.0000 by logistic regression on the TF-IDF of character 1-3-grams" in shown
+    assert "% of the steps of batches of 8" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--task=nosuch",), r"^unknown task 'nosuch'; known: adding, "),
+        (("--task=adding", "--tokens=word"), r"^tokens='word' is no option of the task 'adding'; it has: seq_len, "),
+        (("--task=parity", "--seq_len=0"), r"^seq_len=0 is out of range"),
+        (("--blanks=3",), r"^--blanks=3 is an option of one task; allowed: together with --task\.$"),
+    ],
+)
+def test_a_wrong_wish_is_one_sentence(flags, sentence):
+    done = run(*flags)
+    assert done.returncode == 1
+    assert not done.stdout
+    (line,) = done.stderr.splitlines()
+    assert re.search(sentence, line)
+
+
+def test_a_stray_argument_is_a_usage_error():
+    done = run("adding")
+    assert done.returncode == 1
+    assert "unexpected argument 'adding'; flags start with --" in done.stdout + done.stderr
