@@ -22,6 +22,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from absl import app, flags, logging
 from flax import nnx
 
@@ -30,6 +32,7 @@ from rnn_jax.models import LanguageModel, SequenceClassifier
 from rnn_jax.report.gradient_flow import gradient_flow as draw
 from rnn_jax.report.read import load_config, load_table
 from rnn_jax.tasks.bucketing import bucket_boundaries, padding_share
+from rnn_jax.tasks.embeddings import load_embeddings
 from rnn_jax.tasks.option_flags import define_option_flags
 from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
@@ -46,6 +49,8 @@ _LAYERS = flags.DEFINE_integer("layers", 1, "Recurrent layers, one above the oth
 _BIDIRECTIONAL = flags.DEFINE_bool("bidirectional", False, "Run every layer in both directions.")
 _DROPOUT = flags.DEFINE_float("dropout", 0.0, "Rate of dropout between layers and before the head.", lower_bound=0.0)
 _EMB_SIZE = flags.DEFINE_integer("emb_size", 64, "Features of the embedding of tokens.", lower_bound=1)
+_EMBEDDINGS = flags.DEFINE_string("embeddings", None, "Text file of GloVe or word2vec to start the embedding from.")
+_FREEZE = flags.DEFINE_bool("freeze_embeddings", False, "Leave the embeddings as the file has them.")
 _POOL = flags.DEFINE_enum("pool", None, ["last", "mean", "max", "attention"], "Over true steps; last by default.")
 _RECURRENT = flags.DEFINE_bool("recurrent", True, "--norecurrent pools the embeddings themselves: a bag of them.")
 
@@ -96,7 +101,8 @@ def main(argv: list[str]) -> None:
             clip=_CLIP.value or None,
             accumulate=_ACCUMULATE.value,
         )
-        check(task, optimizer, plan)
+        embedding = None if _EMBEDDINGS.value is None else read_embeddings(task)
+        check(task, optimizer, plan, embedding)
         run_dir = open_run(task)
         if task.vocabulary is not None:
             task.vocabulary.save(run_dir / "vocabulary.json")
@@ -114,9 +120,9 @@ def main(argv: list[str]) -> None:
             f"Batches come in {len(widths)} widths, with {bucketed:.0%} of padding; padded to the longest it would be"
             f" {longest:.0%}, and {(1 - bucketed) / (1 - longest):.1f} times the steps to compute."
         )
-    model = jax.jit(lambda: make_model(task, nnx.Rngs(_SEED.value)))()
+    model = jax.jit(lambda embedding: make_model(task, nnx.Rngs(_SEED.value), embedding))(embedding)
     try:
-        outcome = train(task, model, optimizer, run_dir, plan, name=_CELL.value)
+        outcome = train(task, model, optimizer, run_dir, plan, name=network_name())
     except Interrupted as stop:
         print(f"Stopped at step {stop.step} of {plan.steps}. To go on:\n  {resume_command(run_dir)}", file=sys.stderr)
         sys.exit(128 + stop.signal)
@@ -155,10 +161,31 @@ def make_plan(task: tasks.Task) -> Plan:
     )
 
 
-def make_model(task: tasks.Task, rngs: nnx.Rngs) -> SequenceClassifier | LanguageModel:
+def read_embeddings(task: tasks.Task) -> np.ndarray:
+    """Reads the file of --embeddings and says how much of the vocabulary it has.
+
+    Raises:
+      ValueError: if the task reads no text, or the file cannot be used.
+    """
+    if task.vocabulary is None:
+        raise ValueError(
+            f"--embeddings={_EMBEDDINGS.value} is for words, which the task {task.name!r} does not read; allowed: none."
+        )
+    embedding, found = load_embeddings(_EMBEDDINGS.value, task.vocabulary)
+    print(f"{_EMBEDDINGS.value} has {found:.1%} of the vocabulary, with {embedding.shape[1]} features.")
+    return embedding
+
+
+def network_name() -> str:
+    return _CELL.value if _RECURRENT.value else "bag of embeddings"
+
+
+def make_model(
+    task: tasks.Task, rngs: nnx.Rngs, embedding: jax.Array | np.ndarray | None = None
+) -> SequenceClassifier | LanguageModel:
     """Builds the network that the flags describe and the task needs."""
     if task.stateful:
-        for flag, plain in ((_BIDIRECTIONAL, False), (_POOL, None), (_RECURRENT, True)):
+        for flag, plain in ((_BIDIRECTIONAL, False), (_POOL, None), (_RECURRENT, True), (_EMBEDDINGS, None)):
             if flag.value != plain:
                 raise ValueError(
                     f"--{flag.name}={flag.value} is not for a language model, which the task {task.name!r} trains;"
@@ -178,7 +205,9 @@ def make_model(task: tasks.Task, rngs: nnx.Rngs) -> SequenceClassifier | Languag
         task.in_features,
         _HIDDEN.value,
         task.out_features,
-        emb_size=_EMB_SIZE.value if task.reads_tokens else None,
+        emb_size=_EMB_SIZE.value if task.reads_tokens and embedding is None else None,
+        embedding=embedding,
+        frozen_embedding=_FREEZE.value,
         layers=_LAYERS.value,
         bidirectional=_BIDIRECTIONAL.value,
         dropout=_DROPOUT.value,
@@ -189,7 +218,7 @@ def make_model(task: tasks.Task, rngs: nnx.Rngs) -> SequenceClassifier | Languag
     )
 
 
-def check(task: tasks.Task, optimizer: Any, plan: Plan) -> None:
+def check(task: tasks.Task, optimizer: optax.GradientTransformation, plan: Plan, embedding: np.ndarray | None) -> None:
     """Goes through an update on shapes alone, so that what cannot work is said before a folder is made.
 
     Raises:
@@ -205,7 +234,7 @@ def check(task: tasks.Task, optimizer: Any, plan: Plan) -> None:
         batch["first"] = jnp.zeros((), bool)
 
     def one_update() -> Any:
-        state = initial_state(task, make_model(task, nnx.Rngs(0)), optimizer, plan)
+        state = initial_state(task, make_model(task, nnx.Rngs(0), embedding), optimizer, plan)
         return make_update(task, optimizer, plan)(state, batch)
 
     jax.eval_shape(one_update)
@@ -217,9 +246,12 @@ def open_run(task: tasks.Task) -> pathlib.Path:
     Raises:
       ValueError: if the folder cannot be used, or a flag differs.
     """
-    module = sys.modules[__name__]
-    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(module) if flag.name != "resume"}
-    config = {**given, "data": task.fingerprint}
+    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
+    del given["resume"]
+    options = {name: flag.value for name, flag in _TASK_OPTIONS.items()}
+    config = {**given, **options, "data": task.fingerprint}
+    if _FREEZE.value and _EMBEDDINGS.value is None:
+        raise ValueError("--freeze_embeddings=True freezes nothing; allowed: with --embeddings=FILE.")
     if _RESUME.value and _OUT.value is None:
         raise ValueError("--resume needs the run to go on with; allowed: with --out=FOLDER.")
     out = run_directory.default_out("train") if _OUT.value is None else _OUT.value
@@ -262,7 +294,7 @@ def save(run_dir: pathlib.Path, task: tasks.Task, outcome: Outcome) -> None:
             lags = flow.horizon(jnp.asarray(profile_T))
             rows.append({"part": part, "stage": stage, "horizon_e": int(lags.e), "horizon_1000": int(lags.thousand)})
     rows = rows or [{"part": "", "stage": "", "horizon_e": "", "horizon_1000": ""}]
-    run_directory.save_table(run_dir, [{"cell": _CELL.value, "seed": _SEED.value, **row, **common} for row in rows])
+    run_directory.save_table(run_dir, [{"cell": network_name(), "seed": _SEED.value, **row, **common} for row in rows])
 
 
 def show(run_dir: pathlib.Path, task: tasks.Task) -> None:
