@@ -209,8 +209,8 @@ def test_every_pool_over_a_packed_network_is_that_of_torch(answer):
 @pytest.mark.parametrize("answer", [*ANSWERS, *BAGS], ids=named)
 def test_a_batch_padded_to_500_is_one_padded_to_50(answer):
     """In outputs and all gradients, dropout included, whatever tokens the padding holds."""
-    both = answer == {"pool": "last"}
-    model = make_of_tokens("gru", layers=2, bidirectional=both, dropout=0.3, **answer)
+    cell = "gru" if answer == {"pool": "last"} else "elman"
+    model = make_of_tokens(cell, layers=2, bidirectional=cell == "gru", dropout=0.3, **answer)
     lengths, short = np.array([50, 13, 1]), tokens(B, 50)
     long = np.concatenate([short, tokens(B, 450, seed=4)], axis=1)
     other = np.where(np.arange(50) < lengths[:, None], short, (short + 1) % V)
@@ -265,7 +265,7 @@ def test_full_lengths_are_no_lengths_for_every_pool(answer):
     reference.assert_close(full, none, 1e-13)
 
 
-@pytest.mark.parametrize("answer", [*ANSWERS[1:], BAGS[0]], ids=named)
+@pytest.mark.parametrize("answer", [{"pool": "attention"}, *BAGS], ids=named)
 def test_any_number_of_batch_axes_will_do_for_tokens(answer):
     model = make_of_tokens(dropout=0.5, **answer)
     many, lengths = tokens(2, 3, T), np.random.default_rng(0).integers(1, T + 1, (2, 3))
@@ -274,7 +274,8 @@ def test_any_number_of_batch_axes_will_do_for_tokens(answer):
     assert answers.shape == ((2, 3, T, C) if model.per_step else (2, 3, C))
     for b in np.ndindex(2, 3):
         np.testing.assert_allclose(answers[b], run(many[b], lengths[b]), rtol=1e-12)
-    assert model(many[0, 0], dropout_key=jax.random.key(0)).shape == answers[0, 0].shape
+    alone = jax.eval_shape(lambda key: model(many[0, 0], dropout_key=key), jax.random.key(0))
+    assert alone.shape == answers[0, 0].shape
 
 
 @pytest.mark.parametrize("pool", ["last", "mean", "max"])
@@ -358,7 +359,8 @@ def test_a_frozen_embedding_gets_no_gradient_and_all_else_the_same():
 
 
 def test_tokens_that_are_not_read_get_no_gradient():
-    grads = jax.grad(lambda model: cross_entropy(model(tokens(), LENGTHS)))(make_of_tokens())
+    grad = reference.quick_jit(jax.grad(lambda model: cross_entropy(model(tokens(), LENGTHS))))
+    grads = grad(make_of_tokens())
     read = np.unique(tokens()[np.arange(T) < LENGTHS[:, None]])
     touched = np.any(np.asarray(grads.embedding.embedding[...]), axis=1)
     assert 0 < len(read) < V
@@ -373,7 +375,7 @@ def test_dropout_leaves_the_expectation_of_a_linear_network(answer):
     """Without nonlinearity the scores are linear in each of the masks, which are independent and of mean 1."""
     model = make_of_tokens("elman(activation='identity')", layers=3, dropout=0.4, **answer)
     count, read = 4000, tokens(1, T)
-    run = jax.jit(jax.vmap(lambda key: model(read, dropout_key=key)))
+    run = reference.quick_jit(jax.vmap(lambda key: model(read, dropout_key=key)))
     drawn = np.asarray(run(jax.random.split(jax.random.key(0), count)))
     error = drawn.std(axis=0) / np.sqrt(count)
     assert np.all(error > 0.0)
@@ -403,11 +405,11 @@ def test_dropout_before_the_head_hides_its_inputs_from_the_gradient_too():
         model.head.kernel = nnx.Param(kernel)
         return jnp.sum(model(tokens(1, T), dropout_key=jax.random.key(3)))
 
-    grad = np.asarray(jax.grad(run, argnums=1)(model, model.head.kernel[...]))
-    dropped = ~np.any(grad, axis=1)
+    value_and_grad = reference.quick_jit(jax.value_and_grad(run, argnums=1))
+    value, grad = value_and_grad(model, model.head.kernel[...])
+    dropped = ~np.any(np.asarray(grad), axis=1)
     assert 0 < dropped.sum() < H
-    moved = model.head.kernel[...] + 10.0 * dropped[:, None]
-    assert run(model, jnp.asarray(moved)) == run(model, model.head.kernel[...])
+    assert value_and_grad(model, model.head.kernel[...] + 10.0 * dropped[:, None])[0] == value
 
 
 # ------------------------------------------------------------------------------------------------ the whole machine
@@ -435,7 +437,7 @@ def test_the_layers_keep_their_names_in_a_profile_with_all_that_is_new():
 
 def test_an_ensemble_of_seeds_is_each_of_them_alone():
     def build(rngs):
-        return SequenceClassifier("gru", V, H, C, emb_size=E, layers=2, dropout=0.5, pool="attention", rngs=rngs)
+        return SequenceClassifier("gru", V, H, C, emb_size=E, dropout=0.5, pool="attention", rngs=rngs)
 
     def run(model):
         return model(tokens(), LENGTHS, dropout_key=jax.random.key(0))
@@ -446,13 +448,12 @@ def test_an_ensemble_of_seeds_is_each_of_them_alone():
         reference.assert_close(alone(build(nnx.Rngs(seed))), scores, 1e-5)
 
 
-@pytest.mark.parametrize("answer", [{"pool": "attention"}, {"per_step": True}], ids=named)
-def test_bfloat16_is_float32_to_its_two_digits(answer):
-    model = make_of_tokens(bidirectional=True, layers=2, dropout=0.5, dtype=jnp.float32, **answer)
+def test_bfloat16_is_float32_to_its_two_digits():
+    answer = {"pool": "attention"}
+    model = make_of_tokens("gru", layers=2, dropout=0.5, dtype=jnp.float32, **answer)
     low = SequenceClassifier(
-        "lstm", V, H, C, emb_size=E, bidirectional=True, layers=2, dropout=0.5, dtype=jnp.bfloat16, rngs=nnx.Rngs(0),
-        **answer,
-    )  # fmt: skip
+        "gru", V, H, C, emb_size=E, layers=2, dropout=0.5, dtype=jnp.bfloat16, rngs=nnx.Rngs(0), **answer
+    )
     low = jax.tree.unflatten(jax.tree.structure(low), jax.tree.leaves(model))
 
     def loss(model):
