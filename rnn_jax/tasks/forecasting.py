@@ -41,8 +41,10 @@ def sine(
 
     The trivial strategy answers 0, the mean. As the phase is uniform, the score of a constant c is E sin^2 + c^2 =
     1/2 + c^2, so that is the best, with 1/2. Who says that all stays as it is, x_t, scores
-    1 - E cos(2 pi f horizon) = 1 - (sin(pi h / 5) - sin(pi h / 25)) / (4 pi h / 25), h being the horizon: less than 1/2
-    up to horizon 3 (0.08, 0.30 and 0.60 at 1, 2 and 3), more from there on.
+    1 - E cos(2 pi f horizon) = 1 - (sin(pi h / 5) - sin(pi h / 25)) / (4 pi h / 25), h being the horizon: 0.08 and
+    0.30 at horizons 1 and 2, where that is the score to beat, and more than 1/2 from 3 on.
+
+    Jaeger has a network generate one sine, always the same; here each sequence has a sine of its own.
 
     Args:
       seq_len: T, at least 1.
@@ -54,8 +56,8 @@ def sine(
       ValueError: if an argument is out of range.
 
     References:
-      P. J. Werbos (1988). Generalization of backpropagation with application to a recurrent gas market model. Neural
-        Networks 1(4).
+      H. Jaeger (2002). A tutorial on training recurrent neural networks, covering BPPT, RTRL, EKF and the "echo state
+        network" approach. GMD Report 159.
     """
     generated.check_range("seq_len", seq_len, 1)
     generated.check_range("horizon", horizon, 1)
@@ -67,7 +69,7 @@ def sine(
         seed,
         name="sine",
         description=f"A sine of unknown frequency, {horizon} steps ahead.",
-        source="generated",
+        source="Jaeger 2002, GMD Report 159",
         seq_len=seq_len,
         in_features=1,
         out_features=1,

@@ -20,7 +20,8 @@ def parity(
         labels   0 1 0 0 1 1 1 0
 
     One bit of memory does it, but that bit must never be wrong: a single slip turns all answers after it round, and no
-    average over the sequence helps. Linear recurrences with positive real eigenvalues cannot keep it.
+    average over the sequence helps. A linear recurrence whose eigenvalues are all positive cannot keep it (Grazzi et
+    al.).
 
     The trivial strategy is right with probability 1/2 at every step: the bit of that step alone makes both answers
     equally likely.
@@ -39,6 +40,7 @@ def parity(
 
     References:
       G. Delétang et al. (2022). Neural networks and the Chomsky hierarchy. arXiv:2207.02098.
+      R. Grazzi et al. (2024). Unlocking state-tracking in linear RNNs through negative eigenvalues. arXiv:2411.12537.
     """
     generated.check_range("seq_len", seq_len, 1)
     return generated.generated_task(
