@@ -246,9 +246,16 @@ def _read_ts(file: pathlib.Path) -> _Lot:
                 raise ValueError(
                     f"{place}: dimension {k} has {len(column)} values, and dimension 1 has {len(columns[0])}."
                 )
-        if "dimensions" in header and header["dimensions"] != [str(len(columns))]:
+        if header.get("dimensions", [str(len(columns))]) != [str(len(columns))]:
             raise ValueError(
-                f"{place}: there are {len(columns)} dimensions; @dimensions says {header['dimensions'][0]}."
+                f"{place}: the series has {len(columns)} dimensions; @dimensions says {' '.join(header['dimensions'])}."
+            )
+        if header.get("univariate") == ["true"] and len(columns) > 1:
+            raise ValueError(f"{place}: the series has {len(columns)} dimensions; @univariate says 1.")
+        if header.get("equallength") == ["true"] and lot.series and len(columns[0]) != len(lot.series[0]):
+            raise ValueError(
+                f"{place}: the series has {len(columns[0])} steps, and that of {lot.places[0]} has"
+                f" {len(lot.series[0])}; @equalLength says that all have the same."
             )
         lot.series.append(np.stack(columns, axis=1))
         lot.labels.append(label)
@@ -268,6 +275,8 @@ def _read_ts_header(file: pathlib.Path, lines) -> dict[str, list[str]]:
         if not words[0].startswith("@"):
             raise ValueError(f"{file}, line {number}: there is neither @keyword nor #comment, and no @data above.")
         keyword, values = words[0][1:].lower(), words[1:]
+        if values and values[0].lower() in ("true", "false"):
+            values[0] = values[0].lower()
         if keyword == "timestamps" and values[:1] != ["false"]:
             raise ValueError(
                 f"{file}, line {number}: series with time stamps are not read; allowed: @timeStamps false."
@@ -287,13 +296,14 @@ def _ts_values(place: str, dimension: int, text: str) -> np.ndarray:
     """The values of one dimension, float64 `[T]`, missing ones interpolated."""
     if not text:
         raise ValueError(f"{place}: dimension {dimension} is empty.")
-    values = []
-    for step, word in enumerate(text.split(","), start=1):
+    column = np.empty(text.count(",") + 1)
+    for step, word in enumerate(text.split(",")):
         try:
-            values.append(np.nan if word.strip() == "?" else float(word))
+            column[step] = np.nan if word.strip() == "?" else float(word)
         except ValueError:
-            raise ValueError(f"{place}: {word!r}, value {step} of dimension {dimension}, is no number.") from None
-    column = np.array(values)
+            column[step] = np.inf
+        if np.isinf(column[step]):
+            raise ValueError(f"{place}: {word!r}, value {step + 1} of dimension {dimension}, is no finite number.")
     missing = np.isnan(column)
     if missing.all():
         raise ValueError(f"{place}: all values of dimension {dimension} are missing.")

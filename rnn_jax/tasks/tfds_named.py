@@ -23,7 +23,7 @@ _KEPT_BYTES = 2**30  # of decoded images, for each split
 _FINGERPRINTED = 256  # images of each split: to decode all takes longer than many a run
 
 # What to read where a data set says nothing of it, or says too little: texts, joined by a blank, and the label.
-_FIELDS = {"ag_news_subset": (("title", "description"), "label")}
+_FIELDS = {"ag_news_subset": (("title", "description"), "label"), "trec": (("text",), "label-coarse")}
 
 
 def tfds_named(
@@ -124,9 +124,10 @@ def _fields(name: str, info: tfds.core.DatasetInfo) -> tuple[Sequence[str], str]
             f"tfds:{name} is no classification of texts or images; needed: one Text or Image and one ClassLabel;"
             f" it has: {listed or 'no features by name'}."
         )
-    if field in images and None in features[field].shape:
+    if field in images and (None in features[field].shape or features[field].np_dtype != np.uint8):
         raise ValueError(
-            f"tfds:{name} has images of any size, {features[field].shape}; allowed: those of images of one size."
+            f"tfds:{name} has images of shape {features[field].shape} and type {np.dtype(features[field].np_dtype)};"
+            " allowed: those of one size and type uint8."
         )
     return (field,), label
 
@@ -278,19 +279,19 @@ def _parts(
     labels: dict[str, np.ndarray], class_names: Sequence[str], split_seed: int
 ) -> dict[str, tuple[str, np.ndarray]]:
     """Says which examples of which split to train, validate and test on, as the head of `tfds_named` has it."""
-    usable = {split: of_split for split, of_split in labels.items() if len(of_split) and of_split.min() >= 0}
-    roles = {"train": "train"}
-    if "test" in usable:
-        roles["test"] = "test"
-        if "validation" in usable:
-            roles["validation"] = "validation"
-    elif "validation" in usable:
-        roles["test"] = "validation"
-    parts = {part: (split, np.arange(len(labels[split]))) for part, split in roles.items()}
+    # A label that is not told is -1.
+    labelled = {split: np.flatnonzero(of_split >= 0) for split, of_split in labels.items() if np.any(of_split >= 0)}
+    if "train" not in labelled:
+        raise ValueError("the split 'train' has no labels; needed: a label for each example to learn from.")
+    parts = {"train": ("train", labelled["train"])}
+    if "test" in labelled:
+        parts |= {split: (split, labelled[split]) for split in ("validation", "test") if split in labelled}
+    elif "validation" in labelled:
+        parts["test"] = ("validation", labelled["validation"])
     shares = {part: 0.1 for part in ("validation", "test") if part not in parts}
     if shares:
-        drawn = stratified_split(labels["train"], class_names, shares, split_seed)
-        parts |= {part: ("train", numbers) for part, numbers in drawn.items()}
+        drawn = stratified_split(labels["train"][labelled["train"]], class_names, shares, split_seed)
+        parts |= {part: ("train", labelled["train"][members]) for part, members in drawn.items()}
     return parts
 
 

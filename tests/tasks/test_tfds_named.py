@@ -248,7 +248,7 @@ def test_a_new_process_says_so_in_five_seconds_and_nothing_else(tmp_path):
         ),
         (
             "imagenet2012",
-            "tfds:imagenet2012 has images of any size, (None, None, 3); allowed: those of images of one size.",
+            "tfds:imagenet2012 has images of shape (None, None, 3) and type uint8; allowed: those of one size and *",
         ),
         ("goemotions", "tfds:goemotions cannot be set up here: No module named 'tensorflow' (ModuleNotFoundError)."),
         (
