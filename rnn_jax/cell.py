@@ -13,7 +13,7 @@ import ast
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -252,24 +252,31 @@ class AffineCell(Cell):
         kernel, recurrent_kernel, bias = self.affine()
         h = self.hidden(carry)
         x, kernel, recurrent_kernel = dtypes.promote_dtype((x, kernel, recurrent_kernel), dtype=self.dtype)
-        z = split_gates(self, x @ kernel, h.astype(x.dtype) @ recurrent_kernel, bias)
+        products = ((x @ kernel, self.input_gates), (h.astype(x.dtype) @ recurrent_kernel, self.recurrent_gates))
+        z = sum_gates(self, products, bias)
         # The state may be kept in a wider type than the products: gates are computed in the type of the state.
         return {name: value.astype(h.dtype) for name, value in z.items()}, x.dtype
 
 
-def split_gates(cell: AffineCell, zx: Array, zh: Array, bias: Array | None) -> dict[str, Array]:
-    """Splits `x W [..., Gx H]` and `h R [..., Gh H]` into one array a gate and adds those of one name, and the bias."""
+def sum_gates(
+    cell: AffineCell, products: Sequence[tuple[Array, tuple[str, ...]]], bias: Array | None
+) -> dict[str, Array]:
+    """Splits each product `[..., G H]` into one array a gate, and adds those of one name, and the bias.
+
+    Args:
+      cell: says how wide a gate is, and the order of the bias.
+      products: such as `x W` and `h R`, each with the names of its blocks of H columns.
+      bias: `[G H]`, in the order of `gate_columns`, or None.
+    """
     size = cell.hidden_features
-
-    def columns(z: Array, names: tuple[str, ...]) -> dict[str, Array]:
-        return {name: z[..., k * size : (k + 1) * size] for k, name in enumerate(names)}
-
-    z = columns(zx, cell.input_gates)
-    for name, value in columns(zh, cell.recurrent_gates).items():
-        z[name] = z[name] + value if name in z else value
+    z: dict[str, Array] = {}
+    for product, names in products:
+        for k, name in enumerate(names):
+            column = product[..., k * size : (k + 1) * size]
+            z[name] = z[name] + column if name in z else column
     if bias is not None:
         for k, name in enumerate(cell.gate_columns()):
-            row = bias[k * size : (k + 1) * size].astype(zx.dtype)
+            row = bias[k * size : (k + 1) * size].astype(z[name].dtype)
             z[name] = z[name] + row.reshape((1,) * (z[name].ndim - 1) + (size,))
     return z
 

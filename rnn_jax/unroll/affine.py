@@ -2,14 +2,17 @@
 
 What it gains over differentiating a plain scan:
 
-* The forward pass keeps the pre-activations z of each step, and nothing else but the carries.
-* The backward step takes the vector-Jacobian product of the elementwise part alone (JAX makes it, from one array a
-  gate, so that no split has to be transposed), then needs one product, with R^T, for the carry.
-* The gradients of W, R, b and x leave the loop over time: one product each over as many steps as memory allows.
-* Arrays are kept one for each gate, as XLA vectorises the read of a whole array at a step, but not of a part of one.
+* x and h meet the kernels in one product, if they go to the same gates.
+* The forward pass keeps the carries and nothing else. The backward pass goes over segments of steps that fit in the
+  cache: the pre-activations of a segment are computed anew, in one product over all its steps, and the elementwise
+  part is linearised for all of them at once (by JAX, from one array a gate, so that no split has to be transposed).
+* So a backward step is a few multiplications, and one product with R^T for the carry.
+* The gradients of W, R, b and x leave the loop over time: one product each for a segment.
+* Arrays are kept one for each gate, as XLA vectorises the read of a whole array at a step, but not of part of one.
 
-What did not pay: x W before the loop (writing and re-reading it costs more than the larger product gains), a loop
-over segments of 16 steps, `unroll` above 1.
+What did not pay: x W before the loop (writing and re-reading it costs more than the larger product gains), keeping
+the pre-activations (memory that is new at every call costs more than the products), weight gradients at each step,
+one product for the two kernels of a GRU (a quarter of it zeros), `unroll` above 1, halves of the batch in two loops.
 
 With a `Tap`, the backward pass runs at a running scale (see `running_scale.py`), for the price of a few scalars.
 """
@@ -23,22 +26,28 @@ import jax
 import jax.numpy as jnp
 from flax.nnx.nn import dtypes
 
-from rnn_jax.cell import AffineCell, split_gates
+from rnn_jax.cell import AffineCell, sum_gates
 from rnn_jax.unroll.running_scale import common_scale, log2_largest, times_power_of_two
-from rnn_jax.unroll.sequential import State, Steps, over_segments, where
+from rnn_jax.unroll.sequential import State, Steps, even_size, over_segments, where
 
 Array = jax.Array
 Carry = Any
 PyTree = Any
 
-_SEGMENT_BYTES = 2**26  # of the cotangents of z that wait for the products of one segment
+# Of the pre-activations of one segment. More fall out of the cache, or cost the kernel new pages at every call; with
+# fewer rows the products of a segment are slow.
+_SEGMENT_BYTES = 2**21
+_LEAST_FEATURES = 8
 
 
 class _Weights(NamedTuple):
-    """Operands of the products, in their type: W `[F, Gx H]`, R `[H, Gh H]`, b `[G H]` or None."""
+    """Operands of the products, in their type.
 
-    kernel: Array
-    recurrent_kernel: Array
+    Where x and h go to the same gates, one kernel, W above R, `[F + H, G H]`; else two, W `[F, Gx H]` and R
+    `[H, Gh H]`. The bias `[G H]`, or None.
+    """
+
+    kernels: tuple[Array, ...]
     bias: Array | None
 
 
@@ -76,7 +85,14 @@ def scan_affine(
     time, *batch_shape, _ = steps.x.shape
     kernel, recurrent_kernel, bias = cell.affine()
     xs, kernel, recurrent_kernel = dtypes.promote_dtype((steps.x, kernel, recurrent_kernel), dtype=cell.dtype)
-    weights = _Weights(kernel, recurrent_kernel, None if bias is None else bias.astype(xs.dtype))
+    if _one_product(cell):
+        kernels: tuple[Array, ...] = (jnp.concatenate([kernel, recurrent_kernel]),)
+    else:
+        # Of a product with one or two rows XLA makes sums, fuses them with the gates, and then vectorises neither.
+        padding = max(0, _LEAST_FEATURES - xs.shape[-1])
+        xs = jnp.pad(xs, [(0, 0)] * (xs.ndim - 1) + [(0, padding)])
+        kernels = (jnp.pad(kernel, [(0, padding), (0, 0)]), recurrent_kernel)
+    weights = _Weights(kernels, None if bias is None else bias.astype(xs.dtype))
 
     def one_batch_axis(axis: int, tree: PyTree) -> PyTree:
         last = axis + len(batch_shape)
@@ -139,21 +155,41 @@ def _run_fwd(static, used, others, weights, steps, state, fresh_carry):
     return ((carry, e), ys), (used, others, weights, steps, kept, fresh_carry)
 
 
+def _one_product(cell: AffineCell) -> bool:
+    """Whether x and h go to the same gates, so that `[x, h]` times one kernel does for both."""
+    return cell.input_gates == cell.recurrent_gates
+
+
+def _columns(cell: AffineCell) -> tuple[tuple[str, ...], ...]:
+    """Returns the gates of each product."""
+    return (cell.input_gates,) if _one_product(cell) else (cell.input_gates, cell.recurrent_gates)
+
+
+def _operands(cell: AffineCell, x: Array, h: Array) -> tuple[Array, ...]:
+    """Returns what the kernels are multiplied by, for x `[..., F]` and h `[..., H]`."""
+    h = h.astype(x.dtype)
+    return (jnp.concatenate([x, h], axis=-1),) if _one_product(cell) else (x, h)
+
+
+def _preactivations(cell: AffineCell, weights: _Weights, operands: tuple[Array, ...]) -> dict[str, Array]:
+    products = [operand @ kernel for operand, kernel in zip(operands, weights.kernels)]
+    return sum_gates(cell, list(zip(products, _columns(cell))), weights.bias)
+
+
 def _forward(static, cell, weights, steps, carry, fresh_carry, *, keep):
-    """Returns the final carry, ys and, if they are to be kept, z and the carry that met it, for every step."""
+    """Returns the final carry, ys and, if they are to be kept, the carry that met each step."""
 
     def step(carry, inputs):
         x, active, reset, _ = inputs
         old = carry
         if reset is not None:
             carry = jax.tree.map(partial(where, reset), fresh_carry, carry)
-        zh = cell.hidden(carry).astype(x.dtype) @ weights.recurrent_kernel
-        z = split_gates(cell, x @ weights.kernel, zh, weights.bias)
+        z = _preactivations(cell, weights, _operands(cell, x, cell.hidden(carry)))
         new, y = _pointwise(cell, z, carry)
         if active is not None:
             new = jax.tree.map(partial(where, active), new, old)
             y = where(active, y, jnp.zeros_like(y))
-        return new, (y, (z, carry) if keep else None)
+        return new, (y, carry if keep else None)
 
     carry, (ys, kept) = jax.lax.scan(step, carry, steps, reverse=static.reverse, unroll=static.unroll)
     return carry, ys, kept
@@ -163,12 +199,14 @@ def _run_bwd(static, residuals, cotangents):
     used, others, weights, steps, kept, fresh_carry = residuals
     split, record = static.split, static.record
     cell = split.merge(used, others)
-    transposed = jax.lax.optimization_barrier(weights.recurrent_kernel.T)  # once, not at each step
-    one_product = cell.input_gates == cell.recurrent_gates
+    in_features = steps.x.shape[-1]
+    # Once, not at each step.
+    to_x = jax.lax.optimization_barrier(weights.kernels[0][:in_features].T)
+    to_h = jax.lax.optimization_barrier(weights.kernels[-1][-cell.hidden_features :].T)
 
     def step(state, inputs):
         a, log2_scale, d_used, d_fresh = state
-        g, log2_g, (z, carry), active, reset = inputs
+        g, log2_g, (pullback, carry), active, reset = inputs
         recorded = None
         if record is not None:
             recorded = record(a, log2_scale)
@@ -178,15 +216,13 @@ def _run_bwd(static, residuals, cotangents):
             around = jax.tree.map(lambda part: where(active, jnp.zeros_like(part), part), a)
             a = jax.tree.map(lambda part: where(active, part, jnp.zeros_like(part)), a)
 
-        _, pullback = jax.vjp(lambda used, z, carry: _pointwise(split.merge(used, others), z, carry), used, z, carry)
         d_used_t, dz, d_carry = pullback((a, g))
-        dz_h = jnp.concatenate([dz[name] for name in cell.recurrent_gates], axis=-1)
-        dz_x = dz_h if one_product else jnp.concatenate([dz[name] for name in cell.input_gates], axis=-1)
-        h, hidden_pullback = jax.vjp(cell.hidden, carry)
-        (through_r,) = hidden_pullback((dz_h @ transposed).astype(h.dtype))
+        dz = tuple(jnp.concatenate([dz[name] for name in names], axis=-1) for names in _columns(cell))
+        _, hidden_pullback = jax.vjp(cell.hidden, carry)
+        (through_r,) = hidden_pullback((dz[-1] @ to_h).astype(cell.hidden(carry).dtype))
         a = jax.tree.map(jnp.add, d_carry, through_r)
         if record is not None:
-            dz_x, dz_h, d_used_t = times_power_of_two((dz_x, dz_h, d_used_t), log2_scale)
+            dz, d_used_t = times_power_of_two((dz, d_used_t), log2_scale)
         d_used = jax.tree.map(jnp.add, d_used, d_used_t)
         if reset is not None:
             begun = jax.tree.map(lambda part: where(reset, part, jnp.zeros_like(part)), a)
@@ -195,28 +231,40 @@ def _run_bwd(static, residuals, cotangents):
             d_fresh = jax.tree.map(jnp.add, d_fresh, begun)
         if active is not None:
             a = jax.tree.map(jnp.add, a, around)
-        return (a, log2_scale, d_used, d_fresh), (dz_x, None if one_product else dz_h, recorded)
+        return (a, log2_scale, d_used, d_fresh), (dz, recorded)
+
+    def rows(x):
+        return x.reshape(-1, x.shape[-1])
+
+    def linearize(z, carry):
+        return jax.vjp(lambda used, z, carry: _pointwise(split.merge(used, others), z, carry), used, z, carry)[1]
 
     def segment(state, inputs):
         state, d_weights = state
-        steps, g, log2_g, (z, carries) = inputs
-        state, (dz_x, dz_h, recorded) = jax.lax.scan(
+        steps, g, log2_g, carries = inputs
+        operands = tuple(map(rows, _operands(cell, steps.x, cell.hidden(carries))))
+        z = _preactivations(cell, weights, operands)
+        z = {name: value.reshape(*steps.x.shape[:2], -1) for name, value in z.items()}
+        state, (dz, recorded) = jax.lax.scan(
             step,
             state,
-            (g, log2_g, (z, carries), steps.active, steps.reset),
+            (g, log2_g, (jax.vmap(linearize)(z, carries), carries), steps.active, steps.reset),
             reverse=not static.reverse,
             unroll=static.unroll,
         )
-        dz_h = dz_x if one_product else dz_h
-        h = cell.hidden(carries).astype(dz_h.dtype)
+        dz = tuple(map(rows, dz))
+        dx = (dz[0] @ to_x).reshape(steps.x.shape)
         d_bias = None
         if weights.bias is not None:
-            of_h = jnp.sum(dz_h, (0, 1)).reshape(-1, cell.hidden_features)
-            only_h = [of_h[k] for k, name in enumerate(cell.recurrent_gates) if name not in cell.input_gates]
-            d_bias = jnp.concatenate([jnp.sum(dz_x, (0, 1)), *only_h])  # in the order of `gate_columns`
-        both = (((0, 1), (0, 1)), ((), ()))
-        d = _Weights(jax.lax.dot_general(steps.x, dz_x, both), jax.lax.dot_general(h, dz_h, both), d_bias)
-        return (state, jax.tree.map(jnp.add, d_weights, d)), (dz_x @ weights.kernel.T, recorded)
+            d_bias = jnp.sum(dz[0], axis=0)
+            if len(dz) > 1:
+                of_h = jnp.sum(dz[1], axis=0).reshape(-1, cell.hidden_features)
+                only_h = [of_h[k] for k, name in enumerate(cell.recurrent_gates) if name not in cell.input_gates]
+                d_bias = jnp.concatenate([d_bias, *only_h])  # in the order of `gate_columns`
+        # A product of transposed rows takes up to twice as long.
+        transposed = [jax.lax.optimization_barrier(operand.T) for operand in operands]
+        d = _Weights(tuple(o @ part for o, part in zip(transposed, dz)), d_bias)
+        return (state, jax.tree.map(jnp.add, d_weights, d)), (dx, recorded)
 
     (a, log2_scale), ys_cotangent = cotangents  # the cotangent of e is the scale
     if steps.active is not None:
@@ -224,13 +272,13 @@ def _run_bwd(static, residuals, cotangents):
     log2_g = None if record is None else jax.vmap(log2_largest)(ys_cotangent)
     zeros = partial(jax.tree.map, jnp.zeros_like)
     state = ((a, log2_scale, zeros(used), zeros(fresh_carry)), zeros(weights))
-    step_bytes = sum(math.prod(z.shape[1:]) * z.dtype.itemsize for z in kept[0].values())
+    step_bytes = steps.x.shape[1] * weights.kernels[-1].shape[-1] * steps.x.dtype.itemsize
     ((a, log2_scale, d_used, d_fresh), d_weights), (dx, recorded) = over_segments(
         segment,
         state,
         (steps, ys_cotangent, log2_g, kept),
         reverse=not static.reverse,
-        size=max(1, _SEGMENT_BYTES // max(1, step_bytes)),
+        size=even_size(steps.x.shape[0], _SEGMENT_BYTES // max(1, step_bytes)),
     )
     return d_used, None, d_weights, Steps(dx, None, None, recorded), (a, log2_scale), d_fresh
 

@@ -126,6 +126,12 @@ def over_segments(
     return state, outputs
 
 
+def even_size(time: int, most: int) -> int:
+    """Returns the size of pieces of at most `most` steps (at least 1) that divide `time` about evenly."""
+    pieces = -(-time // max(1, most))
+    return -(-time // max(1, pieces))
+
+
 @jax.custom_vjp
 def start_of_scale(tap: Tap, carry: Carry, e: Array) -> State:
     """Identity before the first step: brings the adjoint of the initial carry to its true scale; counts the run."""
