@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rnn_jax.layers import check_dropout, dropout, make_rnn
+from rnn_jax.layers import Stack, check_dropout, dropout, make_rnn
 from rnn_jax.models.classifier import at_least_float32, check_sizes, embed, make_embedding, run, steps_within
 
 Array = jax.Array
@@ -57,6 +57,7 @@ class LanguageModel(nnx.Module):
         if tie and emb_size != hidden_features:
             raise ValueError(f"tie=True with emb_size={emb_size}; allowed: hidden_features, here {hidden_features}.")
         dtypes = {name: kwargs[name] for name in ("dtype", "param_dtype") if name in kwargs}
+        self.hidden_features = hidden_features
         self.dropout = check_dropout(dropout)
         self.embedding = make_embedding(vocabulary_size, emb_size, rngs=rngs, **dtypes)
         self.rnn = make_rnn(cell, emb_size, hidden_features, layers=layers, dropout=dropout, rngs=rngs, **kwargs)
@@ -105,8 +106,13 @@ class LanguageModel(nnx.Module):
 
     def initialize_carry(self, batch_shape: tuple[int, ...]) -> Carry:
         """Returns the carry before the first step of sequences `[*batch, time]`, of the structure of any later one."""
-        no_tokens = jnp.zeros((*batch_shape, 0), jnp.int32)
-        return self(no_tokens, return_carry=True)[0]
+        layers: list[Any] = list(self.rnn.layers) if isinstance(self.rnn, Stack) else [self.rnn]
+        sizes = [self.embedding.features] + [self.hidden_features] * (len(layers) - 1)
+        carries = tuple(
+            layer.cell.initialize_carry((*batch_shape, size), nnx.Rngs(layer.carry_seed))
+            for layer, size in zip(layers, sizes)
+        )
+        return carries if len(layers) > 1 else carries[0]
 
     def _head(self, ys: Array) -> Array:
         if self.head is not None:

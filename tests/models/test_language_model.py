@@ -86,11 +86,22 @@ def test_dropout_needs_a_key_and_hangs_on_it():
     assert np.all(np.any(one != np.asarray(plain), axis=-1))
 
 
+@pytest.mark.parametrize("cell", ["lstm", "flax.nnx:GRUCell"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_first_carry_is_what_no_tokens_leave(cell, layers):
+    model = make(cell, layers=layers)
+    expected, _ = model(np.zeros((B, 0), np.int32), return_carry=True)
+    carry = model.initialize_carry((B,))
+    assert jax.tree.structure(carry) == jax.tree.structure(expected)
+    reference.assert_close(carry, expected, 0.0)
+
+
 def test_its_loss_has_a_gradient_profile_that_names_its_layers():
+    """To make the first carry within the loss is no second run of the layers, of which a profile allows one."""
     model = make(layers=2, dtype=jnp.float32)
 
     def loss(model):
-        return jnp.sum(jnp.square(model(tokens())))
+        return jnp.sum(jnp.square(model(tokens(), carry=model.initialize_carry((B,)))))
 
     profile = reference.quick_jit(lambda model: flow.gradient_profile(loss, model))(model)
     assert set(profile.log10_norm) == {f"rnn/layers/{k}{part}" for k in (0, 1) for part in ("", "/c", "/h")}
