@@ -171,7 +171,7 @@ def read_embeddings(task: tasks.Task) -> np.ndarray:
         raise ValueError(
             f"--embeddings={_EMBEDDINGS.value} is for words, which the task {task.name!r} does not read; allowed: none."
         )
-    embedding, found = load_embeddings(_EMBEDDINGS.value, task.vocabulary)
+    embedding, found = load_embeddings(str(_EMBEDDINGS.value), task.vocabulary)
     print(f"{_EMBEDDINGS.value} has {found:.1%} of the vocabulary, with {embedding.shape[1]} features.")
     return embedding
 

@@ -27,9 +27,8 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": _decayed(optax.adam),
     "adamw": lambda rate, decay: optax.adamw(rate, weight_decay=decay, mask=kernels_only),
     "lion": lambda rate, decay: optax.lion(rate, weight_decay=decay, mask=kernels_only),
-    "muon": lambda rate, decay: optax.contrib.muon(
-        rate, weight_decay=decay, adam_weight_decay=decay, weight_decay_mask=kernels_only
-    ),
+    # Muon is for matrices; what has one axis goes to its Adam, without decay.
+    "muon": lambda rate, decay: optax.contrib.muon(rate, weight_decay=decay, weight_decay_mask=kernels_only),
     "rmsprop": _decayed(optax.rmsprop),
     "sgd": _decayed(lambda rate: optax.sgd(rate, momentum=0.9)),
 }

@@ -1,0 +1,91 @@
+"""What a run looks at: gate saturation against a loop in NumPy, profiles against the instrument itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rnn_jax import flow, make_cell, tasks
+from rnn_jax.models import SequenceClassifier
+from rnn_jax.tasks.task import cross_entropy
+from rnn_jax.training.watch import layer_calls, look, probe_batch, saturation
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("lengths", [None, [7, 3, 1]])
+def test_saturation_is_that_of_a_loop_over_true_steps(lengths, reverse):
+    cell = make_cell("lstm", 2, 5, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    xs = 6 * np.random.default_rng(0).normal(size=(3, 7, 2))
+    found = saturation(
+        cell, jnp.asarray(xs), None if lengths is None else jnp.asarray(lengths, jnp.int32), reverse=reverse
+    )
+    kernel, recurrent, bias = (np.asarray(array) for array in cell.affine())
+    near = {gate: [] for gate in "ifgo"}
+    for row, length in zip(xs, lengths or [7] * 3):
+        c = h = np.zeros(5)
+        for x in row[:length][::-1] if reverse else row[:length]:
+            z = np.split(x @ kernel + h @ recurrent + bias, 4)
+            i, f, o, g = sigmoid(z[0]), sigmoid(z[1]), sigmoid(z[3]), np.tanh(z[2])
+            c = f * c + i * g
+            h = o * np.tanh(c)
+            for gate, value, low in (("i", i, 0), ("f", f, 0), ("g", g, -1), ("o", o, 0)):
+                near[gate] += list((value < low + 0.05) | (value > 0.95))
+    assert set(found) == set("ifgo")
+    for gate, values in near.items():
+        assert 0 < np.mean(values) < 1
+        np.testing.assert_allclose(found[gate], np.mean(values), rtol=1e-6)
+
+
+def ragged_task(count=40):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 12, count)
+    source = tasks.RaggedSource(
+        {"tokens": [rng.integers(1, 9, length).astype(np.int32) for length in lengths]},
+        label=rng.integers(0, 3, count).astype(np.int32),
+    )
+    return tasks.Task(
+        name="ragged", description="", source="", train=source, test=source, seq_len=11, in_features=9, out_features=3,
+        loss=cross_entropy, score=cross_entropy, metric="nats", higher_is_better=False, trivial_score=1.0,
+        fingerprint={}, reads_tokens=True,
+    )  # fmt: skip
+
+
+def test_the_probe_of_unequal_lengths_is_of_those_that_few_exceed():
+    task = ragged_task()
+    batch = probe_batch(task, 8)
+    expected = np.sort(task.train.lengths)[28:36]  # nine tenths of 40 are 36
+    np.testing.assert_array_equal(batch["lengths"], expected)
+    assert batch["tokens"].shape == (8, expected[-1])
+
+
+def test_a_look_is_the_profile_with_lags_from_the_end_of_each_direction_and_the_saturation_of_each_layer():
+    task = ragged_task()
+    model = SequenceClassifier(
+        "gru", 9, 4, 3, emb_size=5, layers=2, bidirectional=True, rngs=nnx.Rngs(0), param_dtype=jnp.float64
+    )
+    batch = probe_batch(task, 8)
+    seen = jax.jit(lambda model, batch: look(task, model, batch))(model, batch)
+    profile = flow.gradient_profile(task.loss, model, batch).log10_norm
+    assert set(seen.log10_norm) == set(profile)
+    for part, expected in profile.items():
+        expected = np.asarray(expected)
+        expected = expected[::-1] if "backward_rnn" in part else expected
+        np.testing.assert_allclose(seen.log10_norm[part], expected, rtol=1e-4, atol=1e-4)
+    layers = [f"rnn/layers/{k}/{direction}_rnn" for k in (0, 1) for direction in ("forward", "backward")]
+    assert set(seen.saturation) == {f"{layer}/{gate}" for layer in layers for gate in ("r", "u", "n")}
+    calls = layer_calls(lambda model: task.loss(model, batch), model)
+    assert set(calls) == set(layers)
+    lower = calls["rnn/layers/0/backward_rnn"]
+    alone = saturation(lower.layer.cell, model.embedding(batch["tokens"]), batch["lengths"], reverse=True)
+    np.testing.assert_allclose(seen.saturation["rnn/layers/0/backward_rnn/u"], alone["u"], rtol=1e-6)
+
+
+def test_a_bag_of_embeddings_has_nothing_to_look_at():
+    task = ragged_task()
+    model = SequenceClassifier("gru", 9, 4, 3, emb_size=5, recurrent=False, rngs=nnx.Rngs(0))
+    assert look(task, model, probe_batch(task, 8)) == look(task, {}, {})
