@@ -55,7 +55,7 @@ def language_id(
 ) -> task.Task:
     """The messages of Django in 20 languages; say which language it is.
 
-    "tokens" are the characters of a message, 10 to about 400 of them and 26 in the median, without placeholders;
+    "tokens" are the characters of a message, 10 to about 400 of them and 25 in the median, without placeholders;
     "label" is 0 to 19. The split is by the English message: no translation of a test message is in the training
     split. A text is left out if two languages share it, or if it is left in English.
 
