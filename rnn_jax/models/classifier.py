@@ -33,7 +33,7 @@ class SequenceClassifier(nnx.Module):
         entries of variance 1 / E, so that its vectors have a length of about 1 at any size. Token 0 is one like any
         other: what is padding is said by `lengths`.
       embedding: a matrix `[in_features, E]` to start from, or to stay with.
-      frozen_embedding: whether no gradient reaches the embedding (weight decay still would).
+      frozen_embedding: whether no gradient reaches the embedding. An optimiser's weight decay must leave it out itself.
       layers, bidirectional: as `rnn_jax.layers.make_rnn`.
       dropout: a rate, 0 to below 1, for calls that are given a `dropout_key`.
       pool: over the true steps: `last` (the last output; of a bidirectional network what each direction has put out
@@ -80,14 +80,14 @@ class SequenceClassifier(nnx.Module):
         self.frozen_embedding = frozen_embedding
         self.dropout = check_dropout(dropout)
         self.per_step = per_step
-        self.pool = pool or ("last" if recurrent else "mean")
+        self.pool = None if per_step else pool or ("last" if recurrent else "mean")
 
         reads_tokens = emb_size is not None or embedding is not None
         self.embedding = make_embedding(in_features, emb_size, embedding, rngs=rngs, **dtypes) if reads_tokens else None
         features = in_features if self.embedding is None else self.embedding.features
 
-        form = functools.partial(make_rnn, layers=layers, bidirectional=bidirectional, dropout=dropout)
-        self.rnn = form(cell, features, hidden_features, rngs=rngs, **kwargs) if recurrent else None
+        build = functools.partial(make_rnn, layers=layers, bidirectional=bidirectional, dropout=dropout)
+        self.rnn = build(cell, features, hidden_features, rngs=rngs, **kwargs) if recurrent else None
         if recurrent:
             features = hidden_features * (2 if bidirectional else 1)
         self.attention = AttentionPool(features, rngs=rngs, **dtypes) if self.pool == "attention" else None
