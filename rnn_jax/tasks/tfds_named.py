@@ -81,7 +81,8 @@ def tfds_named(
         "class_names": tuple(builder.info.features[label].names),
     }
     if is_image:
-        made = _image_task(builder, inputs[0], label, rows is None or rows, split_seed, common)
+        with _quiet():  # the first image decoded logs that there is a faster decoder
+            made = _image_task(builder, inputs[0], label, rows is None or rows, split_seed, common)
     else:
         made = _text_task(builder, inputs, label, split_seed, tokens or "word", vocab_size, max_length, common)
     return dataclasses.replace(made, fingerprint={**made.fingerprint, "dataset": builder.info.full_name})
@@ -311,7 +312,7 @@ def _sentence(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps back what TFDS prints and logs of what is not there, which is said in one sentence later."""
+    """Keeps back what TFDS prints and logs of what is not there; what matters is said in a sentence later."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

@@ -186,6 +186,30 @@ def test_where_test_labels_are_secret_validation_is_the_test_split(data_dir, no_
     assert _texts(task, "test") == [(e["sentence"], e["label"]) for e in _reviews(40, 0, "sentence")[20:30]]
 
 
+def test_examples_whose_label_is_not_told_are_left_out(tmp_path):
+    untold = [{**review, "label": -1} for review in _reviews(10, 2)]
+    splits = {"train": untold[:7] + _reviews(30, 0) + untold[7:], "test": _reviews(10, 1) + untold}
+    _prepare(tmp_path, "imdb_reviews", "1.0.0", _REVIEWS, splits, config="plain_text")
+    task = tasks.make_task("tfds:imdb_reviews", data_dir=tmp_path)
+    assert sorted(_texts(task, "train") + _texts(task, "validation")) == sorted(
+        (e["text"], e["label"]) for e in _reviews(30, 0)
+    )
+    assert _texts(task, "test") == [(e["text"], e["label"]) for e in _reviews(10, 1)]
+
+
+def test_of_two_labels_the_known_one_is_read(tmp_path):
+    features = {
+        "text": _F.Text(),
+        "label-coarse": _F.ClassLabel(names=["ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"]),
+        "label-fine": _F.ClassLabel(num_classes=47),
+    }
+    examples = [{"text": f"what {k}", "label-coarse": k % 6, "label-fine": k % 47} for k in range(60)]
+    _prepare(tmp_path, "trec", "1.0.0", features, {"train": examples, "test": examples[:12]})
+    task = tasks.make_task("tfds:trec", data_dir=tmp_path, tokens="byte")
+    assert set(task.class_names) == {"ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"}
+    assert _texts(task, "test")[:2] == [("what 0", 0), ("what 1", 1)]
+
+
 def test_the_trivial_score_is_reached_by_answering_the_commonest_class(data_dir):
     task = tasks.make_task("tfds:mnist", data_dir=data_dir)
     counts = np.bincount(tasks.as_batch(task.train)["label"], minlength=10).astype(np.float32)
