@@ -138,6 +138,8 @@ def make_plan(task: tasks.Task) -> Plan:
     Raises:
       ValueError: if flags contradict each other or are out of range.
     """
+    if _FREEZE.value and _EMBEDDINGS.value is None:
+        raise ValueError("--freeze_embeddings=True freezes nothing; allowed: with --embeddings=FILE.")
     if _STEPS.value is not None and _EPOCHS.value is not None:
         raise ValueError(f"--steps={_STEPS.value} and --epochs={_EPOCHS.value} say the same; allowed: one of them.")
     if _EPOCHS.value is not None:
@@ -250,8 +252,6 @@ def open_run(task: tasks.Task) -> pathlib.Path:
     del given["resume"]
     options = {name: flag.value for name, flag in _TASK_OPTIONS.items()}
     config = {**given, **options, "data": task.fingerprint}
-    if _FREEZE.value and _EMBEDDINGS.value is None:
-        raise ValueError("--freeze_embeddings=True freezes nothing; allowed: with --embeddings=FILE.")
     if _RESUME.value and _OUT.value is None:
         raise ValueError("--resume needs the run to go on with; allowed: with --out=FOLDER.")
     out = run_directory.default_out("train") if _OUT.value is None else _OUT.value

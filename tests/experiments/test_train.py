@@ -1,0 +1,213 @@
+"""Training as a person runs it: through its command line, killed, interrupted and resumed."""
+
+import csv
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 240
+FLAGS = [
+    "--task=adding", "--seq_len=10", "--cell=gru", "--hidden=6", "--batch=8", "--train_size=512", "--test_size=64",
+    f"--steps={STEPS}", "--eval_every=24", "--profile_every=60", "--schedule=cosine", "--dropout=0.1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """One compilation cache for all runs, so that those that are resumed start quickly."""
+    cache = tmp_path_factory.mktemp("cache")
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def command(out, *more):
+    return [sys.executable, "-m", "experiments.train", *FLAGS, f"--out={out}", *more]
+
+
+def run(arguments, environment):
+    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def start(out, environment):
+    return subprocess.Popen(
+        command(out, "--resume"), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def signal_when(process, condition, number):
+    """Sends a signal as soon as the condition holds; returns the exit status and what was told on stderr."""
+    while process.poll() is None and not condition():
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=120)
+    return process.returncode, told
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, environment):
+    out = tmp_path_factory.mktemp("alone") / "run"
+    begin = time.perf_counter()
+    done = run(command(out), environment)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout, time.perf_counter() - begin
+
+
+def rows(out):
+    path = out / "metrics.csv"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def weights(out):
+    from rnn_jax.training.run_directory import _without_orbax_chatter, ocp
+
+    arrays = {}
+    for name in ("last", "best"):
+        with _without_orbax_chatter(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            leaves = checkpointer.restore(out.resolve() / "checkpoints" / name)
+        arrays |= {f"{name}{key}": np.asarray(leaf) for key, leaf in leaves.items()}
+    return arrays
+
+
+def assert_same_run(out, alone):
+    assert (out / "metrics.csv").read_bytes() == (alone / "metrics.csv").read_bytes()
+    assert (out / "gradient_flow.csv").read_bytes() == (alone / "gradient_flow.csv").read_bytes()
+    found, expected = weights(out), weights(alone)
+    assert found.keys() == expected.keys()
+    for key, array in expected.items():
+        np.testing.assert_array_equal(found[key], array, err_msg=key)
+    assert not [path.name for path in (out / "checkpoints").iterdir() if path.name.startswith(".")]
+
+
+def test_a_run_leaves_its_results_and_says_where(alone):
+    out, printed, _ = alone
+    with (out / "summary.csv").open() as file:
+        results = list(csv.DictReader(file))
+    assert [(row["part"], row["stage"]) for row in results] == [("rnn", "initialisation"), ("rnn", "trained")]
+    assert 0 < float(results[0]["test_score"]) < 1
+    assert int(results[0]["horizon_e"]) >= 1
+    for name in ("figures/gradient_flow.png", "summary.csv", "metrics.csv", "timing.csv", "checkpoints/best"):
+        assert (out / name).exists()
+        assert str(out / name) in printed
+    flags = json.loads((out / "config.json").read_text())["flags"]
+    assert flags["cell"] == "gru"
+    assert flags["seq_len"] == 10
+    with (out / "metrics.csv").open() as file:
+        names = {row["name"] for row in csv.DictReader(file)}
+    layers = {f"{what}/{layer}" for what in ("gradient_norm", "update_to_weight") for layer in ("rnn", "head")}
+    saturated = {f"saturation/rnn/{gate}" for gate in ("r", "u", "n")}
+    assert names == {"train/loss", "validation/mse", "test/mse"} | layers | saturated
+    with np.load(out / "gradient_flow.npz") as arrays:
+        assert arrays["steps"].tolist() == [0, 60, 120, 180, 240]
+        assert arrays["gru|rnn"].shape == (5, 1, 10)
+
+
+def test_a_run_killed_at_three_moments_ends_as_one_left_alone(tmp_path, environment, alone):
+    out = tmp_path / "run"
+    writing = out / "checkpoints"
+    moments = [
+        lambda: (out / "config.json").exists(),  # before the first compilation
+        lambda: list(writing.glob(".last.new*")) and rows(out) > 10,  # while a checkpoint is being written
+        lambda: rows(out) > 50,  # in full flight
+    ]
+    for moment in moments:
+        assert signal_when(start(out, environment), moment, signal.SIGKILL)[0] == -signal.SIGKILL
+        assert not (out / "summary.csv").exists()
+    done = run(command(out, "--resume"), environment)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(out, alone[0])
+
+    again = run(command(out, "--resume"), environment)
+    assert again.returncode == 0
+    assert again.stdout.startswith("This run is finished.")
+    assert_same_run(out, alone[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(20))
+def test_a_run_killed_at_any_moment_ends_as_one_left_alone(tmp_path, environment, alone, moment):
+    """Twenty moments spread over the whole time, from the start of Python to the drawing of the figures."""
+    out, whole = tmp_path / "run", alone[2]
+    begin, when = time.perf_counter(), whole * (moment + 0.5) / 20
+    signal_when(start(out, environment), lambda: time.perf_counter() - begin > when, signal.SIGKILL)
+    done = run(command(out, "--resume"), environment)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(out, alone[0])
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_saves_says_how_to_go_on_and_ends_as_one_left_alone(
+    tmp_path, environment, alone, number, status
+):
+    out = tmp_path / "run"
+    returned, told = signal_when(start(out, environment), lambda: rows(out) > 25, number)
+    assert returned == status, told
+    words = shlex.split(told.splitlines()[-1])
+    assert told.splitlines()[-2].startswith("Stopped at step ")
+    assert words[:3] == ["python", "-m", "experiments.train"]
+    done = run([sys.executable, *words[1:]], environment)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(out, alone[0])
+
+
+REFUSED = {
+    "--task=adding --hidden=7": "--hidden=7 differs from the run in '{out}', which has 6; allowed with --resume: the",
+    "--task=adding --seq_len=11": "--seq_len=11 differs from the run in '{out}', which has 10;",
+    "--task=adding --noresume": "--out='{out}' already holds a run; allowed:",
+    "--task=adding --noresume --out={out}2 --seq_len=1": "seq_len=1 is out of range; allowed: 2 or more,",
+    "--task=adding --noresume --out={out}2 --blanks=3": "blanks=3 is no option of the task 'adding'; it has:",
+    "--task=adding --noresume --out={out}2 --cell=gruu": "unknown cell 'gruu'; allowed:",
+    "--task=adding --noresume --out={out}2 --batch=9999": "batch_size=9999 is out of range; allowed: 1 to 512,",
+    "--task=adding --noresume --out={out}2 --epochs=1": f"--steps={STEPS} and --epochs=1.0 say the same;",
+    "--task=adding --noresume --out={out}2 --dropout=1": "dropout=1.0 is no rate; allowed: 0 or more, and below 1.",
+    "--task=adding --noresume --out={out}2 --warmup_steps=999": "warmup_steps=999 is out of range; allowed: 0 to 239",
+    "--task=adding --noresume --out={out}2 --learning_rate=-1": "learning_rate=-1.0 is out of range; allowed:",
+    "--task=adding --noresume --out={out}2 --patience=0": "patience=0 is out of range; allowed:",
+    "--task=adding --noresume --out={out}2 --embeddings=x": "--embeddings=x is for words, which the task 'adding' does",
+    "--task=adding --noresume --out={out}2 --freeze_embeddings": "--freeze_embeddings=True freezes nothing; allowed:",
+}  # fmt: skip
+
+
+def test_what_cannot_work_is_said_in_one_sentence_before_a_folder_is_made(environment, alone):
+    """All in one process, whose flags are set anew for each: to start Python so often would take a minute."""
+    out = alone[0]
+    script = """
+        import json, sys
+        from absl import flags
+        from experiments import train
+        told = []
+        for words in json.loads(sys.argv[1]):
+            for name in flags.FLAGS:
+                flags.FLAGS[name].unparse()
+            flags.FLAGS(["train", *words])
+            try:
+                train.main(["train"])
+            except SystemExit as error:
+                told.append(error.code)
+        print("\\n" + json.dumps(told))
+    """
+    given = {text.format(out=out): sentence.format(out=out) for text, sentence in REFUSED.items()}
+    lists = [[*FLAGS, f"--out={out}", "--resume", *text.split()] for text in given]
+    before = (out / "metrics.csv").read_bytes()
+    done = run([sys.executable, "-c", textwrap.dedent(script), json.dumps(lists)], environment)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert len(told) == len(REFUSED)
+    for said, sentence in zip(told, given.values()):
+        assert said.startswith(sentence)
+        assert "\n" not in said
+    assert not out.with_name("run2").exists()
+    assert (out / "metrics.csv").read_bytes() == before
