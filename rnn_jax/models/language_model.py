@@ -80,8 +80,8 @@ class LanguageModel(nnx.Module):
           tokens: integers `[*batch, time]`.
           lengths: true lengths, int `[*batch]`; what padding holds changes nothing.
           carry: of the step before the first, as an earlier call returned it or `initialize_carry` makes it: a
-            sequence may be read in pieces. (Truncated back-propagation stops the gradient there, by
-            `jax.lax.stop_gradient` or at the border of a `jax.jit`.)
+            sequence may be read in pieces. (Gradients flow through it; for truncated back-propagation, stop them by
+            `jax.lax.stop_gradient`.)
           return_carry: whether to return the carry after the last true step.
           dropout_key: of `jax.random`; None applies no dropout.
 
