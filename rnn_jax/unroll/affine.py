@@ -217,9 +217,9 @@ def _run_bwd(static, residuals, cotangents):
             a = jax.tree.map(lambda part: where(active, part, jnp.zeros_like(part)), a)
 
         d_used_t, dz, d_carry = pullback((a, g))
-        dz = tuple(jnp.concatenate([dz[name] for name in names], axis=-1) for names in _columns(cell))
+        dz_h = jnp.concatenate([dz[name] for name in cell.recurrent_gates], axis=-1)
         _, hidden_pullback = jax.vjp(cell.hidden, carry)
-        (through_r,) = hidden_pullback((dz[-1] @ to_h).astype(cell.hidden(carry).dtype))
+        (through_r,) = hidden_pullback((dz_h @ to_h).astype(cell.hidden(carry).dtype))
         a = jax.tree.map(jnp.add, d_carry, through_r)
         if record is not None:
             dz, d_used_t = times_power_of_two((dz, d_used_t), log2_scale)
@@ -252,7 +252,7 @@ def _run_bwd(static, residuals, cotangents):
             reverse=not static.reverse,
             unroll=static.unroll,
         )
-        dz = tuple(map(rows, dz))
+        dz = tuple(rows(jnp.concatenate([dz[name] for name in names], axis=-1)) for names in _columns(cell))
         dx = (dz[0] @ to_x).reshape(steps.x.shape)
         d_bias = None
         if weights.bias is not None:
