@@ -307,3 +307,38 @@ def test_tensorflow_is_not_imported_even_where_it_could_be(tmp_path):
         import tensorflow  # it could be
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
+
+
+def test_streams_go_on_where_their_batch_before_ended_and_begin_anew_with_each_pass():
+    source = tasks.StreamSource(np.arange(103, dtype=np.int32), 5)  # 20 pieces, in streams of 6 for 3 rows
+    iterator = tasks.stream_batches(source, 3)
+    two_passes = [next(iterator) for _ in range(12)]
+    for first_batch in (0, 6):
+        one_pass = two_passes[first_batch : first_batch + 6]
+        assert [bool(batch["first"]) for batch in one_pass] == [True] + 5 * [False]
+        read = np.concatenate([batch["tokens"] for batch in one_pass], axis=1)
+        np.testing.assert_array_equal(read, 30 * np.arange(3)[:, None] + np.arange(30))
+        asked = np.concatenate([batch["labels"] for batch in one_pass], axis=1)
+        np.testing.assert_array_equal(asked, read + 1)
+
+
+def test_streams_resume_at_any_batch():
+    source = tasks.StreamSource(np.arange(103, dtype=np.int32), 5)
+    iterator = tasks.stream_batches(source, 3)
+    for _ in range(7):
+        next(iterator)
+    state = json.loads(json.dumps(iterator.get_state()))
+    resumed = tasks.stream_batches(source, 3)
+    resumed.set_state(state)
+    for _ in range(8):
+        expected, found = next(iterator), next(resumed)
+        assert expected.keys() == found.keys()
+        for name in expected:
+            np.testing.assert_array_equal(found[name], expected[name])
+
+
+@pytest.mark.parametrize("batch_size", [0, 21])
+def test_more_streams_than_pieces_are_refused(batch_size):
+    source = tasks.StreamSource(np.arange(103, dtype=np.int32), 5)
+    with pytest.raises(ValueError, match=f"^batch_size={batch_size} is out of range; allowed: 1 to 20, the pieces"):
+        tasks.stream_batches(source, batch_size)

@@ -421,3 +421,43 @@ def test_checkpoints_say_nothing_and_leave_the_log_as_it_was(run_dir):
     finally:
         absl_logging.set_verbosity(verbosity)
         logger.removeHandler(handler)
+
+
+def test_a_note_comes_back_exactly_with_its_checkpoint(run_dir):
+    note = {"step": 7, "best": 0.1 + 0.2, "none": None, "worst": math.inf, "stream": {"next_index": 2**60}}
+    run_directory.save_checkpoint(run_dir, "last", {"x": jnp.ones(())}, note)
+    assert run_directory.load_note(run_dir, "last") == note
+    run_directory.save_checkpoint(run_dir, "last", {"x": jnp.ones(())})
+    assert run_directory.load_note(run_dir, "last") == {}
+    assert run_directory.has_checkpoint(run_dir, "last")
+    assert not run_directory.has_checkpoint(run_dir, "best")
+    with pytest.raises(ValueError, match="has no checkpoint 'best'"):
+        run_directory.load_note(run_dir, "best")
+
+
+def test_the_only_checkpoint_a_kill_has_left_is_kept_until_the_next_is_complete(run_dir, monkeypatch):
+    """A kill between the two renames, and another one while the next checkpoint is being written."""
+    run_directory.save_checkpoint(run_dir, "last", {"x": jnp.ones(())})
+    (run_dir / "checkpoints" / "last").rename(run_dir / "checkpoints" / ".last.new")
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_directory.ocp.Checkpointer, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_directory.save_checkpoint(run_dir, "last", {"x": jnp.zeros(())})
+    assert run_directory.restore_checkpoint(run_dir, "last", {"x": jnp.zeros(())})["x"] == 1.0
+
+
+def test_metrics_behind_a_position_are_dropped(run_dir):
+    with run_directory.MetricWriter(run_dir) as writer:
+        writer.write(1, {"loss": 0.5})
+        position = writer.position
+        writer.write(2, {"loss": 0.25})
+    with run_directory.MetricWriter(run_dir, position) as writer:
+        assert writer.position == position
+        writer.write(3, {"loss": 0.75})
+    assert read_metrics(run_dir) == [(1, "loss", 0.5), (3, "loss", 0.75)]
+    with run_directory.MetricWriter(run_dir, 0) as writer:
+        writer.write(4, {"loss": 1.0})
+    assert read_metrics(run_dir) == [(4, "loss", 1.0)]
