@@ -124,7 +124,7 @@ class NotFinite(Exception):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["model", "opt_state", "carry", "step", "loss_sum", "loss_count", "skipped", "bad_step"],
+    data_fields=["model", "opt_state", "carry", "key", "step", "loss_sum", "loss_count", "skipped", "bad_step"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +134,7 @@ class State:
     Attributes:
       model, opt_state: as they are.
       carry: state carried from batch to batch by a language model; None for others.
+      key: data of a `jax.random` key, of dropout. As data of the program, runs that differ in their seed share it.
       step: updates done, those skipped among them.
       loss_sum, loss_count: over the finite losses since the last that was logged.
       skipped: updates left out.
@@ -143,6 +144,7 @@ class State:
     model: PyTree
     opt_state: PyTree
     carry: PyTree
+    key: Array
     step: Array
     loss_sum: Array
     loss_count: Array
@@ -166,7 +168,8 @@ def initial_state(task: tasks.Task, model: PyTree, optimizer: optax.GradientTran
     """Returns the state before the first update."""
     zero = jnp.zeros((), jnp.int32)
     carry = model.initialize_carry((plan.batch_size,)) if task.stateful else None
-    return State(model, optimizer.init(model), carry, zero, jnp.zeros((), jnp.float32), zero, zero, zero)
+    key = jax.random.key_data(jax.random.key(plan.seed))
+    return State(model, optimizer.init(model), carry, key, zero, jnp.zeros((), jnp.float32), zero, zero, zero)
 
 
 def make_update(
@@ -176,7 +179,7 @@ def make_update(
     grad_fn = jax.value_and_grad(_training_loss(task, plan), has_aux=True)
 
     def update(state: State, batch: tasks.Batch) -> tuple[State, dict[str, Array]]:
-        (loss, carry), grads = grad_fn(state.model, state.carry, batch, state.step)
+        (loss, carry), grads = grad_fn(state.model, state.carry, batch, state.key, state.step)
         finite = jnp.isfinite(loss)
         for leaf in jax.tree.leaves(grads):
             finite &= jnp.all(jnp.isfinite(leaf))
@@ -193,6 +196,7 @@ def make_update(
             model=choose(model, state.model),
             opt_state=choose(opt_state, state.opt_state),
             carry=choose(carry, state.carry),
+            key=state.key,
             step=step,
             loss_sum=state.loss_sum + jnp.where(taken, loss, jnp.zeros_like(loss)),
             loss_count=state.loss_count + taken.astype(jnp.int32),
@@ -205,12 +209,12 @@ def make_update(
 
 
 def _training_loss(task: tasks.Task, plan: Plan) -> Callable[..., tuple[Array, PyTree]]:
-    """Returns `(model, carry, batch, step) -> (loss, new carry)`."""
+    """Returns `(model, carry, batch, key, step) -> (loss, new carry)`."""
 
-    def loss_of(model: PyTree, carry: PyTree, batch: tasks.Batch, step: Array) -> tuple[Array, PyTree]:
+    def loss_of(model: PyTree, carry: PyTree, batch: tasks.Batch, key: Array, step: Array) -> tuple[Array, PyTree]:
         kwargs: dict[str, Any] = {}
         if plan.dropout:
-            kwargs["dropout_key"] = jax.random.fold_in(jax.random.key(plan.seed), step)
+            kwargs["dropout_key"] = jax.random.fold_in(jax.random.wrap_key_data(key), step)
         if not task.stateful:
             return task.loss(partial(model, **kwargs), batch), None
         return _run_on(task.loss, model, carry, batch, **kwargs)
@@ -270,7 +274,7 @@ def describe_not_finite(task: tasks.Task, plan: Plan, state: State, batch: tasks
     """
     index = np.int32(step - 1)
     (loss, _), grads = jax.value_and_grad(_training_loss(task, plan), has_aux=True)(
-        state.model, state.carry, batch, index
+        state.model, state.carry, batch, state.key, index
     )
     names = parameter_names(state.model)
     bad = [name for name, leaf in zip(names, jax.tree.leaves(grads)) if not np.all(np.isfinite(leaf))]
@@ -281,7 +285,8 @@ def describe_not_finite(task: tasks.Task, plan: Plan, state: State, batch: tasks
         if not np.all(np.isfinite(array)):
             return f"the batch is not finite, in {name!r}, before any layer or parameter"
 
-    calls = layer_calls(lambda model: _training_loss(task, plan)(model, state.carry, batch, index), state.model)
+    loss_fn = _training_loss(task, plan)
+    calls = layer_calls(lambda model: loss_fn(model, state.carry, batch, state.key, index), state.model)
     rank = {layer: position for position, layer in enumerate(calls)}
 
     def position(name: str) -> int:
