@@ -80,8 +80,10 @@ def test_unroll_of_every_cell_is_a_loop_in_python(name):
 
 @pytest.fixture
 def small_segments(monkeypatch):
-    """Makes the fast path form its weight gradients for segments of 3 steps of an LSTM, and not of megabytes."""
-    monkeypatch.setattr(importlib.import_module("rnn_jax.unroll.affine"), "_SEGMENT_BYTES", 3 * 8 * 2 * 4 * H)
+    """Has the fast path go back over segments of 3 steps of an LSTM, not of megabytes, and keep carries alone."""
+    affine = importlib.import_module("rnn_jax.unroll.affine")
+    monkeypatch.setattr(affine, "_SEGMENT_BYTES", 3 * 8 * 2 * 4 * H)
+    monkeypatch.setattr(affine, "_KEPT_BYTES", 0)
 
 
 @pytest.mark.parametrize(("time", "reverse"), [(12, False), (11, False), (11, True)])
@@ -328,6 +330,20 @@ def test_two_halves_with_the_carry_handed_on_are_the_whole(name, split):
 
     whole = losses_and_grads(unroll, cell, xs, carry)
     reference.assert_close(losses_and_grads(in_halves, cell, xs, carry), whole, 1e-12)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_stream_one_step_at_a_time_is_the_whole_sequence(name):
+    cell, xs = make(name), reference.normal(1, 2, 5, F)
+    _, whole = unroll(cell, xs)
+    step = jax.jit(lambda carry, x: cell(carry, x))
+    carry = layer_carry = cell.initialize_carry((2, F), nnx.Rngs(0))
+    layer = rnn_jax.RNN(cell, return_carry=True)
+    for t in range(5):
+        carry, y = step(carry, xs[:, t])
+        np.testing.assert_allclose(y, whole[:, t], rtol=1e-12, atol=1e-14)
+        layer_carry, ys = layer(xs[:, t : t + 1], initial_carry=layer_carry)
+        np.testing.assert_allclose(ys[:, 0], whole[:, t], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -3,16 +3,17 @@
 What it gains over differentiating a plain scan:
 
 * x and h meet the kernels in one product, if they go to the same gates.
-* The forward pass keeps the carries and nothing else. The backward pass goes over segments of steps that fit in the
-  cache: the pre-activations of a segment are computed anew, in one product over all its steps, and the elementwise
-  part is linearised for all of them at once (by JAX, from one array a gate, so that no split has to be transposed).
+* The backward pass goes over segments of steps that fit in the cache. The elementwise part is linearised for all
+  steps of a segment at once (by JAX, from one array a gate, so that no split has to be transposed).
+* Of long runs the forward pass keeps the carries and nothing else: memory that is new at every call costs more than
+  to compute the pre-activations of a segment anew, in one product over all its steps.
 * So a backward step is a few multiplications, and one product with R^T for the carry.
 * The gradients of W, R, b and x leave the loop over time: one product each for a segment.
 * Arrays are kept one for each gate, as XLA vectorises the read of a whole array at a step, but not of part of one.
 
-What did not pay: x W before the loop (writing and re-reading it costs more than the larger product gains), keeping
-the pre-activations (memory that is new at every call costs more than the products), weight gradients at each step,
-one product for the two kernels of a GRU (a quarter of it zeros), `unroll` above 1, halves of the batch in two loops.
+What did not pay: x W before the loop (writing and re-reading it costs more than the larger product gains), weight
+gradients at each step, one product for the two kernels of a GRU (a quarter of it zeros), `unroll` above 1, halves of
+the batch in two loops.
 
 With a `Tap`, the backward pass runs at a running scale (see `running_scale.py`), for the price of a few scalars.
 """
@@ -38,6 +39,9 @@ PyTree = Any
 # fewer rows the products of a segment are slow.
 _SEGMENT_BYTES = 2**21
 _LEAST_FEATURES = 8
+# Pre-activations of a whole run that are kept, rather than computed anew: always up to the first of these, and up to
+# the second where a product over so many features costs more than memory.
+_KEPT_BYTES, _KEPT_BYTES_OF_WIDE, _WIDE = 2**22, 2**27, 384
 
 
 class _Weights(NamedTuple):
@@ -176,8 +180,19 @@ def _preactivations(cell: AffineCell, weights: _Weights, operands: tuple[Array, 
     return sum_gates(cell, list(zip(products, _columns(cell))), weights.bias)
 
 
+def _preactivation_bytes(weights: _Weights, steps: Steps) -> int:
+    """Returns how much memory the pre-activations of a whole run take (of a GRU: those of h)."""
+    return math.prod(steps.x.shape[:-1]) * weights.kernels[-1].shape[-1] * steps.x.dtype.itemsize
+
+
+def _keeps_preactivations(weights: _Weights, steps: Steps) -> bool:
+    wide = sum(len(kernel) for kernel in weights.kernels) >= _WIDE
+    return _preactivation_bytes(weights, steps) <= (_KEPT_BYTES_OF_WIDE if wide else _KEPT_BYTES)
+
+
 def _forward(static, cell, weights, steps, carry, fresh_carry, *, keep):
-    """Returns the final carry, ys and, if they are to be kept, the carry that met each step."""
+    """Returns the final carry, ys and, if they are to be kept, the carry that met each step, and z (or None)."""
+    keep_z = keep and _keeps_preactivations(weights, steps)
 
     def step(carry, inputs):
         x, active, reset, _ = inputs
@@ -189,7 +204,7 @@ def _forward(static, cell, weights, steps, carry, fresh_carry, *, keep):
         if active is not None:
             new = jax.tree.map(partial(where, active), new, old)
             y = where(active, y, jnp.zeros_like(y))
-        return new, (y, carry if keep else None)
+        return new, (y, (carry, z if keep_z else None) if keep else None)
 
     carry, (ys, kept) = jax.lax.scan(step, carry, steps, reverse=static.reverse, unroll=static.unroll)
     return carry, ys, kept
@@ -241,10 +256,11 @@ def _run_bwd(static, residuals, cotangents):
 
     def segment(state, inputs):
         state, d_weights = state
-        steps, g, log2_g, carries = inputs
+        steps, g, log2_g, (carries, z) = inputs
         operands = tuple(map(rows, _operands(cell, steps.x, cell.hidden(carries))))
-        z = _preactivations(cell, weights, operands)
-        z = {name: value.reshape(*steps.x.shape[:2], -1) for name, value in z.items()}
+        if z is None:
+            z = _preactivations(cell, weights, operands)
+            z = {name: value.reshape(*steps.x.shape[:2], -1) for name, value in z.items()}
         state, (dz, recorded) = jax.lax.scan(
             step,
             state,
@@ -272,7 +288,7 @@ def _run_bwd(static, residuals, cotangents):
     log2_g = None if record is None else jax.vmap(log2_largest)(ys_cotangent)
     zeros = partial(jax.tree.map, jnp.zeros_like)
     state = ((a, log2_scale, zeros(used), zeros(fresh_carry)), zeros(weights))
-    step_bytes = steps.x.shape[1] * weights.kernels[-1].shape[-1] * steps.x.dtype.itemsize
+    step_bytes = _preactivation_bytes(weights, steps) // max(1, steps.x.shape[0])
     ((a, log2_scale, d_used, d_fresh), d_weights), (dx, recorded) = over_segments(
         segment,
         state,

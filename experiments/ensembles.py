@@ -1,0 +1,133 @@
+r"""What do many seeds in one program save over one run after another?
+
+Trains an ensemble of seeds on digits in one vmapped program, then the same seeds one after the other, a program each,
+compilation included (the cache of compiled programs is off); first it makes sure that the losses agree.
+
+    python -m experiments.ensembles                                  (16 seeds of three cells; 4 min on 2 CPU cores)
+    python -m experiments.ensembles --cells=lstm --seeds=8 --steps=300
+"""
+
+import csv
+import functools
+import sys
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import tqdm
+from absl import app, flags, logging
+from flax import nnx
+
+from rnn_jax import tasks
+from rnn_jax.cell import split_names
+from rnn_jax.models import SequenceClassifier
+from rnn_jax.training import run_directory
+from rnn_jax.training.step import make_ensemble, make_optimizer, train_step
+
+_CELLS = flags.DEFINE_string("cells", "elman,gru,lstm", "Comma-separated, as in experiments.gradient_flow.")
+_SEEDS = flags.DEFINE_integer("seeds", 16, "Members of the ensemble.", lower_bound=2)
+_STEPS = flags.DEFINE_integer("steps", 300, "Training steps.", lower_bound=1)
+_HIDDEN = flags.DEFINE_integer("hidden", 32, "Hidden features.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch", 32, "Sequences in a batch.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "Folder for the results; runs/ensembles-<time> by default.")
+
+_TOLERANCE = 1e-2  # of the last losses, relative: training magnifies the last bits of float32
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
+    logging.set_verbosity(logging.WARNING)  # JAX and TFDS tell much on the level below
+    try:
+        cells = split_names(_CELLS.value)
+        task = tasks.make_task("digits")
+        tasks.batches(task.train, _BATCH.value, 0)
+        for cell in cells:
+            jax.eval_shape(lambda cell=cell: make_model(cell, task, nnx.Rngs(0)))
+        given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
+        out = run_directory.default_out("ensembles") if _OUT.value is None else _OUT.value
+        run_dir = run_directory.create(out, given)
+    except ValueError as error:
+        sys.exit(str(error))
+
+    train_alone(cells[0], task, 0, steps=1)  # what JAX does once in a process counts for nobody
+    rows = []
+    bar = tqdm.tqdm(total=len(cells) * (_SEEDS.value + 1), unit="program", disable=None)
+    with bar:
+        for cell in cells:
+            bar.set_description(cell)
+            jax.clear_caches()
+            start = time.perf_counter()
+            together = train_together(cell, task)
+            seconds_together = time.perf_counter() - start
+            bar.update()
+            alone, seconds_alone = [], 0.0
+            for seed in range(_SEEDS.value):
+                jax.clear_caches()
+                start = time.perf_counter()
+                alone.append(train_alone(cell, task, seed, _STEPS.value))
+                seconds_alone += time.perf_counter() - start
+                bar.update()
+            rows.append(
+                {
+                    "cell": cell,
+                    "seconds_together": seconds_together,
+                    "seconds_alone": seconds_alone,
+                    "ratio": seconds_alone / seconds_together,
+                    "largest_difference": float(np.max(np.abs(together - np.array(alone)) / np.abs(alone))),
+                }
+            )
+            with (run_dir / "ensembles.csv").open("w", newline="", encoding="utf-8") as table:
+                writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+
+    print(f"{_SEEDS.value} seeds, {_STEPS.value} steps, {_HIDDEN.value} hidden features; seconds with compilation\n")
+    print(f"{'cell':24}{'one program':>14}{'one by one':>14}{'ratio':>8}{'losses differ by':>18}")
+    for row in rows:
+        print(
+            f"{row['cell']:24}{row['seconds_together']:>14.1f}{row['seconds_alone']:>14.1f}{row['ratio']:>8.2f}"
+            f"{row['largest_difference']:>18.1e}"
+        )
+    print(f"\nWritten: {run_dir / 'ensembles.csv'}")
+    if any(not row["largest_difference"] <= _TOLERANCE for row in rows):
+        sys.exit(f"a member differs from its own run by more than {_TOLERANCE:.0e}")
+
+
+def make_model(cell: str, task: tasks.Task, rngs: nnx.Rngs) -> SequenceClassifier:
+    return SequenceClassifier(cell, task.in_features, _HIDDEN.value, task.out_features, rngs=rngs)
+
+
+def examples(task: tasks.Task, seed: int) -> Iterator[tasks.Batch]:
+    return iter(tasks.batches(task.train, _BATCH.value, seed))
+
+
+def train_together(cell: str, task: tasks.Task) -> np.ndarray:
+    """Returns the last loss of each seed, trained in one program."""
+    optimizer = make_optimizer(2e-3, clip=1.0)
+    seeds = range(_SEEDS.value)
+    models = make_ensemble(functools.partial(make_model, cell, task), list(seeds))
+    states = jax.vmap(optimizer.init)(models)
+    step = jax.jit(jax.vmap(functools.partial(train_step, optimizer, task.loss)), donate_argnums=(0, 1))
+    streams = [examples(task, seed) for seed in seeds]
+    for _ in range(_STEPS.value):
+        batch = jax.tree.map(lambda *arrays: np.stack(arrays), *[next(stream) for stream in streams])
+        models, states, profile = step(models, states, batch)
+    return np.asarray(profile.loss)
+
+
+def train_alone(cell: str, task: tasks.Task, seed: int, steps: int) -> float:
+    """Returns the last loss of one seed."""
+    optimizer = make_optimizer(2e-3, clip=1.0)
+    model = jax.jit(lambda: make_model(cell, task, nnx.Rngs(seed)))()
+    state = optimizer.init(model)
+    step = jax.jit(functools.partial(train_step, optimizer, task.loss), donate_argnums=(0, 1))
+    stream = examples(task, seed)
+    for _ in range(steps):
+        model, state, profile = step(model, state, next(stream))
+    return float(profile.loss)
+
+
+if __name__ == "__main__":
+    app.run(main)
