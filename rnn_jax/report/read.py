@@ -42,6 +42,15 @@ def load_profiles(run_dir: StrPath) -> Profiles:
         return Profiles(arrays["steps"], log10_norm)
 
 
+def load_metrics(run_dir: StrPath) -> dict[str, dict[int, float]]:
+    """Reads metrics.csv, as name -> step -> value; raises ValueError if the run wrote none."""
+    metrics: dict[str, dict[int, float]] = {}
+    with _existing(run_dir, "metrics.csv").open(newline="", encoding="utf-8") as table:
+        for row in csv.DictReader(table):
+            metrics.setdefault(row["name"], {})[int(row["step"])] = float(row["value"])
+    return metrics
+
+
 def load_table(run_dir: StrPath) -> list[dict[str, str]]:
     """Reads the rows of summary.csv, all values as text; none if the run wrote no summary."""
     path = pathlib.Path(run_dir) / "summary.csv"

@@ -315,6 +315,21 @@ def test_dropout_is_drawn_anew_at_each_step_and_the_same_in_each_run(tmp_path):
     assert len({round(loss, 5) for loss in sums[0]}) == 3
 
 
+def test_runs_of_other_seeds_drop_other_units_in_the_same_program():
+    task = regression()
+    model = SequenceClassifier("gru", 1, 16, 1, dropout=0.5, rngs=nnx.Rngs(0))
+    batch = tasks.collate([task.train[k] for k in range(8)])
+    programs, losses = set(), set()
+    for seed in range(2):
+        chosen = plan(dropout=True, seed=seed)
+        update = jax.jit(make_update(task, optax.sgd(0.0), chosen))
+        state = initial_state(task, model, optax.sgd(0.0), chosen)
+        programs.add(update.lower(state, batch).as_text())
+        losses.add(float(update(state, batch)[0].loss_sum))
+    assert len(programs) == 1
+    assert len(losses) == 2
+
+
 def test_parameters_have_the_names_of_their_layers():
     model = SequenceClassifier("gru", 7, 4, 3, emb_size=5, layers=2, bidirectional=True, rngs=nnx.Rngs(0))
     names = parameter_names(model)

@@ -1,0 +1,322 @@
+"""Several runs side by side: what each network came to over its seeds, from run directories of `experiments.train`."""
+
+import collections
+import csv
+import dataclasses
+import os
+import pathlib
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rnn_jax.report import read
+
+_OF_A_RUN = ("seed", "out", "resume")  # flags in which runs of one network may differ
+_STAGES = ("initialisation", "trained")
+_LEVELS = ("horizon_e", "horizon_1000")
+_COLOR = "#0072B2"
+
+
+@dataclasses.dataclass(frozen=True)
+class Horizon:
+    """How far back a gradient lives: a lag, or that it never falls so low within the sequence."""
+
+    lag: float
+    within: bool
+
+    def __str__(self) -> str:
+        return f"{'' if self.within else '≥ '}{self.lag:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Runs that differ in nothing but their seed.
+
+    Attributes:
+      label: the cell, and the flags that set the network apart from most others of the comparison.
+      command: what made the runs, less --seed and --out.
+      seeds: of the runs.
+      test_S, validation_S: scores on the splits, `[seeds]`; NaN where there is no validation split.
+      seconds_S: of training and evaluation, compilation included.
+      parameters: of the network.
+      horizons: "horizon_e" (to 1/e) and "horizon_1000" (to 1/1000), of "initialisation" and "trained": of the layer
+        whose gradient reaches furthest, the median over seeds. Empty for a network without recurrent layers.
+    """
+
+    label: str
+    command: str
+    seeds: tuple[int, ...]
+    test_S: np.ndarray
+    validation_S: np.ndarray
+    seconds_S: np.ndarray
+    parameters: int
+    horizons: dict[tuple[str, str], Horizon]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Results on one task and one test split.
+
+    Attributes:
+      task: its name.
+      metric: what the score is called.
+      trivial_score: of whoever ignores the input.
+      machine: what the runs ran on.
+      results: in the order in which their first runs were given.
+    """
+
+    task: str
+    metric: str
+    trivial_score: float
+    machine: str
+    results: list[Result]
+
+
+def compare(run_dirs: Iterable[read.StrPath]) -> Comparison:
+    """Reads finished runs of `experiments.train` and puts those together that differ in their seed alone.
+
+    Raises:
+      ValueError: if there is none, a folder is no finished run, two have the same flags and seed, or they were not
+        tested on the same examples of one task.
+    """
+    runs = [_Run.load(folder) for folder in run_dirs]
+    if not runs:
+        raise ValueError("there is nothing to compare; allowed: one run directory or more.")
+    first = runs[0]
+    for run in runs:
+        for what in ("task", "metric", "test_sha256"):
+            if getattr(run, what) != getattr(first, what):
+                raise ValueError(
+                    f"{os.fspath(run.folder)!r} has {what} {getattr(run, what)}, and {os.fspath(first.folder)!r}"
+                    f" has {getattr(first, what)}; allowed: runs tested on the same examples."
+                )
+    groups: dict[str, list[_Run]] = collections.defaultdict(list)
+    for run in runs:
+        alike = groups[repr(sorted((name, run.flags[name]) for name in run.flags if name not in _OF_A_RUN))]
+        for other in alike:
+            if other.seed == run.seed:
+                raise ValueError(
+                    f"{os.fspath(run.folder)!r} has the flags and the seed of {os.fspath(other.folder)!r};"
+                    " allowed: each seed once."
+                )
+        alike.append(run)
+    labels = _labels([alike[0] for alike in groups.values()])
+    results = [_result(label, sorted(alike, key=lambda run: run.seed)) for label, alike in zip(labels, groups.values())]
+    machine = "; ".join(dict.fromkeys(run.machine for run in runs))
+    return Comparison(first.task, first.metric, first.trivial_score, machine, results)
+
+
+def rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """Returns a row for each network, of plain numbers and texts, as CSV has them."""
+    table = []
+    for result in comparison.results:
+        row: dict[str, Any] = {"task": comparison.task, "metric": comparison.metric, "network": result.label}
+        for split, scores_S in (("test", result.test_S), ("validation", result.validation_S)):
+            least, most = float(scores_S.min()), float(scores_S.max())
+            row |= {f"{split}_mean": float(scores_S.mean()), f"{split}_least": least, f"{split}_most": most}
+        row |= {
+            "trivial_score": comparison.trivial_score,
+            "seeds": " ".join(map(str, result.seeds)),
+            "parameters": result.parameters,
+            "seconds": float(np.median(result.seconds_S)),
+        }
+        for level in _LEVELS:
+            for stage in _STAGES:
+                row[f"{level}_{stage}"] = str(result.horizons.get((level, stage), ""))
+        table.append({**row, "command": result.command})
+    return table
+
+
+def markdown(comparison: Comparison, baselines: Mapping[str, float] | None = None) -> str:
+    """Returns the table for people, with the commands below it.
+
+    Args:
+      comparison: the results.
+      baselines: name -> score of what was measured elsewhere; a row each.
+    """
+    header = ["network", f"test {comparison.metric}", "validation", "parameters", "seconds", "to 1/e", "to 1/1000"]
+    lines = ["| " + " | ".join(header) + " |", "| --- " + "| ---: " * (len(header) - 1) + "|"]
+    for result in comparison.results:
+        horizons = [
+            " → ".join(str(result.horizons[level, stage]) for stage in _STAGES if (level, stage) in result.horizons)
+            for level in _LEVELS
+        ]
+        cells = [result.label, _spread(result.test_S), _spread(result.validation_S), f"{result.parameters:,}"]
+        lines.append("| " + " | ".join([*cells, f"{np.median(result.seconds_S):.0f}", *horizons]) + " |")
+    for name, score in ({} if baselines is None else baselines).items():
+        lines.append(f"| {name} | {score:.3f} |  |  |  |  |  |")
+    lines.append(f"| ignoring the input | {comparison.trivial_score:.3f} |  |  |  |  |  |")
+    seeds = sorted({seed for result in comparison.results for seed in result.seeds})
+    lines += [
+        "",
+        f"Mean over the seeds {', '.join(map(str, seeds))}, the least and the most in brackets; seconds of a run, the"
+        f" median, compilation included, on {comparison.machine}. To 1/e and to 1/1000: the lags at which the gradient"
+        " with respect to the carry has fallen so far, before → after training, in the layer where it reaches"
+        " furthest, the median over seeds; ≥ where it never falls so far.",
+        "",
+    ]
+    lines += [f"- {result.label}: `{result.command}`" for result in comparison.results]
+    return "\n".join(lines) + "\n"
+
+
+def plot_scores(ax: Axes, comparison: Comparison, baselines: Mapping[str, float] | None = None) -> Axes:
+    """Draws the test score of each network, a dot a seed and a bar at their mean, with baselines as lines.
+
+    Args:
+      ax: where to draw.
+      comparison: the results.
+      baselines: name -> score.
+    """
+    results = comparison.results
+    for row, result in enumerate(results):
+        ax.plot(result.test_S, np.full(len(result.test_S), row), "o", color=_COLOR, alpha=0.6, markersize=6)
+        mean = float(result.test_S.mean())
+        ax.plot([mean, mean], [row - 0.3, row + 0.3], color=_COLOR, linewidth=2)
+    lines = {**({} if baselines is None else baselines), "ignoring the input": comparison.trivial_score}
+    for k, (name, score) in enumerate(sorted(lines.items(), key=lambda item: item[1])):
+        ax.axvline(score, color="0.35", linewidth=1, linestyle=("--", ":", "-.")[k % 3], zorder=1, label=name)
+    ax.set_yticks(range(len(results)), [result.label for result in results])
+    ax.set_ylim(len(results) - 0.5, -0.5)
+    ax.set_xlabel(f"test {comparison.metric}")
+    ax.grid(axis="y", color="0.93")
+    ax.set_axisbelow(True)
+    ax.tick_params(axis="y", length=0)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    return ax
+
+
+def comparison_figure(comparison: Comparison, baselines: Mapping[str, float] | None = None) -> Figure:
+    """The figure of `plot_scores`, with its legend."""
+    figure = Figure(figsize=(8, 1.7 + 0.36 * len(comparison.results)), dpi=150, layout="constrained")
+    plot_scores(figure.subplots(), comparison, baselines)
+    figure.suptitle(comparison.task, fontsize=11)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def save(
+    folder: read.StrPath, comparison: Comparison, baselines: Mapping[str, float] | None = None
+) -> list[pathlib.Path]:
+    """Writes comparison.csv, comparison.md and comparison.png, and returns their paths."""
+    out = pathlib.Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"comparison.{ending}" for ending in ("csv", "md", "png")]
+    with paths[0].open("w", newline="", encoding="utf-8") as table:
+        written = rows(comparison)
+        writer = csv.DictWriter(table, written[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(written)
+    paths[1].write_text(markdown(comparison, baselines), encoding="utf-8")
+    comparison_figure(comparison, baselines).savefig(paths[2], dpi="figure")
+    return paths
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    folder: read.StrPath
+    config: dict[str, Any]
+    flags: dict[str, Any]
+    table: list[dict[str, str]]
+    metric: str
+    time: int
+
+    @classmethod
+    def load(cls, folder: read.StrPath) -> "_Run":
+        config = read.load_config(folder)
+        table = read.load_table(folder)
+        metrics = [name for name in read.load_metrics(folder) if name.startswith("test/")] if table else []
+        if not metrics:
+            raise ValueError(f"{os.fspath(folder)!r} holds no test score; allowed: finished runs of experiments.train.")
+        time = 0
+        if table[0]["part"]:
+            profiles = read.load_profiles(folder).log10_norm
+            time = next(array.shape[-1] for parts in profiles.values() for array in parts.values())
+        return cls(folder, config, config["flags"], table, metrics[0].removeprefix("test/"), time)
+
+    @property
+    def task(self) -> str:
+        return self.flags["task"]
+
+    @property
+    def test_sha256(self) -> str | None:
+        return self.flags.get("data", {}).get("test_sha256")
+
+    @property
+    def seed(self) -> int:
+        return self.flags["seed"]
+
+    @property
+    def trivial_score(self) -> float:
+        return float(self.table[0]["trivial_score"])
+
+    @property
+    def machine(self) -> str:
+        device = self.config["device"]
+        if device["platform"] == "cpu":
+            return f"{self.config['cpu_count']} CPU cores"
+        return f"{device['count']} x {device['kind']}"
+
+    def score(self, split: str) -> float:
+        return float(self.table[0][f"{split}_score"] or "nan")
+
+    def horizon(self, level: str, stage: str) -> float:
+        """The largest lag over layers; a part of a carry ("rnn/c") lies within that of its layer."""
+        return max(float(row[level]) for row in self.table if row["stage"] == stage)
+
+
+def _result(label: str, runs: Sequence[_Run]) -> Result:
+    horizons = {}
+    for level in _LEVELS:
+        for stage in _STAGES:
+            if runs[0].time:
+                lag = float(np.median([run.horizon(level, stage) for run in runs]))
+                horizons[level, stage] = Horizon(lag, lag < runs[0].time)
+    return Result(
+        label=label,
+        command=_command(runs[0]),
+        seeds=tuple(run.seed for run in runs),
+        test_S=np.array([run.score("test") for run in runs]),
+        validation_S=np.array([run.score("validation") for run in runs]),
+        seconds_S=np.array([float(run.table[0]["seconds"]) for run in runs]),
+        parameters=int(runs[0].table[0]["parameters"]),
+        horizons=horizons,
+    )
+
+
+def _labels(runs: Sequence[_Run]) -> list[str]:
+    """Names each network by its cell and what it has otherwise than most of them."""
+    names = [name for name in runs[0].flags if name not in (*_OF_A_RUN, "cell", "recurrent", "data")]
+    commonest = {
+        name: collections.Counter(repr(run.flags.get(name)) for run in runs).most_common(1)[0][0] for name in names
+    }
+    labels = []
+    for run in runs:
+        words = [run.flags["cell"] if run.flags["recurrent"] else "bag of embeddings"]
+        for name in names:
+            value = run.flags.get(name)
+            if repr(value) != commonest[name]:
+                words.append(f"{'' if value else 'no'}{name}" if isinstance(value, bool) else f"{name}={value}")
+        labels.append(", ".join(words))
+    return labels
+
+
+def _command(run: _Run) -> str:
+    kept, skip = [], False
+    for argument in run.config["argv"][1:]:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        if not skip and name not in _OF_A_RUN:
+            kept.append(argument)
+        skip = not skip and name in ("seed", "out") and not equals  # the value stands behind
+    return shlex.join(["python", "-m", "experiments.train", *kept])
+
+
+def _spread(scores_S: np.ndarray) -> str:
+    if np.isnan(scores_S).all():
+        return ""
+    if len(scores_S) == 1:
+        return f"{scores_S[0]:.3f}"
+    return f"{scores_S.mean():.3f} [{scores_S.min():.3f}, {scores_S.max():.3f}]"

@@ -1,0 +1,62 @@
+"""Runs of `experiments.train` compared through the command line, from their directories alone."""
+
+import csv
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+FLAGS = [
+    "--task=adding", "--seq_len=8", "--cell=gru", "--hidden=4", "--batch=8", "--steps=4",
+    "--train_size=64", "--test_size=32",
+]  # fmt: skip
+
+
+def run(module, *arguments):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in range(2):
+        done = run("train", *FLAGS, f"--seed={seed}", f"--out={folder / f'gru-{seed}'}")
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_trained_networks_make_a_table_and_a_figure(runs, tmp_path):
+    done = run("compare", *sorted(runs.iterdir()), "--baseline=a guess=0.2", f"--out={tmp_path / 'made'}")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "made" / "comparison.csv").open(encoding="utf-8") as table:
+        (gru,) = csv.DictReader(table)
+    scores = []
+    for seed in range(2):
+        with (runs / f"gru-{seed}" / "summary.csv").open(encoding="utf-8") as table:
+            scores.append(float(next(csv.DictReader(table))["test_score"]))
+    assert (gru["network"], gru["metric"], gru["seeds"]) == ("gru", "mse", "0 1")
+    assert float(gru["test_mean"]) == pytest.approx(sum(scores) / 2)
+    assert (float(gru["test_least"]), float(gru["test_most"])) == (min(scores), max(scores))
+    assert scores[0] != scores[1]
+    assert gru["command"] == " ".join(["python -m experiments.train", *FLAGS])
+    assert "| a guess | 0.200 |" in done.stdout
+    assert (tmp_path / "made" / "comparison.md").read_text(encoding="utf-8") in done.stdout
+    assert (tmp_path / "made" / "comparison.png").stat().st_size > 5000
+
+
+def test_what_is_no_run_ends_with_a_sentence(tmp_path):
+    done = run("compare", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == f"{str(tmp_path)!r} has no config.json; allowed: a run directory that holds one\n"
+
+
+@pytest.mark.parametrize("baseline", ["0.9", "TF-IDF=high", "=0.9"])
+def test_a_baseline_without_name_or_number_is_refused(tmp_path, baseline):
+    done = run("compare", tmp_path, f"--baseline={baseline}")
+    assert done.returncode == 1
+    assert done.stderr == f"--baseline={baseline!r} is no score; allowed: NAME=SCORE, with a number.\n"
