@@ -1,7 +1,8 @@
 r"""Which cells keep the gradient alive?
 
 Trains each cell on one task, an ensemble of seeds in one program, and shows how large the gradient of the loss with
-respect to the carry is at every step: before training, on the way, and after it.
+respect to the carry is at every step: before training, on the way, and after it. How well each cell had learned the
+task by then is shown beside it.
 
     python -m experiments.gradient_flow                                   (1 min on 2 CPU cores)
     python -m experiments.gradient_flow --cells='elman,irnn,lstm(forget_bias=0),my.module:MyCell' --blanks=0
@@ -30,6 +31,7 @@ from rnn_jax import flow, tasks
 from rnn_jax.cell import split_names
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.report.gradient_flow import gradient_flow as draw
+from rnn_jax.report.learning import learning as draw_learning
 from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.step import evaluate, make_ensemble, make_optimizer, train_step
@@ -57,6 +59,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "The first seed, of parameters and of th
 _OUT = flags.DEFINE_string("out", None, "Folder for the results; runs/gradient_flow-<time> by default.")
 
 _PROFILES_KEPT = 20  # on the way through training, for the heat map
+_SCORES_KEPT = 10  # on the way through training, for the learning curve
+_HELD_OUT = 512  # examples that these scores are of, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +70,14 @@ class Result:
     Attributes:
       profiles: by part of the carry, `[logged steps, seeds, time]`.
       scores: on the test split, `[seeds]`.
+      trivial_score: of whoever ignores the input.
       parameters: of one member.
       seconds: that the training took, with all that was trained beside it in the same program.
     """
 
     profiles: dict[str, np.ndarray]
     scores: np.ndarray
+    trivial_score: float
     parameters: int
     seconds: float
 
@@ -112,7 +118,13 @@ def main(argv: list[str]) -> None:
             save(run_dir, results)
     print_table(task, results)
     print(f"\nThe run directory is {run_dir}. Look at:")
-    for path in (*draw(run_dir), run_dir / "summary.csv", run_dir / "gradient_flow.csv", run_dir / "metrics.csv"):
+    for path in (
+        *draw(run_dir),
+        *draw_learning(run_dir),
+        run_dir / "summary.csv",
+        run_dir / "gradient_flow.csv",
+        run_dir / "metrics.csv",
+    ):
         print(f"  {path}")
 
 
@@ -140,9 +152,15 @@ def make_model(cell: str, task: tasks.Task, rngs: nnx.Rngs) -> SequenceClassifie
     )
 
 
-def logged_steps() -> list[int]:
-    """Steps whose profile is kept: before the first update, after the last, and some between."""
-    return sorted({round(step) for step in np.linspace(0, _STEPS.value, _PROFILES_KEPT + 1)})
+def steps_to_keep(count: int) -> list[int]:
+    """Returns 0, before the first update, the step after the last one, and steps between, `count` beside the first."""
+    return sorted({round(step) for step in np.linspace(0, _STEPS.value, count + 1)})
+
+
+def held_out(task: tasks.Task) -> dict[str, np.ndarray]:
+    """Examples for the learning curve, by which nothing is chosen: of the validation split, else of the test split."""
+    source = task.test if task.validation is None else task.validation
+    return tasks.collate([source[index] for index in range(min(_HELD_OUT, len(source)))], ragged=False)
 
 
 def parse_learning_rates(texts: list[str]) -> list[float]:
@@ -182,11 +200,15 @@ def train(
         return cell if len(learning_rates) == 1 else f"{cell} at {rate:g}"
 
     names = [f"{label(rate)}/seed{seed}" for rate in learning_rates for seed in seeds]
-    logged = logged_steps()
+    logged, scored = steps_to_keep(_PROFILES_KEPT), steps_to_keep(_SCORES_KEPT)
+    unseen = held_out(task)
     kept: dict[int, dict[str, np.ndarray]] = {}
     for step in range(_STEPS.value + 1):
         if step == _STEPS.value:  # this one measures what the last update left; what it updates is not used
             trained = jax.tree.map(jnp.copy, models)
+        if step in scored:
+            scores = evaluate(task.score, models, unseen)
+            writer.write(step, {f"{name}/held_out_{task.metric}": score for name, score in zip(names, scores)})
         members = [next(stream) for stream in streams] * len(learning_rates)
         batch = jax.tree.map(lambda *arrays: np.stack(arrays), *members)
         models, opt_states, profile = step_fn(models, opt_states, batch)
@@ -210,7 +232,7 @@ def train(
     for k, rate in enumerate(learning_rates):
         mine = slice(k * len(seeds), (k + 1) * len(seeds))
         of_rate = {part: profile[:, mine] for part, profile in profiles.items()}
-        results[label(rate)] = Result(of_rate, scores[mine], parameters, seconds)
+        results[label(rate)] = Result(of_rate, scores[mine], task.trivial_score, parameters, seconds)
     return results
 
 
@@ -230,12 +252,15 @@ def save(run_dir: pathlib.Path, results: dict[str, Result]) -> None:
                         "horizon_e": int(lags.e[k]),
                         "horizon_1000": int(lags.thousand[k]),
                         "test_score": result.scores[k],
+                        "trivial_score": result.trivial_score,
                         "parameters": result.parameters,
                         "seconds": round(result.seconds, 1),
                     }
                     for k in range(_SEEDS.value)
                 ]
-    run_directory.save_profiles(run_dir, logged_steps(), {cell: r.profiles for cell, r in results.items()})
+    run_directory.save_profiles(
+        run_dir, steps_to_keep(_PROFILES_KEPT), {cell: r.profiles for cell, r in results.items()}
+    )
     run_directory.save_table(run_dir, rows)
 
 

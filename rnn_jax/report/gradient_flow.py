@@ -28,8 +28,8 @@ _RATIO = f"log$_{{10}}$ of {_NORM} / its largest value"
 _STAGES = {"initialisation": "at initialisation", "trained": "after training"}
 
 # Okabe and Ito's colours, which differ for every eye, without their yellow: too pale for a line on white.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
-_LINESTYLES = ("-", "--", "-.", ":")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+LINESTYLES = ("-", "--", "-.", ":")
 
 
 class _Curve(NamedTuple):
@@ -54,7 +54,7 @@ def plot_profile(ax: Axes, log10_norm_ST: np.ndarray, *, label: str, color: str,
       linestyle: of the line.
     """
     lags_T = _lags(log10_norm_ST)
-    median_T, low_T, high_T = _over_seeds(log10_norm_ST)
+    median_T, low_T, high_T = over_seeds(log10_norm_ST)
     ax.plot(lags_T, median_T, label=label, color=color, linestyle=linestyle, linewidth=1.8)
     if len(log10_norm_ST) > 1:
         ax.fill_between(lags_T, low_T, high_T, color=color, alpha=0.15, linewidth=0)
@@ -74,7 +74,7 @@ def plot_training(ax: Axes, steps_L: np.ndarray, log10_ratio_LST: np.ndarray, *,
       log10_ratio_LST: [L, seeds, time], log10 of the norm over its largest value in the sequence.
       floor: the value of the darkest colour.
     """
-    median_LT = np.array([_over_seeds(ratio_ST)[0][::-1] for ratio_ST in log10_ratio_LST])  # by lag
+    median_LT = np.array([over_seeds(ratio_ST)[0][::-1] for ratio_ST in log10_ratio_LST])  # by lag
     rows, time = median_LT.shape
     ax.set_facecolor("0.8")
     image = ax.imshow(
@@ -119,8 +119,8 @@ def profiles_figure(profiles: read.Profiles, horizons: Sequence[Mapping[str, str
                 ax,
                 curve.log10_ratio_LST[row],
                 label=curve.label + _horizon(horizons, curve, stage),
-                color=_COLORS[i % len(_COLORS)],
-                linestyle=_LINESTYLES[(i + i // len(_COLORS)) % len(_LINESTYLES)],
+                color=COLORS[i % len(COLORS)],
+                linestyle=LINESTYLES[(i + i // len(COLORS)) % len(LINESTYLES)],
             )
         for name, level in (("1/e", _E), ("1/1000", _THOUSAND)):
             ax.axhline(level, color="0.4", linewidth=0.7, zorder=1)
@@ -174,7 +174,7 @@ def gradient_flow(run_dir: read.StrPath) -> list[pathlib.Path]:
     """
     config = read.load_config(run_dir)
     profiles = read.load_profiles(run_dir)
-    title = _title(config.get("flags", {}), profiles)
+    title = run_title(config.get("flags", {}), profiles)
     figures = {"gradient_flow.png": profiles_figure(profiles, read.load_table(run_dir), title)}
     if len(profiles.steps) > 1:
         figures["gradient_flow_training.png"] = training_figure(profiles, title)
@@ -208,7 +208,7 @@ def _lags(log10_norm: np.ndarray) -> np.ndarray:
     return np.arange(log10_norm.shape[-1])[::-1]
 
 
-def _over_seeds(values_ST: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def over_seeds(values_ST: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Median, smallest and largest over seeds; NaN where there is nothing to draw. Zeros enter the median."""
     finite_ST = np.where(np.isfinite(values_ST), values_ST, np.nan)
     with warnings.catch_warnings():
@@ -239,7 +239,7 @@ def _horizon(rows: Sequence[Mapping[str, str]], curve: _Curve, stage: str) -> st
     return f"  (1/1000 at lag {lag:g})" if lag < time else f"  (never within {time} steps)"
 
 
-def _title(flags: Mapping[str, Any], profiles: read.Profiles) -> str:
+def run_title(flags: Mapping[str, Any], profiles: read.Profiles) -> str:
     words = [str(flags["task"])] if flags.get("task") else []
     words += [f"{flags['hidden']} hidden units"] if flags.get("hidden") else []
     seeds = max(array.shape[1] for parts in profiles.log10_norm.values() for array in parts.values())

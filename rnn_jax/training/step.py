@@ -1,5 +1,6 @@
 """One optimiser step that also measures the gradient flow, for one model or an ensemble in one program."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -76,7 +77,7 @@ def evaluate(
       examples: arrays `[N, ...]`.
       batch_size: how many examples to evaluate at a time.
     """
-    scores = jax.jit(jax.vmap(score, in_axes=(0, None)))
+    scores = _of_each_member(score)
     count = len(next(iter(examples.values())))
     parts, weights = [], []
     for start in range(0, count, batch_size):
@@ -84,3 +85,8 @@ def evaluate(
         weights.append(np.sum(batch["labels"] != NOT_ASKED) if "labels" in batch else min(batch_size, count - start))
         parts.append(np.asarray(scores(ensemble, batch), np.float64) * weights[-1])
     return np.sum(parts, axis=0) / np.sum(weights)
+
+
+@functools.cache  # a function of its own for each call would be compiled at each call
+def _of_each_member(score: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    return jax.jit(jax.vmap(score, in_axes=(0, None)))

@@ -1,14 +1,21 @@
 """The experiment as a person runs it: through its command line, on the real digits."""
 
 import csv
+import itertools
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
+
+from rnn_jax import tasks
+from rnn_jax.models import SequenceClassifier
+from rnn_jax.training.run_directory import restore_checkpoint
+from rnn_jax.training.step import make_ensemble
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -37,7 +44,7 @@ def test_it_writes_the_run_directory_and_says_where(short_run):
     out, printed = short_run
     for name in ("config.json", "metrics.csv", "summary.csv", "gradient_flow.npz", "gradient_flow.csv"):
         assert (out / name).stat().st_size > 0
-    for name in ("gradient_flow.png", "gradient_flow_training.png"):
+    for name in ("gradient_flow.png", "gradient_flow_training.png", "learning.png"):
         assert (out / "figures" / name).read_bytes().startswith(b"\x89PNG")
         assert str(out / "figures" / name) in printed
     assert list(out.glob("events.out.tfevents.*"))
@@ -59,6 +66,53 @@ def test_profiles_are_there_for_every_cell_part_seed_and_step(short_run):
     assert profile_LST.shape == (5, 2, 128)
     assert np.all(profile_LST[..., -1] == -np.inf)  # the loss reads the last output, not the last carry
     assert np.all(np.isfinite(profile_LST[..., :-1]))
+
+
+def test_the_learning_curve_ends_with_the_test_score_where_no_validation_split_was_set_apart(short_run):
+    metrics, summary = rows(short_run[0] / "metrics.csv"), rows(short_run[0] / "summary.csv")
+    train, test = (tasks.as_batch(split)["label"] for split in (tasks.digits().train, tasks.digits().test))
+    trivial = np.mean(test == np.bincount(train).argmax())
+    for cell, seed in itertools.product(("elman", "gru", "lstm"), (0, 1)):
+        name = f"{cell}/seed{seed}"
+        curve = [(int(row["step"]), row["value"]) for row in metrics if row["name"] == f"{name}/held_out_accuracy"]
+        assert [step for step, _ in curve] == [0, 1, 2, 3, 4]
+        (score,) = [row["value"] for row in metrics if row["name"] == f"{name}/test_accuracy"]
+        assert float(curve[-1][1]) == pytest.approx(float(score), abs=1e-6)
+        of_seed = [row for row in summary if (row["cell"], row["seed"]) == (cell, str(seed))]
+        assert {row["test_score"] for row in of_seed} == {score}
+        for row in of_seed:
+            assert float(row["trivial_score"]) == pytest.approx(trivial)
+
+
+def test_a_learning_curve_is_of_the_model_as_it_stood_at_its_step(tmp_path):
+    """The curve of 3 updates is the beginning of the curve of 4, and its end is the score of its checkpoint."""
+    curves = []
+    for steps in (3, 4):
+        out = tmp_path / str(steps)
+        done = run(
+            "--cells=gru", "--task=adding", "--seq_len=8", f"--steps={steps}", "--seeds=1", "--hidden=4", "--batch=4",
+            "--learning_rate=1e-1", f"--out={out}",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        curves.append(
+            {
+                int(row["step"]): float(row["value"])
+                for row in rows(out / "metrics.csv")
+                if "held_out_mse" in row["name"]
+            }
+        )
+    shorter, longer = curves
+    assert [len(shorter), len(longer)] == [4, 5]
+    for step, score in shorter.items():
+        assert score == pytest.approx(longer[step], rel=1e-5)
+
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        like = make_ensemble(lambda rngs: SequenceClassifier("gru", 2, 4, 1, rngs=rngs), [0])
+        trained = restore_checkpoint(tmp_path / "3", "gru", like)
+        model = jax.tree.map(lambda leaf: leaf[0], trained)
+        examples = tasks.collate([tasks.adding(8).validation[index] for index in range(512)])
+        answers = np.asarray(model(examples["xs"]), np.float64)
+    assert shorter[3] == pytest.approx(np.mean((answers - examples["target"]) ** 2), rel=1e-5)
 
 
 def test_a_forget_bias_of_one_keeps_the_gradient_that_a_zero_bias_gru_loses(short_run):

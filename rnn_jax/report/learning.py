@@ -1,0 +1,206 @@
+"""The figure of what was learned: a cell's score along its training, and how far back its gradient reached.
+
+python -c "from rnn_jax.report.learning import learning; learning('runs/...')"
+"""
+
+import dataclasses
+import math
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from rnn_jax.report import read
+from rnn_jax.report.gradient_flow import COLORS, LINESTYLES, over_seeds, run_title
+
+_HORIZONS = {"horizon_e": ("o", "1/e"), "horizon_1000": ("D", "1/1000")}  # of summary.csv: marker and name
+_STAGES = ("initialisation", "trained")
+_NAME = re.compile(r"(?P<cell>.+)/seed(?P<seed>\d+)/held_out_(?P<metric>.+)")
+_LINEAR = ("accuracy",)  # metrics whose axis is linear; errors fall by powers of ten, and theirs is logarithmic
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningCurve:
+    """The score of one cell on held-out examples, along its training.
+
+    Attributes:
+      cell: its label.
+      metric: what the score is called.
+      steps: [L], how many updates the cell had seen.
+      scores_LS: [L, seeds].
+    """
+
+    cell: str
+    metric: str
+    steps: np.ndarray
+    scores_LS: np.ndarray
+
+
+def learning_curves(metrics: Mapping[str, Mapping[int, float]]) -> list[LearningCurve]:
+    """Returns the curves that `metrics.csv` holds as <cell>/seed<k>/held_out_<metric>, in its order."""
+    by_cell: dict[tuple[str, str], list[Mapping[int, float]]] = {}
+    for name, values in metrics.items():
+        if found := _NAME.fullmatch(name):
+            by_cell.setdefault((found["cell"], found["metric"]), []).append(values)
+    curves = []
+    for (cell, metric), seeds in by_cell.items():
+        steps = sorted(set.intersection(*(set(values) for values in seeds)))  # a killed run may have cut the last
+        scores_LS = np.array([[values[step] for values in seeds] for step in steps]).reshape(len(steps), len(seeds))
+        curves.append(LearningCurve(cell, metric, np.array(steps), scores_LS))
+    return curves
+
+
+def plot_learning(ax: Axes, curve: LearningCurve, *, color: str, linestyle: str = "-") -> Axes:
+    """Draws a score against the training step: a line for the median over seeds, a band for their range.
+
+    Seeds whose score is not finite are left out, and counted in the legend.
+    """
+    median_L, low_L, high_L = over_seeds(np.where(np.isfinite(curve.scores_LS), curve.scores_LS, np.nan).T)
+    seeds, lost = curve.scores_LS.shape[1], int(np.sum(~np.isfinite(curve.scores_LS[-1:])))
+    label = curve.cell + (f"  (diverged: {lost} of {seeds} seeds)" if lost else "")
+    ax.plot(curve.steps, median_L, label=label, color=color, linestyle=linestyle, linewidth=1.8)
+    if seeds > 1:
+        ax.fill_between(curve.steps, low_L, high_L, color=color, alpha=0.15, linewidth=0)
+    ax.set_xlabel("training step")
+    ax.set_ylabel(f"{curve.metric} on held-out examples")
+    return ax
+
+
+def plot_horizons(ax: Axes, rows: Sequence[Mapping[str, str]], *, y: float, color: str) -> Axes:
+    """Draws the horizons of one layer about the height y: open before training, filled after it, a line for all seeds.
+
+    A seed whose training diverged has none after it.
+
+    Args:
+      ax: where to draw.
+      rows: those of the layer in summary.csv.
+      y: where.
+      color: of the marks.
+    """
+    for k, (column, (marker, _)) in enumerate(_HORIZONS.items()):
+        for j, stage in enumerate(_STAGES):
+            lags_S = [
+                float(row[column]) for row in rows if row["stage"] == stage and (stage == _STAGES[0] or _finite(row))
+            ]
+            if not lags_S:
+                continue
+            height = y + 0.3 - 0.42 * k - 0.18 * j
+            face = color if stage == "trained" else "white"
+            ax.plot([min(lags_S), max(lags_S)], [height, height], color=color, linewidth=1.2, zorder=2)
+            ax.plot(
+                [np.median(lags_S)], [height], marker, color=color, markerfacecolor=face, markersize=6, clip_on=False
+            )
+    return ax
+
+
+def learning_figure(
+    curves: Sequence[LearningCurve], rows: Sequence[Mapping[str, str]], time: int | None = None, title: str = ""
+) -> Figure:
+    """Scores along training, all cells in one panel, and beside it the horizons of each before and after.
+
+    Args:
+      curves: of the cells, at least one.
+      rows: of summary.csv: cell, part, stage, horizon_e, horizon_1000, test_score, trivial_score. Without
+        rows there is one panel.
+      time: steps in a sequence, where a horizon says that the gradient lives over all of it.
+      title: of the figure.
+    """
+    layers = _layers(rows)
+    panels = 2 if layers else 1
+    figure = Figure(figsize=(1 + 5 * panels, 4.4), dpi=150, layout="constrained")
+    figure.suptitle(title)
+    ax, *beside = figure.subplots(1, panels, squeeze=False)[0]
+
+    for i, curve in enumerate(curves):
+        plot_learning(
+            ax, curve, color=COLORS[i % len(COLORS)], linestyle=LINESTYLES[i // len(COLORS) % len(LINESTYLES)]
+        )
+    trivial = {float(row["trivial_score"]) for row in rows if row.get("trivial_score")}
+    for score in trivial:
+        ax.axhline(score, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        ax.annotate(
+            f"ignoring the input: {score:.4g}", (1, score), (0, 4), xycoords=("axes fraction", "data"),
+            textcoords="offset points", ha="right", fontsize=8, color="0.4",
+        )  # fmt: skip
+    if not any(curve.metric in _LINEAR or np.any(curve.scores_LS <= 0) for curve in curves):
+        ax.set_yscale("log")
+    ax.set_xlim(0, max(curve.steps.max(initial=1) for curve in curves))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False, fontsize=9, handlelength=3, ncols=2)
+    ax.set_title("what was learned", fontsize=11)
+
+    if beside:
+        colors = {curve.cell: COLORS[i % len(COLORS)] for i, curve in enumerate(curves)}
+        _draw_horizons(beside[0], layers, colors, time)
+    return figure
+
+
+def _draw_horizons(
+    ax: Axes, layers: Mapping[tuple[str, str], Sequence[Mapping[str, str]]], colors: Mapping[str, str], time: int | None
+) -> None:
+    cells = [cell for cell, _ in layers]
+    labels = [cell if cells.count(cell) == 1 else f"{cell} {part}" for cell, part in layers]
+    for i, ((cell, _), rows) in enumerate(layers.items()):
+        plot_horizons(ax, rows, y=-i, color=colors.get(cell, "0.4"))
+    ax.set_yticks(-np.arange(len(labels)), labels)
+    ax.set_ylim(-len(labels) + 0.5, 0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.set_title("how far back the gradient reaches", fontsize=11)
+    ax.set_xlabel("horizon: lag at which ‖∂L/∂carry$_t$‖ has fallen  (steps)")
+    for boundary in range(1, len(labels)):
+        ax.axhline(0.5 - boundary, color="0.9", linewidth=0.8, zorder=0)
+    if time is not None:
+        ax.axvline(time, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        ax.set_xlim(0, time)
+        ax.annotate(
+            f"never within {time} steps", (time, 0.5), (-5, -2), textcoords="offset points",
+            ha="right", va="top", fontsize=8, color="0.4",
+        )  # fmt: skip
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    keys = [
+        Line2D([], [], color="0.3", marker=marker, linestyle="", markerfacecolor=face, label=f"to {name}, {stage}")
+        for marker, name in _HORIZONS.values()
+        for stage, face in (("before training", "white"), ("after", "0.3"))
+    ]
+    ax.legend(handles=keys, loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False, fontsize=9, ncols=2)
+
+
+def learning(run_dir: read.StrPath) -> list[pathlib.Path]:
+    """Draws the learning curves of a run into its figures/learning.png and returns that path.
+
+    It returns no path, and draws nothing, if the run scored no held-out examples.
+
+    Raises:
+      ValueError: the run directory has no config.json, no metrics.csv or no gradient_flow.npz.
+    """
+    config = read.load_config(run_dir)
+    curves = learning_curves(read.load_metrics(run_dir))
+    if not curves:
+        return []
+    profiles = read.load_profiles(run_dir)
+    time = max(array.shape[-1] for parts in profiles.log10_norm.values() for array in parts.values())
+    figure = learning_figure(curves, read.load_table(run_dir), time, run_title(config.get("flags", {}), profiles))
+    path = pathlib.Path(run_dir) / "figures" / "learning.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi="figure", metadata={"Source": " ".join(config.get("argv", []))})
+    return [path]
+
+
+def _finite(row: Mapping[str, str]) -> bool:
+    return math.isfinite(float(row["test_score"]))
+
+
+def _layers(rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, str], list[Mapping[str, str]]]:
+    """The rows of whole carries ("rnn", not "rnn/c"), by cell and part."""
+    by_layer: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+    for row in rows:
+        by_layer.setdefault((row["cell"], row["part"]), []).append(row)
+    names = list(by_layer)
+    inside = {(cell, part) for cell, part in names if any(c == cell and part.startswith(f"{p}/") for c, p in names)}
+    return {name: of_layer for name, of_layer in by_layer.items() if name not in inside}
