@@ -21,6 +21,7 @@ from rnn_jax.report.gradient_flow import COLORS, LINESTYLES, over_seeds, run_tit
 _HORIZONS = {"horizon_e": ("o", "1/e"), "horizon_1000": ("D", "1/1000")}  # of summary.csv: marker and name
 _STAGES = ("initialisation", "trained")
 _NAME = re.compile(r"(?P<cell>.+)/seed(?P<seed>\d+)/held_out_(?P<metric>.+)")
+_FRAME = 30  # times the trivial score: where the axis ends if a network's errors explode
 _LINEAR = ("accuracy",)  # metrics whose axis is linear; errors fall by powers of ten, and theirs is logarithmic
 
 
@@ -129,6 +130,12 @@ def learning_figure(
         )  # fmt: skip
     if not any(curve.metric in _LINEAR or np.any(curve.scores_LS <= 0) for curve in curves):
         ax.set_yscale("log")
+        highest = max(np.max(c.scores_LS, where=np.isfinite(c.scores_LS), initial=0.0) for c in curves)
+        frame = _FRAME * max(trivial, default=np.inf)
+        if highest > frame:
+            ax.set_ylim(0.7 * min(np.nanmin(c.scores_LS) for c in curves), frame)
+            note = f"The left frame ends at {frame:.2g}; the highest value is {highest:.2g}."
+            figure.supxlabel(note, fontsize=8, color="0.4")
     ax.set_xlim(0, max(curve.steps.max(initial=1) for curve in curves))
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False, fontsize=9, handlelength=3, ncols=2)

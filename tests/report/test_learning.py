@@ -114,6 +114,19 @@ def test_errors_are_drawn_by_powers_of_ten_and_shares_are_not(tmp_path, metric, 
     assert figure_of(folder).axes[0].get_yscale() == scale
 
 
+@pytest.mark.parametrize(("highest", "cut"), [(2.0, False), (3e30, True)])
+def test_an_error_that_explodes_does_not_flatten_the_others(tmp_path, highest, cut):
+    figure = figure_of(make_run(tmp_path / "run", {"irnn": [[1.0, 0.2, 0.01], [1.0, 0.2, highest]]}, rows=summary()))
+    bottom, top = figure.axes[0].get_ylim()
+    assert 0.001 < bottom < 0.01
+    if cut:
+        assert top == pytest.approx(5)
+        assert figure.get_supxlabel() == "The left frame ends at 5; the highest value is 3e+30."
+    else:
+        assert 2 < top < 5
+        assert figure.get_supxlabel() == ""
+
+
 def test_horizons_of_whole_carries_stand_beside_the_curves_in_their_colours(run_dir):
     curves, beside = figure_of(run_dir).axes
     assert [label.get_text() for label in beside.get_yticklabels()] == list(SCORES)
