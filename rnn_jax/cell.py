@@ -64,6 +64,7 @@ _INITIALIZERS: dict[str, Initializer] = {
     "lecun_normal": nnx.initializers.lecun_normal(),
     "glorot_uniform": nnx.initializers.glorot_uniform(),
     "he_normal": nnx.initializers.he_normal(),
+    "small_normal": nnx.initializers.normal(0.001),  # of IRNN's input kernel in Le, Jaitly, Hinton 2015
 }
 
 

@@ -200,6 +200,7 @@ def test_kernels_are_lecun_normal_and_orthogonal_by_default_in_every_block(name)
         ("orthogonal", lambda R: np.allclose(R @ R.T, np.eye(50), atol=1e-12)),
         ("lecun_normal", lambda R: abs(np.std(R) * np.sqrt(50) - 1) < 0.1),
         ("he_normal", lambda R: abs(np.std(R) * np.sqrt(25) - 1) < 0.1),
+        ("small_normal", lambda R: abs(np.std(R) / 0.001 - 1) < 0.1),  # 2500 draws: 7 standard errors
         ("glorot_uniform", lambda R: 0.97 < np.max(np.abs(R)) / np.sqrt(6 / 100) <= 1.0),
     ],
 )

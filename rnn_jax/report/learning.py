@@ -132,8 +132,9 @@ def learning_figure(
         ax.set_yscale("log")
         highest = max(np.max(c.scores_LS, where=np.isfinite(c.scores_LS), initial=0.0) for c in curves)
         frame = _FRAME * max(trivial, default=np.inf)
+        lowest = min(np.min(c.scores_LS, where=np.isfinite(c.scores_LS), initial=frame) for c in curves)
         if highest > frame:
-            ax.set_ylim(0.7 * min(np.nanmin(c.scores_LS) for c in curves), frame)
+            ax.set_ylim(0.7 * lowest, frame)
             note = f"The left frame ends at {frame:.2g}; the highest value is {highest:.2g}."
             figure.supxlabel(note, fontsize=8, color="0.4")
     ax.set_xlim(0, max(curve.steps.max(initial=1) for curve in curves))
