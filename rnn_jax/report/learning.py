@@ -90,11 +90,11 @@ def plot_horizons(ax: Axes, rows: Sequence[Mapping[str, str]], *, y: float, colo
             ]
             if not lags_S:
                 continue
-            height = y + 0.3 - 0.42 * k - 0.18 * j
+            height = y + 0.14 - 0.28 * k - 0.13 * j
             face = color if stage == "trained" else "white"
             ax.plot([min(lags_S), max(lags_S)], [height, height], color=color, linewidth=1.2, zorder=2)
             ax.plot(
-                [np.median(lags_S)], [height], marker, color=color, markerfacecolor=face, markersize=6, clip_on=False
+                [np.median(lags_S)], [height], marker, color=color, markerfacecolor=face, markersize=5, clip_on=False
             )
     return ax
 
@@ -113,7 +113,7 @@ def learning_figure(
     """
     layers = _layers(rows)
     panels = 2 if layers else 1
-    figure = Figure(figsize=(1 + 5 * panels, 4.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(1 + 5 * panels, 4 + 0.2 * max(len(curves), len(layers))), dpi=150, layout="constrained")
     figure.suptitle(title)
     ax, *beside = figure.subplots(1, panels, squeeze=False)[0]
 
@@ -139,7 +139,7 @@ def learning_figure(
             figure.supxlabel(note, fontsize=8, color="0.4")
     ax.set_xlim(0, max(curve.steps.max(initial=1) for curve in curves))
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False, fontsize=9, handlelength=3, ncols=2)
+    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False, fontsize=9, handlelength=3)
     ax.set_title("what was learned", fontsize=11)
 
     if beside:
@@ -155,18 +155,21 @@ def _draw_horizons(
     labels = [cell if cells.count(cell) == 1 else f"{cell} {part}" for cell, part in layers]
     for i, ((cell, _), rows) in enumerate(layers.items()):
         plot_horizons(ax, rows, y=-i, color=colors.get(cell, "0.4"))
-    ax.set_yticks(-np.arange(len(labels)), labels)
+        ax.annotate(
+            labels[i], (0, 0.5 - i), (4, -3), xycoords=("axes fraction", "data"), textcoords="offset points",
+            va="top", fontsize=9, color=colors.get(cell, "0.4"),
+        )  # fmt: skip
+    ax.set_yticks([])
     ax.set_ylim(-len(labels) + 0.5, 0.5)
-    ax.tick_params(axis="y", length=0)
     ax.set_title("how far back the gradient reaches", fontsize=11)
-    ax.set_xlabel("horizon: lag at which ‖∂L/∂carry$_t$‖ has fallen  (steps)")
+    ax.set_xlabel("horizon: lag at which ‖∂L/∂carry$_t$‖ has fallen  (steps back from the end)")
     for boundary in range(1, len(labels)):
         ax.axhline(0.5 - boundary, color="0.9", linewidth=0.8, zorder=0)
     if time is not None:
         ax.axvline(time, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         ax.set_xlim(0, time)
         ax.annotate(
-            f"never within {time} steps", (time, 0.5), (-5, -2), textcoords="offset points",
+            f"never within {time} steps", (time, 0.5), (-5, -3), textcoords="offset points",
             ha="right", va="top", fontsize=8, color="0.4",
         )  # fmt: skip
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
