@@ -90,7 +90,7 @@ def plot_horizons(ax: Axes, rows: Sequence[Mapping[str, str]], *, y: float, colo
             ]
             if not lags_S:
                 continue
-            height = y + 0.14 - 0.28 * k - 0.13 * j
+            height = y + 0.08 - 0.26 * k - 0.12 * j
             face = color if stage == "trained" else "white"
             ax.plot([min(lags_S), max(lags_S)], [height, height], color=color, linewidth=1.2, zorder=2)
             ax.plot(
@@ -113,7 +113,7 @@ def learning_figure(
     """
     layers = _layers(rows)
     panels = 2 if layers else 1
-    figure = Figure(figsize=(1 + 5 * panels, 4 + 0.2 * max(len(curves), len(layers))), dpi=150, layout="constrained")
+    figure = Figure(figsize=(1 + 5 * panels, 2.8 + 0.55 * max(len(curves), len(layers), 3)), dpi=150, layout="constrained")
     figure.suptitle(title)
     ax, *beside = figure.subplots(1, panels, squeeze=False)[0]
 
@@ -156,7 +156,7 @@ def _draw_horizons(
     for i, ((cell, _), rows) in enumerate(layers.items()):
         plot_horizons(ax, rows, y=-i, color=colors.get(cell, "0.4"))
         ax.annotate(
-            labels[i], (0, 0.5 - i), (4, -3), xycoords=("axes fraction", "data"), textcoords="offset points",
+            labels[i], (0, 0.5 - i), (4, -2), xycoords=("axes fraction", "data"), textcoords="offset points",
             va="top", fontsize=9, color=colors.get(cell, "0.4"),
         )  # fmt: skip
     ax.set_yticks([])
@@ -182,24 +182,41 @@ def _draw_horizons(
     ax.legend(handles=keys, loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False, fontsize=9, ncols=2)
 
 
-def learning(run_dir: read.StrPath) -> list[pathlib.Path]:
+def learning(run_dir: read.StrPath, *others: read.StrPath, out: read.StrPath | None = None) -> list[pathlib.Path]:
     """Draws the learning curves of a run into its figures/learning.png and returns that path.
 
     It returns no path, and draws nothing, if the run scored no held-out examples.
 
+    Args:
+      run_dir: of the run.
+      others: of more runs, of the same task, to be drawn in the same figure. Where their learning rates differ, names
+        tell them.
+      out: another path for the figure.
+
     Raises:
-      ValueError: the run directory has no config.json, no metrics.csv or no gradient_flow.npz.
+      ValueError: a run directory has no config.json, no metrics.csv or no gradient_flow.npz.
     """
-    config = read.load_config(run_dir)
-    curves = learning_curves(read.load_metrics(run_dir))
+    run_dirs = (run_dir, *others)
+    configs = [read.load_config(folder) for folder in run_dirs]
+    rates = [config.get("flags", {}).get("learning_rate") for config in configs]
+    curves: list[LearningCurve] = []
+    rows: list[Mapping[str, str]] = []
+    for folder, own_rates in zip(run_dirs, rates, strict=True):
+        unlike = any(of_other != own_rates for of_other in rates)
+        suffix = f" at {float(own_rates[0]):g}" if unlike and own_rates and len(own_rates) == 1 else ""  # else in names
+        curves += [
+            dataclasses.replace(curve, cell=curve.cell + suffix) for curve in learning_curves(read.load_metrics(folder))
+        ]
+        rows += [{**row, "cell": row["cell"] + suffix} for row in read.load_table(folder)]
     if not curves:
         return []
     profiles = read.load_profiles(run_dir)
     time = max(array.shape[-1] for parts in profiles.log10_norm.values() for array in parts.values())
-    figure = learning_figure(curves, read.load_table(run_dir), time, run_title(config.get("flags", {}), profiles))
-    path = pathlib.Path(run_dir) / "figures" / "learning.png"
+    figure = learning_figure(curves, rows, time, run_title(configs[0].get("flags", {}), profiles))
+    path = pathlib.Path(run_dir) / "figures" / "learning.png" if out is None else pathlib.Path(out)
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi="figure", metadata={"Source": " ".join(config.get("argv", []))})
+    source = "; ".join(" ".join(config.get("argv", [])) for config in configs)
+    figure.savefig(path, dpi="figure", metadata={"Source": source})
     return [path]
 
 

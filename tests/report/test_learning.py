@@ -38,9 +38,9 @@ def summary(trivial_score=1 / 6):
     ]
 
 
-def make_run(folder, scores, metric="mse", rows=None):
+def make_run(folder, scores, metric="mse", rows=None, **flags):
     """A run of 64 steps of time with these scores, [seeds, L] each, as `experiments.gradient_flow` leaves it."""
-    run_dir = run_directory.create(str(folder), {"task": "adding", "hidden": 64})
+    run_dir = run_directory.create(str(folder), {"task": "adding", "hidden": 64, **flags})
     with run_directory.MetricWriter(run_dir) as writer:
         for cell, scores_SL in scores.items():
             for row, step in enumerate(STEPS):
@@ -156,6 +156,28 @@ def test_a_run_directory_gives_its_figure(run_dir):
         assert image.format == "PNG"
         assert image.info["Source"] == " ".join(json.loads((run_dir / "config.json").read_text())["argv"])
         assert min(image.size) > 400
+
+
+def test_several_runs_share_a_figure_and_are_told_apart_by_their_rates(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    runs = [
+        make_run(tmp_path / f"run{k}", {cell: SCORES["elman"]}, rows=rows, learning_rate=rates)
+        for k, (cell, rates, rows) in enumerate(
+            [
+                ("elman", ["1e-2"], summary()[:6]),
+                ("elman", ["1e-4"], summary()[:6]),
+                ("gru at 0.1", ["1e-1", "1e-3"], [row | {"cell": "gru at 0.1"} for row in summary()[:6]]),
+            ]
+        )
+    ]
+    assert learning.learning(*runs, out=tmp_path / "together.png") == [tmp_path / "together.png"]
+    assert learning.learning(runs[0], runs[0]) == [runs[0] / "figures" / "learning.png"]
+    names = ["elman at 0.01", "elman at 0.0001", "gru at 0.1"]
+    curves, beside = drawn[0].axes
+    assert [text.get_text() for text in curves.get_legend().get_texts()] == names
+    assert [text.get_text() for text in beside.texts][:3] == names
+    assert [text.get_text() for text in drawn[1].axes[0].get_legend().get_texts()] == ["elman", "elman"]
 
 
 def test_seeds_that_diverged_are_left_out_and_counted_without_a_warning(tmp_path, recwarn):
