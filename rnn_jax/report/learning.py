@@ -113,7 +113,9 @@ def learning_figure(
     """
     layers = _layers(rows)
     panels = 2 if layers else 1
-    figure = Figure(figsize=(1 + 5 * panels, 2.8 + 0.55 * max(len(curves), len(layers), 3)), dpi=150, layout="constrained")
+    figure = Figure(
+        figsize=(1 + 5 * panels, 2.8 + 0.55 * max(len(curves), len(layers), 3)), dpi=150, layout="constrained"
+    )
     figure.suptitle(title)
     ax, *beside = figure.subplots(1, panels, squeeze=False)[0]
 
