@@ -37,7 +37,7 @@ class Result:
     """Runs that differ in nothing but their seed.
 
     Attributes:
-      label: the cell, and the flags that set the network apart from most others of the comparison.
+      label: the cell, and the flags that set the network apart.
       command: what made the runs, less --seed and --out.
       seeds: of the runs.
       test_S, validation_S: scores on the splits, `[seeds]`; NaN where there is no validation split.
@@ -288,18 +288,20 @@ def _result(label: str, runs: Sequence[_Run]) -> Result:
 
 
 def _labels(runs: Sequence[_Run]) -> list[str]:
-    """Names each network by its cell and what it has otherwise than most of them."""
+    """Names each network by its cell and the flags in which they differ, less numbers that most of them have."""
     names = [name for name in runs[0].flags if name not in (*_OF_A_RUN, "cell", "recurrent", "data")]
-    commonest = {
-        name: collections.Counter(repr(run.flags.get(name)) for run in runs).most_common(1)[0][0] for name in names
-    }
+    values = {name: [run.flags.get(name) for run in runs] for name in names}
     labels = []
-    for run in runs:
+    for k, run in enumerate(runs):
         words = [run.flags["cell"] if run.flags["recurrent"] else "bag of embeddings"]
-        for name in names:
-            value = run.flags.get(name)
-            if repr(value) != commonest[name]:
-                words.append(f"{'' if value else 'no'}{name}" if isinstance(value, bool) else f"{name}={value}")
+        for name, of_runs in values.items():
+            value = of_runs[k]
+            if value is None or value is False or all(value == other for other in of_runs):
+                continue
+            if value is True:
+                words.append(name)
+            elif isinstance(value, str) or value != collections.Counter(of_runs).most_common(1)[0][0]:
+                words.append(f"{name}={value}")
         labels.append(", ".join(words))
     return labels
 

@@ -59,15 +59,15 @@ def test_runs_that_differ_in_their_seed_alone_make_one_result(finished):
     assert lstm.parameters == 1234
 
 
-def test_a_network_is_named_by_its_cell_and_what_most_others_have_not(finished):
+def test_a_network_is_named_by_its_cell_and_the_flags_in_which_they_differ(finished):
     runs = [
         finished("a", 0.5),
-        finished("b", 0.5, cell="gru"),
+        finished("b", 0.5, cell="gru", hidden=16),
         finished("c", 0.5, bidirectional=True, pool="max"),
-        finished("d", 0.5, recurrent=False),
+        finished("d", 0.5, recurrent=False, pool="max"),
     ]
     labels = [result.label for result in comparison.compare(runs).results]
-    assert labels == ["lstm", "gru", "lstm, pool=max, bidirectional", "bag of embeddings"]
+    assert labels == ["lstm", "gru, hidden=16", "lstm, pool=max, bidirectional", "bag of embeddings, pool=max"]
 
 
 def test_a_command_leaves_out_what_belongs_to_one_run(finished):
