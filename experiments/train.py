@@ -304,7 +304,9 @@ def show(run_dir: pathlib.Path, task: tasks.Task) -> None:
     print(f"\n{task.name}, {result['cell']}: {task.description}")
     table = {
         f"test {task.metric}": number(result["test_score"]),
-        f"validation {task.metric}": number(result["validation_score"]),
+        f"validation {task.metric}": number(result["validation_score"])
+        if result["validation_score"]
+        else "none: the task has no such split, and the test score is that of the last step",
         f"{task.metric} of ignoring the input": number(result["trivial_score"]),
         "parameters": f"{int(result['parameters']):,}",
         "steps": result["steps"] + (f" (best: {result['best_step']})" if result["validation_score"] else ""),
@@ -329,7 +331,7 @@ def show(run_dir: pathlib.Path, task: tasks.Task) -> None:
 
 
 def number(text: str) -> str:
-    return f"{float(text):.4g}" if text else "none"
+    return f"{float(text):.4g}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Handwritten digits, read pixel by pixel: real data that installs with scikit-learn, at any lag."""
+"""Handwritten digits, read pixel by pixel or row by row: real data that installs with scikit-learn, at any lag."""
 
 import os
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from rnn_jax.tasks import prepared, task
 
 PIXELS = 64
+_ROWS = 8  # of 8 pixels
 _TEST_SIZE = 360
 _SPLIT_SEED = 0
 
@@ -53,12 +54,13 @@ def digits(
     data_dir: str | os.PathLike[str] | None = None,
     *,
     seq_len: int | None = None,
+    rows: bool | None = None,
 ) -> task.Task:
     """The digits of scikit-learn one pixel a step, then `blanks` steps of zeros; say which digit it was.
 
     "xs" is [64 + blanks, 1]: the 8 x 8 pixels row by row, divided by 16, with the zeros *behind* them, so
     that a classifier which reads the last step must carry all it has seen over at least `blanks` steps.
-    "label" is 0 to 9.
+    With `rows` it is [8 + blanks, 8]: a row of pixels a step. "label" is 0 to 9.
 
     What to expect: logistic regression on all 64 pixels gets 96.7 % of this test split. The evidence is
     spread out, so a model that remembers only the end has a ceiling: given the last 8, 16, 32 or 48 pixels,
@@ -71,7 +73,8 @@ def digits(
     Args:
       blanks: zero steps behind the pixels; 0 by default.
       data_dir: folder for prepared data; None is `rnn_jax/tfds` in `$XDG_CACHE_HOME`, or else in `~/.cache`.
-      seq_len: another way to say blanks: seq_len = 64 + blanks.
+      seq_len: another way to say blanks: seq_len = 64 + blanks, or 8 + blanks with `rows`.
+      rows: a row of pixels a step, or a pixel (the default).
 
     Raises:
       ValueError: if `blanks` is negative, or `seq_len` says something else.
@@ -80,30 +83,31 @@ def digits(
       E. Alpaydin, C. Kaynak (1998). Optical recognition of handwritten digits. UCI Machine Learning
         Repository, https://doi.org/10.24432/C50P49. Its test set, as in `sklearn.datasets.load_digits`.
     """
-    if seq_len is not None and seq_len < PIXELS:
-        raise ValueError(f"seq_len={seq_len} is out of range for the task 'digits'; allowed: {PIXELS} or more.")
+    steps = _ROWS if rows else PIXELS  # of the image
+    if seq_len is not None and seq_len < steps:
+        raise ValueError(f"seq_len={seq_len} is out of range for the task 'digits'; allowed: {steps} or more.")
     if blanks is None:
-        blanks = 0 if seq_len is None else seq_len - PIXELS
+        blanks = 0 if seq_len is None else seq_len - steps
     if blanks < 0:
         raise ValueError(f"blanks={blanks} is out of range; allowed: 0 or more.")
-    if seq_len is not None and seq_len != PIXELS + blanks:
+    if seq_len is not None and seq_len != steps + blanks:
         raise ValueError(
             f"seq_len={seq_len} and blanks={blanks} contradict each other:"
-            f" for the task 'digits', seq_len = {PIXELS} + blanks."
+            f" for the task 'digits', seq_len = {steps} + blanks."
         )
     arrays = _load(data_dir)
-    train, test = _as_source(arrays["train"], blanks), _as_source(arrays["test"], blanks)
+    train, test = (_as_source(arrays[split], steps, blanks) for split in ("train", "test"))
     commonest = np.bincount(train.arrays["label"]).argmax()
     return task.Task(
         name="digits",
-        description="Which handwritten digit was read, pixel by pixel"
+        description=f"Which handwritten digit was read, {'row by row' if rows else 'pixel by pixel'}"
         + (f", {blanks} blank steps ago." if blanks else "."),
         source="Alpaydin and Kaynak 1998, UCI Machine Learning Repository, doi:10.24432/C50P49",
         licence="not stated in scikit-learn's copy",
         train=train,
         test=test,
-        seq_len=PIXELS + blanks,
-        in_features=1,
+        seq_len=steps + blanks,
+        in_features=PIXELS // steps,
         out_features=10,
         loss=task.cross_entropy,
         score=task.accuracy,
@@ -116,9 +120,9 @@ def digits(
     )
 
 
-def _as_source(arrays: Mapping[str, np.ndarray], blanks: int) -> task.ArraySource:
-    xs = np.zeros((len(arrays["pixels"]), PIXELS + blanks, 1), np.float32)
-    xs[:, :PIXELS, 0] = arrays["pixels"] / np.float32(16)
+def _as_source(arrays: Mapping[str, np.ndarray], steps: int, blanks: int) -> task.ArraySource:
+    xs = np.zeros((len(arrays["pixels"]), steps + blanks, PIXELS // steps), np.float32)
+    xs[:, :steps] = (arrays["pixels"] / np.float32(16)).reshape(-1, steps, PIXELS // steps)
     return task.ArraySource(xs=xs, label=arrays["label"].astype(np.int32))
 
 

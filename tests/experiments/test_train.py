@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -113,6 +114,15 @@ def test_a_run_leaves_its_results_and_says_where(alone):
     with np.load(out / "gradient_flow.npz") as arrays:
         assert arrays["steps"].tolist() == [0, 60, 120, 180, 240]
         assert arrays["gru|rnn"].shape == (5, 1, 10)
+
+
+def test_without_a_validation_split_the_score_is_said_to_be_that_of_the_last_step(tmp_path, environment, data_dir):
+    flags = ["--task=digits", "--rows", f"--data_dir={data_dir}", "--hidden=4", "--steps=20"]
+    done = run([sys.executable, "-m", "experiments.train", *flags, f"--out={tmp_path / 'run'}"], environment)
+    assert done.returncode == 0, done.stderr
+    told = "validation accuracy +none: the task has no such split, and the test score is that of the last step\n"
+    assert re.search(told, done.stdout)
+    assert not (tmp_path / "run" / "checkpoints" / "best").exists()
 
 
 def test_a_run_killed_at_three_moments_ends_as_one_left_alone(tmp_path, environment, alone):

@@ -69,6 +69,20 @@ def test_blanks_are_exact_zeros_behind_the_pixels(data_dir, splits):
         np.testing.assert_array_equal(batch["label"], plain["label"])
 
 
+def test_a_row_of_pixels_a_step_is_the_same_images_in_the_same_order(data_dir, splits):
+    task = digits(blanks=3, rows=True, data_dir=data_dir)
+    assert (task.seq_len, task.in_features) == (11, 8)
+    assert task.description == "Which handwritten digit was read, row by row, 3 blank steps ago."
+    for split, plain in zip((task.train, task.test), splits, strict=True):
+        batch = as_batch(split)
+        for row in range(8):
+            np.testing.assert_array_equal(batch["xs"][:, row], plain["xs"][:, 8 * row : 8 * row + 8, 0])
+        np.testing.assert_array_equal(batch["xs"][:, 8:], np.zeros((len(split), 3, 8)))
+        np.testing.assert_array_equal(batch["label"], plain["label"])
+    assert digits(seq_len=11, rows=True, data_dir=data_dir).fingerprint == task.fingerprint
+    assert digits(rows=False, data_dir=data_dir).fingerprint == digits(data_dir=data_dir).fingerprint
+
+
 def test_the_trivial_score_is_reached_by_answering_the_commonest_class(data_dir, splits):
     train, test = splits
     task = digits(data_dir=data_dir)
@@ -189,3 +203,16 @@ def test_two_processes_that_prepare_at_once_both_succeed(data_dir, tmp_path):
 def test_negative_blanks_are_refused_in_one_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"^blanks=-1 is out of range; allowed: 0 or more\.$"):
         digits(blanks=-1, data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"seq_len": 7, "rows": True}, r"seq_len=7 is out of range for the task 'digits'; allowed: 8 or more\."),
+        ({"seq_len": 63}, r"seq_len=63 is out of range for the task 'digits'; allowed: 64 or more\."),
+        ({"seq_len": 9, "blanks": 2, "rows": True}, r"seq_len=9 and blanks=2 contradict .*, seq_len = 8 \+ blanks\."),
+    ],
+)
+def test_a_length_that_no_blanks_give_is_refused_in_one_sentence(tmp_path, options, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        digits(data_dir=tmp_path, **options)
