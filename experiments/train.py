@@ -64,6 +64,8 @@ _WARMUP_STEPS = flags.DEFINE_integer("warmup_steps", 0, "Updates over which the 
 _WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.0, "Of matrices, embeddings aside.", lower_bound=0.0)
 _CLIP = flags.DEFINE_float("clip", 1.0, "Clip gradients to this global norm; 0 does not clip.", lower_bound=0.0)
 _ACCUMULATE = flags.DEFINE_integer("accumulate", 1, "Batches whose mean gradient makes an update.", lower_bound=1)
+_CROP = flags.DEFINE_float("crop", 1.0, "Train on pieces of half of the texts, of at least this share of them.")
+_TOKEN_DROPOUT = flags.DEFINE_float("token_dropout", 0.0, "Rate at which tokens of training texts become unknown.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of parameters, dropout and the order of the data.", lower_bound=0)
 
 _EVAL_EVERY = flags.DEFINE_integer(
@@ -160,6 +162,8 @@ def make_plan(task: tasks.Task) -> Plan:
         patience=_PATIENCE.value,
         nan=_NAN.value,
         dropout=_DROPOUT.value > 0,
+        crop=_CROP.value,
+        token_dropout=_TOKEN_DROPOUT.value,
     )
 
 

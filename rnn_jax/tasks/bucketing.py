@@ -5,7 +5,7 @@ compile nearly as often as there are lengths; padding all to the longest of all 
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
@@ -51,7 +51,11 @@ def bucket_boundaries(lengths: np.ndarray, count: int = 8) -> tuple[int, ...]:
 
 
 def bucketed_batches(
-    source: task.Source, batch_size: int, seed: int, boundaries: Sequence[int]
+    source: task.Source,
+    batch_size: int,
+    seed: int,
+    boundaries: Sequence[int],
+    augment: Callable[[task.Batch, int], task.Batch] | None = None,
 ) -> grain.DatasetIterator:
     """Endless batches of sequences of similar length, every example once an epoch, in an order drawn for each epoch.
 
@@ -63,6 +67,7 @@ def bucketed_batches(
       batch_size: B, at most as many as there are examples.
       seed: of the order. Equal seeds give equal batches, on every machine.
       boundaries: the widths, ascending; the last holds the longest sequence.
+      augment: applied to each batch and its number.
 
     Returns:
       an iterator as `rnn_jax.tasks.batches` returns it, whose batches have "lengths", int32 `[B]`. It resumes at any
@@ -76,9 +81,10 @@ def bucketed_batches(
         raise ValueError("a source without lengths has no buckets; allowed: one whose sequences differ in length.")
     order = _Order(source.lengths, batch_size, seed, boundaries)
 
-    def batch(number: int) -> dict[str, np.ndarray]:
+    def batch(number: int) -> task.Batch:
         examples, width = order[number]
-        return task.collate([source[int(index)] for index in examples], ragged=True, width=width)
+        collated = task.collate([source[int(index)] for index in examples], ragged=True, width=width)
+        return collated if augment is None else augment(collated, number)
 
     stream = grain.MapDataset.range(_ENDLESS).map(batch)
     return iter(stream.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))

@@ -174,7 +174,12 @@ class StreamSource:
         return {"tokens": self.tokens[start:stop], "labels": self.tokens[start + 1 : stop + 1]}
 
 
-def batches(source: Source, batch_size: int, seed: int) -> grain.DatasetIterator:
+def batches(
+    source: Source,
+    batch_size: int,
+    seed: int,
+    augment: Callable[[Batch, int], Batch] | None = None,
+) -> grain.DatasetIterator:
     """Endless batches, every example once an epoch, in an order drawn anew for each epoch.
 
     Epochs follow each other without a gap: where the batch size does not divide the number of examples, a
@@ -185,19 +190,24 @@ def batches(source: Source, batch_size: int, seed: int) -> grain.DatasetIterator
       source: the examples.
       batch_size: B, at most as many as there are examples.
       seed: of the order. Equal seeds give equal batches.
+      augment: applied to each batch and its number, if the sequences differ in length: `rnn_jax.tasks.augmentation`.
 
     Returns:
       an iterator over dicts of numpy arrays, [B, ...] each. `get_state()` is a small JSON-able dict; after
       `set_state`, an iterator made with the same arguments goes on with the batch that would have been next.
 
     Raises:
-      ValueError: if the batch size or the seed is out of range.
+      ValueError: if the batch size or the seed is out of range, or there is nothing to augment.
     """
     check_batching(source, batch_size, seed)
     if source.lengths is not None:
         from rnn_jax.tasks import bucketing  # here: it builds on this file
 
-        return bucketing.bucketed_batches(source, batch_size, seed, bucketing.bucket_boundaries(source.lengths))
+        return bucketing.bucketed_batches(
+            source, batch_size, seed, bucketing.bucket_boundaries(source.lengths), augment
+        )
+    if augment is not None:
+        raise ValueError("augment is for sequences of different lengths; allowed for a source without lengths: None.")
     examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     stream = examples.batch(batch_size, drop_remainder=True, batch_fn=collate)
     # One thread prepares the next batch while the model works on this one. More of them only contend for

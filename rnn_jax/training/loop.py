@@ -29,6 +29,7 @@ import optax
 import tqdm
 
 from rnn_jax import tasks
+from rnn_jax.tasks.augmentation import make_augmentation
 from rnn_jax.tasks.bucketing import bucket_boundaries
 from rnn_jax.tasks.task import NOT_ASKED
 from rnn_jax.training import run_directory
@@ -56,6 +57,7 @@ class Plan:
       patience: evaluations without a better score after which training stops; None goes on.
       nan: "stop" at a loss or gradient that is not finite, or "skip" that update and count it.
       dropout: whether the model takes a `dropout_key`.
+      crop, token_dropout: of the texts it trains on, as `rnn_jax.tasks.augmentation`; 1 and 0 leave them as they are.
     """
 
     steps: int
@@ -66,6 +68,8 @@ class Plan:
     patience: int | None = None
     nan: str = "stop"
     dropout: bool = False
+    crop: float = 1.0
+    token_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("eval_every", 1), ("profile_every", 0), ("seed", 0)):
@@ -156,12 +160,20 @@ def batches_of(task: tasks.Task, plan: Plan) -> grain.DatasetIterator:
     """Returns the batches a run reads.
 
     Raises:
-      ValueError: if the batch size is out of range.
+      ValueError: if the batch size is out of range, or texts are to be changed that the task does not have.
     """
+    augment = None
+    if plan.crop != 1 or plan.token_dropout:
+        if task.vocabulary is None or task.per_step:
+            raise ValueError(
+                f"crop={plan.crop} and token_dropout={plan.token_dropout} change texts to be classified, which the task"
+                f" {task.name!r} has not; allowed: crop=1 and token_dropout=0."
+            )
+        augment = make_augmentation(plan.seed, crop=plan.crop, token_dropout=plan.token_dropout)
     if task.stateful:
         assert isinstance(task.train, tasks.StreamSource)
         return tasks.stream_batches(task.train, plan.batch_size)
-    return tasks.batches(task.train, plan.batch_size, plan.seed)
+    return tasks.batches(task.train, plan.batch_size, plan.seed, augment)
 
 
 def initial_state(task: tasks.Task, model: PyTree, optimizer: optax.GradientTransformation, plan: Plan) -> State:

@@ -166,7 +166,7 @@ def poisoned(where):
     return make_task(tasks.ArraySource(**arrays), tasks.ArraySource(**numbers()))
 
 
-def in_order(source, batch_size, seed):
+def in_order(source, batch_size, seed, augment):
     return iter(
         tasks.task.grain.MapDataset.source(source).repeat().batch(batch_size, batch_fn=tasks.collate).to_iter_dataset()
     )
@@ -355,3 +355,8 @@ def test_patience_without_a_validation_split_is_refused(tmp_path):
     task = make_task(tasks.ArraySource(**numbers()))
     with pytest.raises(ValueError, match="patience=2 needs a validation split, which the task 'small' has not"):
         train(task, small_model(), optax.sgd(0.1), new_run(tmp_path), plan(patience=2))
+
+
+def test_texts_that_are_not_there_are_not_augmented():
+    with pytest.raises(ValueError, match=r"^crop=0\.5 and token_dropout=0\.0 change texts to be classified, which the"):
+        batches_of(regression(), plan(crop=0.5))
