@@ -26,19 +26,21 @@ def part_of(path: pathlib.Path) -> str:
     return path.relative_to(ROOT / "rnn_jax").parts[0].removesuffix(".py")
 
 
-def imported_parts(path: pathlib.Path) -> set[str]:
-    """The parts of rnn_jax that a file imports, anywhere in it."""
-    parts = set()
+def imported_names(path: pathlib.Path) -> set[str]:
+    """What a file imports, anywhere in it: modules, and, of `from a import b`, both `a` and `a.b`."""
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        parts |= {name.split(".")[1] for name in names if name.startswith("rnn_jax.")}
-    return parts
+            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def imported_parts(path: pathlib.Path) -> set[str]:
+    """The parts of rnn_jax that a file imports."""
+    return {name.split(".")[1] for name in imported_names(path) if name.startswith("rnn_jax.")}
 
 
 FILES = [
@@ -55,10 +57,15 @@ def test_a_file_imports_only_what_stands_before_it(path):
 
 
 def test_nobody_imports_an_experiment():
-    for path in [*ROOT.glob("rnn_jax/**/*.py"), *ROOT.glob("experiments/*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+    """Nor does the library import a part of one, such as `experiments.benchmark_peers`."""
+    scripts = list(ROOT.glob("experiments/*.py"))
+    experiments = {f"experiments.{path.stem}" for path in scripts if "app.run(main)" in path.read_text()}
+    assert {"experiments.benchmark", "experiments.train"} <= experiments
+    for path in [*ROOT.glob("rnn_jax/**/*.py"), *scripts]:
+        names = imported_names(path)
+        if path in scripts:
+            assert not experiments & names, path
+        else:
             assert not any(name.split(".")[0] == "experiments" for name in names), path
 
 

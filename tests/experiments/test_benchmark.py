@@ -32,18 +32,18 @@ IMPLEMENTATIONS = {
 TWO_WRONG_PEERS = """
 import jax
 from absl import app
-from experiments import benchmark
+from experiments import benchmark, benchmark_peers
 
 def other_weight(w, weights, implementation):
     weights[0][0] = weights[0][0]._replace(kernel=1.01 * weights[0][0].kernel)
-    return benchmark._build_nnx(w, weights, implementation)
+    return benchmark_peers._build_nnx(w, weights, implementation)
 
 def no_gradient(w, weights, implementation):
-    model = benchmark._build_linen(w, weights, implementation)
+    model = benchmark_peers._build_linen(w, weights, implementation)
     return model._replace(apply=lambda params, xs: model.apply(jax.lax.stop_gradient(params), xs))
 
 for name, build in (("flax.nnx", other_weight), ("flax.linen", no_gradient)):
-    benchmark.LIBRARIES[name] = benchmark.LIBRARIES[name]._replace(build=build)
+    benchmark_peers.LIBRARIES[name] = benchmark_peers.LIBRARIES[name]._replace(build=build)
 app.run(benchmark.main)
 """
 
@@ -51,9 +51,9 @@ app.run(benchmark.main)
 MANY_FLAGS = """
 import json, sys
 from absl import flags
-from experiments import benchmark
+from experiments import benchmark, benchmark_peers
 
-benchmark.LIBRARIES["keras"] = benchmark.LIBRARIES["keras"]._replace(module="no_such_module")
+benchmark_peers.LIBRARIES["keras"] = benchmark_peers.LIBRARIES["keras"]._replace(module="no_such_module")
 messages = []
 for argv in json.loads(sys.argv[1]):
     flags.FLAGS.unparse_flags()
