@@ -24,7 +24,8 @@ from rnn_jax import tasks
 from rnn_jax.cell import split_names
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.training import run_directory
-from rnn_jax.training.step import make_ensemble, make_optimizer, train_step
+from rnn_jax.training.optimizers import make_ensemble_optimizer
+from rnn_jax.training.step import make_ensemble, train_step
 
 _CELLS = flags.DEFINE_string("cells", "elman,gru,lstm", "Comma-separated, as in experiments.gradient_flow.")
 _SEEDS = flags.DEFINE_integer("seeds", 16, "Members of the ensemble.", lower_bound=2)
@@ -107,7 +108,7 @@ def examples(task: tasks.Task, seed: int) -> Iterator[tasks.Batch]:
 
 def train_together(cell: str, task: tasks.Task) -> np.ndarray:
     """Trains all seeds in one program, and returns the loss of each at the step where they are compared."""
-    optimizer = make_optimizer(2e-3, clip=1.0)
+    optimizer = make_ensemble_optimizer(2e-3, clip=1.0)
     seeds = range(_SEEDS.value)
     models = make_ensemble(functools.partial(make_model, cell, task), list(seeds))
     states = jax.jit(jax.vmap(optimizer.init))(models)
@@ -124,7 +125,7 @@ def train_together(cell: str, task: tasks.Task) -> np.ndarray:
 
 def train_alone(cell: str, task: tasks.Task, seed: int, steps: int) -> float:
     """Trains one seed, and returns its loss at the step where they are compared."""
-    optimizer = make_optimizer(2e-3, clip=1.0)
+    optimizer = make_ensemble_optimizer(2e-3, clip=1.0)
     model = jax.jit(lambda: make_model(cell, task, nnx.Rngs(seed)))()
     state = jax.jit(optimizer.init)(model)
     step = jax.jit(functools.partial(train_step, optimizer, task.loss), donate_argnums=(0, 1))

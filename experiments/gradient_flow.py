@@ -34,7 +34,8 @@ from rnn_jax.report.gradient_flow import gradient_flow as draw
 from rnn_jax.report.learning import learning as draw_learning
 from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
-from rnn_jax.training.step import evaluate, make_ensemble, make_optimizer, train_step
+from rnn_jax.training.optimizers import make_ensemble_optimizer
+from rnn_jax.training.step import evaluate, make_ensemble, train_step
 
 _CELLS = flags.DEFINE_string(
     "cells",
@@ -191,8 +192,8 @@ def train(
     models = make_ensemble(functools.partial(make_model, cell, task), seeds * len(learning_rates))
     member_rates = jnp.repeat(jnp.asarray(learning_rates, jnp.float32), len(seeds))
     clip = _CLIP.value or None
-    opt_states = jax.vmap(lambda rate, model: make_optimizer(rate, clip).init(model))(member_rates, models)
-    one_member = functools.partial(train_step, make_optimizer(0.0, clip), task.loss)
+    opt_states = jax.vmap(lambda rate, model: make_ensemble_optimizer(rate, clip).init(model))(member_rates, models)
+    one_member = functools.partial(train_step, make_ensemble_optimizer(0.0, clip), task.loss)
     step_fn = jax.jit(jax.vmap(one_member), donate_argnums=(0, 1))
     streams = [tasks.batches(task.train, _BATCH.value, seed) for seed in seeds]
 

@@ -113,14 +113,44 @@ def make_optimizer(
         raise ValueError(f"learning_rate={learning_rate} is out of range; allowed: a finite number above 0.")
     if not 0 <= weight_decay < float("inf"):
         raise ValueError(f"weight_decay={weight_decay} is out of range; allowed: a finite number, 0 or more.")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip={clip} is out of range; allowed: above 0, or None.")
+    _check_clip(clip)
     if not 1 <= accumulate <= steps:
         raise ValueError(f"accumulate={accumulate} is out of range; allowed: 1 to {steps}, the gradients in all.")
     rate: Rate = make_schedule(schedule, learning_rate, steps // accumulate, warmup_steps)
-    optimizer = OPTIMIZERS[name](rate, weight_decay)
-    if clip is not None:
-        optimizer = optax.chain(optax.clip_by_global_norm(clip), optimizer)
+    optimizer = _clipped(OPTIMIZERS[name](rate, weight_decay), clip)
     if accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, every_k_schedule=accumulate).gradient_transformation()
     return optimizer
+
+
+def make_ensemble_optimizer(
+    learning_rate: float | jax.Array, clip: float | None = None
+) -> optax.GradientTransformation:
+    """Builds the "adam" of `make_optimizer` with its learning rate in the state that `init` makes, not in the program.
+
+    So the members of an ensemble may differ in it: what `init` makes of each member's own rate is stacked, and one
+    update, of an optimiser of any rate, is vmapped over all.
+
+    Args:
+      learning_rate: constant over training; it may be traced.
+      clip: as `make_optimizer`, for each member by itself.
+
+    Raises:
+      ValueError: if `clip` is out of range.
+    """
+    _check_clip(clip)
+
+    def build(learning_rate: Rate) -> optax.GradientTransformation:
+        return _clipped(OPTIMIZERS["adam"](learning_rate, 0.0), clip)
+
+    return optax.inject_hyperparams(build)(learning_rate=learning_rate)
+
+
+def _check_clip(clip: float | None) -> None:
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip={clip} is out of range; allowed: above 0, or None.")
+
+
+def _clipped(optimizer: optax.GradientTransformation, clip: float | None) -> optax.GradientTransformation:
+    """Clips the gradient to a global norm, unless that is None."""
+    return optimizer if clip is None else optax.chain(optax.clip_by_global_norm(clip), optimizer)

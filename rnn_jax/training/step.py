@@ -25,22 +25,6 @@ def make_ensemble(make_model: Callable[[nnx.Rngs], nnx.Module], seeds: Sequence[
     return jax.jit(jax.vmap(lambda key: make_model(nnx.Rngs(key))))(keys)
 
 
-def make_optimizer(learning_rate: float | jax.Array, clip: float | None = None) -> optax.GradientTransformation:
-    """Adam, with the gradient clipped to a global norm if `clip` is given.
-
-    The learning rate stands in the state that `init` makes, so that the members of an ensemble may differ in it.
-
-    References:
-      Kingma, Ba 2014, arXiv 1412.6980; Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063 (clipping by norm).
-    """
-
-    def build(learning_rate: float | jax.Array) -> optax.GradientTransformation:
-        adam = optax.adam(learning_rate)
-        return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)
-
-    return optax.inject_hyperparams(build)(learning_rate=learning_rate)
-
-
 def train_step(
     optimizer: optax.GradientTransformation,
     loss_fn: Callable[..., jax.Array],

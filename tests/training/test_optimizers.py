@@ -9,7 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from rnn_jax.training.optimizers import OPTIMIZERS, kernels_only, make_optimizer, make_schedule
+from rnn_jax.training.optimizers import (
+    OPTIMIZERS,
+    kernels_only,
+    make_ensemble_optimizer,
+    make_optimizer,
+    make_schedule,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +127,12 @@ def test_schedules_are_their_closed_forms():
 def test_an_impossible_optimiser_is_refused_in_one_sentence(arguments, sentence):
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         make_optimizer(**{"name": "adam", "learning_rate": 0.1, "steps": 10, **arguments})
+
+
+def test_the_optimiser_of_an_ensemble_is_adam_by_name_with_its_rate_in_the_state():
+    state = make_ensemble_optimizer(0.1).init(parameters())
+    assert float(state.hyperparams["learning_rate"]) == pytest.approx(0.1)
+    for clip in (None, 0.5):
+        assert_same(train(make_ensemble_optimizer(0.1, clip), 4), train(make_optimizer("adam", 0.1, clip=clip), 4))
+    with pytest.raises(ValueError, match=r"^clip=0\.0 is out of range; allowed: above 0, or None\.$"):
+        make_ensemble_optimizer(0.1, clip=0.0)

@@ -11,7 +11,8 @@ from flax import nnx
 
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.tasks.task import accuracy
-from rnn_jax.training.step import evaluate, make_ensemble, make_optimizer, train_step
+from rnn_jax.training.optimizers import make_ensemble_optimizer
+from rnn_jax.training.step import evaluate, make_ensemble, train_step
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ def batch_of(seed, size=16):
 
 
 def test_a_model_learns():
-    model, optimizer = make_model(nnx.Rngs(0)), make_optimizer(1e-2)
+    model, optimizer = make_model(nnx.Rngs(0)), make_ensemble_optimizer(1e-2)
     state = optimizer.init(model)
     step = jax.jit(functools.partial(train_step, optimizer, mean_squared_error))
     losses = []
@@ -46,7 +47,7 @@ def test_a_model_learns():
 
 
 def test_the_update_is_that_of_the_plain_gradient_and_the_profile_is_of_the_model_before_it():
-    model, optimizer, batch = make_model(nnx.Rngs(0)), make_optimizer(1e-2, clip=0.5), batch_of(0)
+    model, optimizer, batch = make_model(nnx.Rngs(0)), make_ensemble_optimizer(1e-2, clip=0.5), batch_of(0)
     updated, _, profile = train_step(optimizer, mean_squared_error, model, optimizer.init(model), batch)
     loss, grads = jax.value_and_grad(mean_squared_error)(model, batch)
     plain = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-2))
@@ -61,14 +62,16 @@ def test_the_update_is_that_of_the_plain_gradient_and_the_profile_is_of_the_mode
 def test_members_of_an_ensemble_are_their_own_runs_at_their_own_learning_rates():
     seeds, rates = [3, 5], [1e-2, 1e-3]
     ensemble = make_ensemble(make_model, seeds)
-    states = jax.vmap(lambda rate, model: make_optimizer(rate).init(model))(jnp.asarray(rates, jnp.float32), ensemble)
-    step = jax.jit(jax.vmap(functools.partial(train_step, make_optimizer(0.0), mean_squared_error)))
+    states = jax.vmap(lambda rate, model: make_ensemble_optimizer(rate).init(model))(
+        jnp.asarray(rates, jnp.float32), ensemble
+    )
+    step = jax.jit(jax.vmap(functools.partial(train_step, make_ensemble_optimizer(0.0), mean_squared_error)))
     batches = jax.tree.map(lambda *arrays: jnp.stack(arrays), *[batch_of(seed) for seed in seeds])
     for _ in range(3):
         ensemble, states, _ = step(ensemble, states, batches)
 
     for k, (seed, rate) in enumerate(zip(seeds, rates)):
-        model, optimizer = make_model(nnx.Rngs(jax.random.key(seed))), make_optimizer(rate)
+        model, optimizer = make_model(nnx.Rngs(jax.random.key(seed))), make_ensemble_optimizer(rate)
         state = optimizer.init(model)
         for _ in range(3):
             model, state, _ = train_step(optimizer, mean_squared_error, model, state, batch_of(seed))
