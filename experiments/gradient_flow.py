@@ -279,7 +279,8 @@ def print_table(task: tasks.Task, results: dict[str, Result]) -> None:
             row = [label if len(layers) == 1 else f"{label} {layer}"]
             for profiles_ST in (result.profiles[layer][0], result.profiles[layer][-1]):
                 lags = flow.horizon(jnp.asarray(profiles_ST))
-                left = profiles_ST[:, 0] - profiles_ST.max(axis=-1)
+                with np.errstate(invalid="ignore"):  # a profile of zeros leaves no share: NaN
+                    left = profiles_ST[:, 0] - profiles_ST.max(axis=-1)
                 row += [lag_text(lags.e, task.seq_len), lag_text(lags.thousand, task.seq_len), spread(left, ".1f")]
             rows.append([*row, spread(result.scores, ".3f"), f"{result.parameters:,}", f"{result.seconds:.1f}"])
     stage = ["1/e", "1/1000", "at step 1"]
@@ -295,6 +296,8 @@ def print_table(task: tasks.Task, results: dict[str, Result]) -> None:
 
 def lag_text(lags: jax.Array, time_steps: int) -> str:
     lag = np.median(lags)
+    if np.min(lags) < 0:
+        return "not finite"
     return f"{lag:g}" if lag < time_steps else "never"
 
 

@@ -281,7 +281,10 @@ def resume_command(run_dir: pathlib.Path) -> str:
 
 
 def save(run_dir: pathlib.Path, task: tasks.Task, outcome: Outcome) -> None:
-    """Writes summary.csv, a row for each layer and stage; it is there once a run is finished."""
+    """Writes summary.csv, a row for each layer and stage; it is there once a run is finished.
+
+    A horizon of -1 is that of a profile that is not finite.
+    """
     common = {
         "test_score": outcome.test_score,
         "validation_score": outcome.validation_score,
@@ -321,9 +324,8 @@ def show(run_dir: pathlib.Path, task: tasks.Task) -> None:
     parts = [row["part"] for row in rows]
     for row in rows:
         if row["part"] and not any(row["part"].startswith(f"{other}/") for other in parts):  # a layer, not a part of it
-            table[f"horizon of {row['part']}, {row['stage']}"] = (
-                f"1/e at lag {row['horizon_e']}, 1/1000 at lag {row['horizon_1000']}"
-            )
+            lags = f"1/e at lag {row['horizon_e']}, 1/1000 at lag {row['horizon_1000']}"
+            table[f"horizon of {row['part']}, {row['stage']}"] = lags if int(row["horizon_e"]) >= 0 else "not finite"
     width = max(map(len, table)) + 2
     for name, text in table.items():
         print(f"  {name:{width}}{text}")

@@ -15,6 +15,8 @@ Array = jax.Array
 class Horizon:
     """The lag from which on the norm stays below a share of its largest value; `time` if it never does.
 
+    -1 where the profile holds a NaN or +inf: then it is unknown.
+
     Attributes:
       e: for 1/e, int32 `[...]`.
       thousand: for 1/1000, int32 `[...]`.
@@ -28,18 +30,21 @@ def horizon(log10_norm: Array, *, reverse: bool = False) -> Horizon:
     """Returns the horizons of a gradient profile.
 
     The smallest lag T - t from which the norm stays below 1/e, and below 1/1000, of its largest value. A gradient that
-    lives over the whole sequence has the horizon T: beyond what the sequence can tell. A profile of zeros has 0.
+    lives over the whole sequence has the horizon T: beyond what the sequence can tell. A profile of zeros has 0, one
+    with a NaN or +inf in it has -1: how far back such a gradient reaches is unknown.
 
     Args:
       log10_norm: `[..., time]`, as in `GradientProfile.log10_norm`.
       reverse: the profile of a layer that ran backward: lags count from the first step.
     """
     by_lag = log10_norm if reverse else jnp.flip(log10_norm, -1)
-    largest = jnp.max(by_lag, axis=-1, keepdims=True)
+    largest = jnp.max(by_lag, axis=-1, keepdims=True)  # NaN if there is one
+    known = largest[..., 0] < jnp.inf
 
     def beyond(log10_share: float) -> Array:
         above = (by_lag >= largest + log10_share) & (by_lag > -jnp.inf)
         lags = jnp.arange(1, by_lag.shape[-1] + 1, dtype=jnp.int32)
-        return jnp.max(jnp.where(above, lags.reshape((1,) * (above.ndim - 1) + lags.shape), 0), axis=-1)
+        lag = jnp.max(jnp.where(above, lags.reshape((1,) * (above.ndim - 1) + lags.shape), 0), axis=-1)
+        return jnp.where(known, lag, jnp.full_like(lag, -1))
 
     return Horizon(e=beyond(-math.log10(math.e)), thousand=beyond(-3.0))

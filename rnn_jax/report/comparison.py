@@ -3,6 +3,7 @@
 import collections
 import csv
 import dataclasses
+import math
 import os
 import pathlib
 import shlex
@@ -23,12 +24,14 @@ _COLOR = "#0072B2"
 
 @dataclasses.dataclass(frozen=True)
 class Horizon:
-    """How far back a gradient lives: a lag, or that it never falls so low within the sequence."""
+    """How far back a gradient lives: a lag, NaN if it is not finite, or that it never falls so low in the sequence."""
 
     lag: float
     within: bool
 
     def __str__(self) -> str:
+        if math.isnan(self.lag):
+            return "not finite"
         return f"{'' if self.within else '≥ '}{self.lag:g}"
 
 
@@ -44,7 +47,8 @@ class Result:
       seconds_S: of training and evaluation, compilation included.
       parameters: of the network.
       horizons: "horizon_e" (to 1/e) and "horizon_1000" (to 1/1000), of "initialisation" and "trained": of the layer
-        whose gradient reaches furthest, the median over seeds. Empty for a network without recurrent layers.
+        whose gradient reaches furthest, the median over seeds, not finite if one of them is not. Empty for a network
+        without recurrent layers.
     """
 
     label: str
@@ -264,8 +268,9 @@ class _Run:
         return float(self.table[0][f"{split}_score"] or "nan")
 
     def horizon(self, level: str, stage: str) -> float:
-        """The largest lag over layers; a part of a carry ("rnn/c") lies within that of its layer."""
-        return max(float(row[level]) for row in self.table if row["stage"] == stage)
+        """The largest lag over layers, NaN if one is not finite; a part ("rnn/c") lies within that of its layer."""
+        lags = [float(row[level]) for row in self.table if row["stage"] == stage]
+        return max(lags) if min(lags) >= 0 else math.nan
 
 
 def _result(label: str, runs: Sequence[_Run]) -> Result:
@@ -274,7 +279,7 @@ def _result(label: str, runs: Sequence[_Run]) -> Result:
         for stage in _STAGES:
             if runs[0].time:
                 lag = float(np.median([run.horizon(level, stage) for run in runs]))
-                horizons[level, stage] = Horizon(lag, lag < runs[0].time)
+                horizons[level, stage] = Horizon(lag, not lag >= runs[0].time)
     return Result(
         label=label,
         command=_command(runs[0]),

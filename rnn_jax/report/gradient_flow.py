@@ -102,8 +102,8 @@ def profiles_figure(profiles: read.Profiles, horizons: Sequence[Mapping[str, str
     Args:
       profiles: of a run.
       horizons: the rows of its summary.csv: cell, part, stage ("initialisation" or "trained"), seed and
-        horizon_1000: a lag, or the length of the sequence if the gradient never falls so low. A layer
-        without rows is named without its horizon.
+        horizon_1000: a lag, or the length of the sequence if the gradient never falls so low, or -1 if it
+        is not finite. A layer without rows is named without its horizon.
       title: of the figure.
     """
     curves = _curves(profiles)
@@ -235,7 +235,10 @@ def _horizon(rows: Sequence[Mapping[str, str]], curve: _Curve, stage: str) -> st
     time = curve.log10_ratio_LST.shape[-1]
     if not lags:
         return ""
-    lag = np.median(lags)
+    finite = [lag for lag in lags if lag >= 0]  # the seeds that the line is of
+    if not finite:
+        return "  (not finite)"
+    lag = np.median(finite)
     return f"  (1/1000 at lag {lag:g})" if lag < time else f"  (never within {time} steps)"
 
 

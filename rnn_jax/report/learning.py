@@ -75,7 +75,7 @@ def plot_learning(ax: Axes, curve: LearningCurve, *, color: str, linestyle: str 
 def plot_horizons(ax: Axes, rows: Sequence[Mapping[str, str]], *, y: float, color: str) -> Axes:
     """Draws the horizons of one layer about the height y: open before training, filled after it, a line for all seeds.
 
-    A seed whose training diverged has none after it.
+    A seed whose training diverged has none after it, and one whose gradient is not finite (-1) has none.
 
     Args:
       ax: where to draw.
@@ -85,9 +85,8 @@ def plot_horizons(ax: Axes, rows: Sequence[Mapping[str, str]], *, y: float, colo
     """
     for k, (column, (marker, _)) in enumerate(_HORIZONS.items()):
         for j, stage in enumerate(_STAGES):
-            lags_S = [
-                float(row[column]) for row in rows if row["stage"] == stage and (stage == _STAGES[0] or _finite(row))
-            ]
+            seen = [row for row in rows if row["stage"] == stage and (stage == _STAGES[0] or _finite(row))]
+            lags_S = [float(row[column]) for row in seen if float(row[column]) >= 0]
             if not lags_S:
                 continue
             height = y + 0.08 - 0.26 * k - 0.12 * j

@@ -117,12 +117,18 @@ def test_a_run_leaves_its_results_and_says_where(alone):
 
 
 def test_without_a_validation_split_the_score_is_said_to_be_that_of_the_last_step(tmp_path, environment, data_dir):
-    flags = ["--task=digits", "--rows", f"--data_dir={data_dir}", "--hidden=4", "--steps=20"]
-    done = run([sys.executable, "-m", "experiments.train", *flags, f"--out={tmp_path / 'run'}"], environment)
+    flags = ["--task=digits", "--rows", f"--data_dir={data_dir}", "--hidden=4", "--steps=20", f"--out={tmp_path}/run"]
+    done = run([sys.executable, "-m", "experiments.train", *flags], environment)
     assert done.returncode == 0, done.stderr
     told = "validation accuracy +none: the task has no such split, and the test score is that of the last step\n"
     assert re.search(told, done.stdout)
     assert not (tmp_path / "run" / "checkpoints" / "best").exists()
+
+    path = tmp_path / "run" / "summary.csv"
+    assert re.search("horizon of rnn, trained +1/e at lag", done.stdout)
+    path.write_text(re.sub(r"(,rnn,trained),\d+,\d+,", r"\1,-1,-1,", path.read_text()))
+    again = run([sys.executable, "-m", "experiments.train", *flags, "--resume"], environment)
+    assert re.search("horizon of rnn, trained +not finite\n", again.stdout), again.stderr
 
 
 def test_a_run_killed_at_three_moments_ends_as_one_left_alone(tmp_path, environment, alone):

@@ -80,6 +80,9 @@ def test_leading_axes_are_kept_and_the_result_goes_through_jit_and_vmap():
     np.testing.assert_array_equal(flow.horizon(profiles).thousand, [[3, 2], [2, 0]])
 
 
-def test_a_profile_of_nan_has_no_horizon_to_be_proud_of():
-    """Not the full length, which would say that the gradient lives."""
-    assert horizons([0.0, np.nan, 0.0])[0] == 0
+@pytest.mark.parametrize("by_lag", [[np.nan] * 3, [0.0, np.nan, 0.0], [0.0, np.inf, -1.0], [-np.inf, np.nan, 0.0]])
+def test_a_profile_that_is_not_finite_has_no_horizon(by_lag):
+    """Neither the full length, which would say that the gradient lives, nor 0, which would say that it is gone."""
+    assert horizons(by_lag) == (-1, -1)
+    together = flow.horizon(jnp.array([by_lag, [0.0, 0.0, -9.0]]))
+    np.testing.assert_array_equal(together.e, [-1, 3])

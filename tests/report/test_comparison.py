@@ -98,6 +98,17 @@ def test_the_horizon_is_that_of_the_layer_that_reaches_furthest_over_seeds_the_m
     }
 
 
+def test_a_gradient_that_is_not_finite_is_said_to_be_that(finished):
+    """In one of two seeds, after training: neither a lag, nor the median of the others."""
+    runs = [
+        finished(str(seed), 0.5, seed=seed, horizons=pair)
+        for seed, pair in enumerate(([(3, 9), (4, 12)], [(3, 9), (-1, -1)]))
+    ]
+    compared = comparison.compare(runs)
+    assert "| 3 → not finite | 9 → not finite |" in comparison.markdown(compared)
+    assert comparison.rows(compared)[0]["horizon_1000_trained"] == "not finite"
+
+
 def test_a_network_without_recurrence_has_no_horizon(finished):
     compared = comparison.compare([finished("a", 0.5, recurrent=False)])
     assert compared.results[0].horizons == {}

@@ -96,6 +96,12 @@ def test_the_legend_names_every_cell_with_its_median_horizon(run_dir):
     assert legend(after) == ["elman  (1/1000 at lag 9)", "lstm"]
 
 
+def test_the_legend_leaves_out_seeds_whose_gradient_is_not_finite(run_dir):
+    table = rows("elman", "rnn", "initialisation", [-1, 3, 5]) + rows("lstm", "rnn", "initialisation", [-1, -1, -1])
+    run_directory.save_table(run_dir, table)
+    assert legend(figure_of(run_dir).axes[0]) == ["elman  (1/1000 at lag 4)", "lstm  (not finite)"]
+
+
 def test_the_thresholds_of_the_horizons_are_marked(run_dir):
     for ax in figure_of(run_dir).axes:
         levels = [line.get_ydata()[0] for line in ax.lines[-2:]]

@@ -142,6 +142,13 @@ def test_horizons_of_whole_carries_stand_beside_the_curves_in_their_colours(run_
     assert beside.get_xlim() == (0, 64)
 
 
+def test_a_seed_whose_gradient_is_not_finite_has_no_horizon(tmp_path):
+    unknown = {"horizon_e": -1, "horizon_1000": -1}
+    rows = [row | (unknown if row["seed"] == 2 else {}) for row in summary()[:6]]
+    beside = figure_of(make_run(tmp_path / "run", {"elman": SCORES["elman"]}, rows=rows)).axes[1]
+    assert [tuple(line.get_xdata()) for line in beside.lines[0:8:2]] == [(3, 4), (1, 2), (30, 40), (10, 20)]
+
+
 def test_layers_of_a_stack_have_horizons_of_their_own(tmp_path):
     rows = [row | {"part": f"rnn/layers/{layer}"} for layer in (0, 1) for row in summary() if row["part"] == "rnn"]
     folder = make_run(tmp_path / "run", {"elman": SCORES["elman"]}, rows=[r for r in rows if r["cell"] == "elman"])
