@@ -16,6 +16,7 @@ import contextlib
 import csv
 import datetime
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -87,33 +88,51 @@ class MetricWriter:
 
     Args:
       run_dir: the run directory.
-      position: the `position` of an earlier writer; what was written behind it is dropped. 0 drops everything.
+      position: the `position` of an earlier writer; what was written behind it is dropped, from what TensorBoard
+        shows, too. 0 drops everything. Steps up to there must be in order.
     """
 
     def __init__(self, run_dir: StrPath, position: int | None = None):
         import tensorboardX  # here: it imports torch where torch is installed, which takes a second
-        from tensorboardX.proto import summary_pb2
+        from tensorboardX.proto import event_pb2, summary_pb2
 
         path = pathlib.Path(run_dir) / "metrics.csv"
         self._file = path.open("a+", newline="", encoding="utf-8")
         content = path.read_bytes()[:position]
-        self._file.truncate(content.rfind(b"\n") + 1)
+        content = content[: content.rfind(b"\n") + 1]
+        self._file.truncate(len(content))
         self._csv = csv.writer(self._file, lineterminator="\n")
-        if b"\n" not in content:
+        if not content:
             self._csv.writerow(["step", "name", "value"])
             self._file.flush()
         # The suffix: tensorboardX names files by the second and overwrites one of the same name.
         suffix = f".{time.time_ns()}"
         self._events = tensorboardX.FileWriter(str(run_dir), flush_secs=5, filename_suffix=suffix)
         self._summary = summary_pb2.Summary
+        if position is not None:
+            self._purge(content.decode(), event_pb2)
 
     def write(self, step: int, values: Mapping[str, float], prefix: str = "") -> None:
         """Writes each number under its name, or as "prefix/name"; NaN and infinities are allowed."""
         numbers = {f"{prefix}/{name}" if prefix else name: float(value) for name, value in values.items()}
         self._csv.writerows([int(step), name, number] for name, number in numbers.items())
         self._file.flush()
+        self._write_events(int(step), numbers)
+
+    def _write_events(self, step: int, numbers: Mapping[str, float]) -> None:
         points = [self._summary.Value(tag=name, simple_value=number) for name, number in numbers.items()]
-        self._events.add_summary(self._summary(value=points), int(step))
+        self._events.add_summary(self._summary(value=points), step)
+
+    def _purge(self, kept: str, event_pb2: Any) -> None:
+        """Has TensorBoard drop what it has from the last kept step on, and writes that step again.
+
+        It drops by step alone, and at that step, too, something may have been written behind the position.
+        """
+        rows = list(csv.DictReader(io.StringIO(kept)))
+        last = int(rows[-1]["step"]) if rows else 0
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._events.add_event(event_pb2.Event(session_log=start), last)
+        self._write_events(last, {row["name"]: float(row["value"]) for row in rows if int(row["step"]) == last})
 
     @property
     def position(self) -> int:

@@ -145,7 +145,10 @@ def read_metrics(run_dir):
 
 
 def read_events(run_dir):
-    """The scalars in TensorBoard's files: records of a length, its checksum, the message, its checksum."""
+    """The scalars that TensorBoard shows, from its files: records of a length, its checksum, the message, its checksum.
+
+    Where a session starts at a step, TensorBoard drops what it has from that step on.
+    """
     from tensorboardX.proto import event_pb2
 
     scalars = []
@@ -154,6 +157,8 @@ def read_events(run_dir):
         while content:
             (length,) = struct.unpack_from("<Q", content)
             event = event_pb2.Event.FromString(content[12 : 12 + length])
+            if event.session_log.status == event_pb2.SessionLog.START:
+                scalars = [scalar for scalar in scalars if scalar[0] < event.step]
             scalars += [(event.step, point.tag, point.simple_value) for point in event.summary.value]
             content = content[16 + length :]
     return scalars
@@ -447,6 +452,23 @@ def test_the_only_checkpoint_a_kill_has_left_is_kept_until_the_next_is_complete(
     with pytest.raises(KeyboardInterrupt):
         run_directory.save_checkpoint(run_dir, "last", {"x": jnp.zeros(())})
     assert run_directory.restore_checkpoint(run_dir, "last", {"x": jnp.zeros(())})["x"] == 1.0
+
+
+@pytest.mark.parametrize("kept", [0, 3, 4])  # steps; of the fourth, something was written behind its position
+def test_tensorboard_shows_no_lost_steps_and_every_other_once(run_dir, kept):
+    positions = [0]
+    with run_directory.MetricWriter(run_dir, 0) as writer:
+        for step in range(4):
+            writer.write(step, {"loss": 0.5 * step})
+            writer.write(step, {"accuracy": 0.25 * step})
+            positions.append(writer.position)
+        writer.write(3, {"test": 0.125})
+        writer.write(7, {"loss": 8.0})
+    assert (7, "loss", 8.0) in read_events(run_dir)
+    with run_directory.MetricWriter(run_dir, positions[kept]) as writer:
+        writer.write(4, {"loss": 16.0})
+    shown = [point for step in range(kept) for point in ((step, "loss", 0.5 * step), (step, "accuracy", 0.25 * step))]
+    assert read_events(run_dir) == read_metrics(run_dir) == [*shown, (4, "loss", 16.0)]
 
 
 def test_metrics_behind_a_position_are_dropped(run_dir):
