@@ -4,7 +4,7 @@
 
 Every check is one function below, in the order of the report, whose docstring says what is allowed. It returns what it
 measured, or raises `Failed` or `NotApplicable`; any other exception is a failure too, told in one sentence. What the
-checks share stands behind them.
+checks share: the cell and its inputs (check_subject.py), comparisons (check_numbers.py), the report (check_report.py).
 
 Numbers are compared in float64 (the cell is built with `param_dtype=float64`, or its parameters are cast), where
 rounding is 1e-16 and a mistake cannot hide behind a tolerance. References are slow and plain: a Python loop over time,
@@ -13,7 +13,6 @@ relative difference is the largest difference over the largest entry.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -25,12 +24,49 @@ from flax import nnx
 
 from rnn_jax.cell import AffineCell, Cell, carry_names, make_cell
 from rnn_jax.flow.adjoint import adjoints
+from rnn_jax.flow.check_numbers import (
+    Arrays,
+    cast,
+    counterpart,
+    dot,
+    example,
+    finite,
+    found,
+    inexact,
+    is_inexact,
+    is_variable,
+    largest,
+    norm,
+    normals,
+    same,
+    with_inexact,
+)
+from rnn_jax.flow.check_report import (
+    CellReport,
+    Check,
+    Failed,
+    NotApplicable,
+    described,
+    sentence,
+    shape_of,
+    written,
+)
+from rnn_jax.flow.check_subject import (
+    LoopByExample,
+    Subject,
+    cast_cell,
+    jit_once,
+    loop,
+    one_step,
+    outputs_and_gradients,
+    scanned,
+    two_loops,
+    weights_for,
+)
 from rnn_jax.flow.profile import gradient_profile
 from rnn_jax.layers import RNN
-from rnn_jax.unroll import unroll
 
 Array = jax.Array
-Arrays = Sequence[Any]  # arrays of jax or numpy
 Carry = Any
 PyTree = Any
 
@@ -42,60 +78,6 @@ _ADJOINT = 1e-5  # their scale is a float32
 _LOG10 = 1e-4  # of a profile, which is float32
 _BFLOAT16 = 0.1  # bfloat16 has 8 bits
 _SLACK = 1e-6  # by which rounding may carry a gate over its bound
-
-# The programs of the kit run once, on little data: nearly all of their time is compilation, so no time goes into
-# making them fast.
-_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One line of the report.
-
-    Attributes:
-      name: what was checked.
-      passed: None if the check does not apply to the cell.
-      detail: what was measured and what is allowed; or the reason.
-    """
-
-    name: str
-    passed: bool | None
-    detail: str
-
-
-@dataclasses.dataclass(frozen=True)
-class CellReport:
-    """What the checks found; printing it prints the report.
-
-    Attributes:
-      cell: the cell's name.
-      checks: in the order in which they ran.
-    """
-
-    cell: str
-    checks: tuple[Check, ...]
-
-    @property
-    def failed(self) -> tuple[str, ...]:
-        """The names of the checks that failed."""
-        return tuple(line.name for line in self.checks if line.passed is False)
-
-    @property
-    def passed(self) -> bool:
-        """Whether no check failed."""
-        return not self.failed
-
-    def __str__(self) -> str:
-        width = max(len(line.name) for line in self.checks)
-        sign = {True: "ok", False: "FAIL", None: "n/a"}
-        lines = [f"{sign[line.passed]:4}  {line.name:{width}}  {line.detail}" for line in self.checks]
-        other = sum(line.passed is None for line in self.checks)
-        checks = f"{len(self.checks) - other} checks" + (f" ({other} more do not apply)" if other else "")
-        if self.passed:
-            verdict = f"{self.cell} passes all {checks}."
-        else:
-            verdict = f"{self.cell} FAILS {len(self.failed)} of {checks}: {', '.join(self.failed)}."
-        return "\n".join([*lines, "", verdict])
 
 
 def check_cell(
@@ -152,28 +134,21 @@ def settings() -> Iterator[None]:
         yield
 
 
-class Failed(Exception):
-    """Raised by a check that found something that is not allowed."""
+_CheckFunction = Callable[[Subject], str]
+_CHECKS: dict[str, _CheckFunction] = {}
 
 
-class NotApplicable(Exception):
-    """Raised by a check that does not apply to the cell."""
-
-
-_CHECKS: dict[str, Callable[["Subject"], str]] = {}
-
-
-def check(name: str) -> Callable[[Callable[["Subject"], str]], Callable[["Subject"], str]]:
+def check(name: str) -> Callable[[_CheckFunction], _CheckFunction]:
     """Decorator: adds a check to the end of the report."""
 
-    def enter(function: Callable[["Subject"], str]) -> Callable[["Subject"], str]:
+    def enter(function: _CheckFunction) -> _CheckFunction:
         _CHECKS[name] = function
         return function
 
     return enter
 
 
-def run(name: str, subject: "Subject") -> Check:
+def run(name: str, subject: Subject) -> Check:
     """Runs one check and writes its line."""
     try:
         return Check(name, True, _CHECKS[name](subject))
@@ -185,17 +160,11 @@ def run(name: str, subject: "Subject") -> Check:
         return Check(name, False, sentence(error))
 
 
-def sentence(error: BaseException) -> str:
-    """Returns the type of an exception and the first line of what it says."""
-    text = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {text[:150]}{' ...' if len(text) > 150 else ''}".rstrip(": ")
-
-
 # The checks, from what a cell is to what it does.
 
 
 @check("contract")
-def contract(subject: "Subject") -> str:
+def contract(subject: Subject) -> str:
     """A `flax.nnx.RNNCellBase` with `num_feature_axes` (1 or more) and `initialize_carry(input_shape, rngs)`.
 
     The carry is a pytree of arrays, each beginning with the leading axes of the input, however many these are.
@@ -216,7 +185,7 @@ def contract(subject: "Subject") -> str:
 
 
 @check("carry")
-def carry_is_kept(subject: "Subject") -> str:
+def carry_is_kept(subject: Subject) -> str:
     """A step gives back a carry of the same pytree structure, shapes and dtypes, and an output `[*batch, ...]`."""
     for dtype in (jnp.dtype(jnp.float64), subject.dtype):
         cell = subject.at(dtype)
@@ -238,7 +207,7 @@ def kept(cell: nnx.RNNCellBase, carry: Carry, x: Array, when: str) -> Any:
 
 
 @check("parameters")
-def parameters(subject: "Subject") -> str:
+def parameters(subject: Subject) -> str:
     """Every array of the cell is an `nnx.Param` of floating-point type, and none is a random state.
 
     Another `nnx.Variable` is allowed as a constant, if no gradient reaches it (`jax.lax.stop_gradient`): training moves
@@ -265,7 +234,7 @@ def parameters(subject: "Subject") -> str:
 
 
 @check("batch axes")
-def batch_axes(subject: "Subject") -> str:
+def batch_axes(subject: Subject) -> str:
     """One and two leading axes give what each example gives alone: relative difference at most 1e-12."""
     cell = subject.at(jnp.float64)
     carry, x = subject.reached(cell, 2, _BATCH), subject.inputs(2, _BATCH)
@@ -282,7 +251,7 @@ def batch_axes(subject: "Subject") -> str:
 
 
 @check("jit and grad")
-def jit_and_grad(subject: "Subject") -> str:
+def jit_and_grad(subject: Subject) -> str:
     """`jax.jit` and `jax.grad` take the cell as an argument and closed over: relative difference at most 1e-12."""
     cell = subject.at(jnp.float64)
     carry, x = subject.reached(cell, _BATCH), subject.inputs(_BATCH)
@@ -292,17 +261,17 @@ def jit_and_grad(subject: "Subject") -> str:
     def loss(cell, x):
         return dot(weights, inexact(cell(carry, x)))
 
-    _, to_x = _jit(jax.grad(loss, argnums=(0, 1)))(cell, x)
+    _, to_x = jit_once(jax.grad(loss, argnums=(0, 1)))(cell, x)
     differences = [
         same(one_step(cell, carry, x), want, _EXACT, "jit, cell passed"),
-        same(_jit(lambda c, x: cell(c, x))(carry, x), want, _EXACT, "jit, cell closed over"),
-        same(_jit(jax.grad(lambda x: loss(cell, x)))(x), to_x, _EXACT, "grad, cell closed over"),
+        same(jit_once(lambda c, x: cell(c, x))(carry, x), want, _EXACT, "jit, cell closed over"),
+        same(jit_once(jax.grad(lambda x: loss(cell, x)))(x), to_x, _EXACT, "grad, cell closed over"),
     ]
     return found(differences, _EXACT, "cell passed and closed over")
 
 
 @check("vmap")
-def vmap(subject: "Subject") -> str:
+def vmap(subject: Subject) -> str:
     """`jax.vmap` over examples, cell passed and closed over, and over an ensemble of cells: at most 1e-12."""
     cell = subject.at(jnp.float64)
     carry, x = subject.reached(cell, _BATCH), subject.inputs(_BATCH)
@@ -315,25 +284,25 @@ def vmap(subject: "Subject") -> str:
         return cell(carry, x)
 
     differences = [
-        same(_jit(jax.vmap(lambda c, x: cell(c, x)))(carry, x), want, _EXACT, "over examples, cell closed over"),
-        same(_jit(jax.vmap(step, (None, 0, 0)))(cell, carry, x), want, _EXACT, "over examples, cell passed"),
-        same(_jit(jax.vmap(step, (0, None, None)))(cells, carry, x), pair, _EXACT, "over an ensemble of cells"),
+        same(jit_once(jax.vmap(lambda c, x: cell(c, x)))(carry, x), want, _EXACT, "over examples, cell closed over"),
+        same(jit_once(jax.vmap(step, (None, 0, 0)))(cell, carry, x), want, _EXACT, "over examples, cell passed"),
+        same(jit_once(jax.vmap(step, (0, None, None)))(cells, carry, x), pair, _EXACT, "over an ensemble of cells"),
     ]
     return found(differences, _EXACT, "over examples and over an ensemble")
 
 
 @check("scan")
-def scan(subject: "Subject") -> str:
+def scan(subject: Subject) -> str:
     """`jax.lax.scan` over the cell gives what the Python loop gives: relative difference at most 1e-12."""
     cell = subject.at(jnp.float64)
     carry, xs = subject.reached(cell, _BATCH), subject.inputs(_BATCH, _TIME)
-    last, ys = _jit(partial(jax.lax.scan, lambda c, x: cell(c, x)))(carry, jnp.moveaxis(xs, 1, 0))
+    last, ys = jit_once(partial(jax.lax.scan, lambda c, x: cell(c, x)))(carry, jnp.moveaxis(xs, 1, 0))
     difference = same((last, jnp.moveaxis(ys, 0, 1)), loop(cell, carry, xs), _EXACT, "scan against the Python loop")
     return found([difference], _EXACT, f"{_TIME} steps")
 
 
 @check("float64")
-def float64(subject: "Subject") -> str:
+def float64(subject: Subject) -> str:
     """With float64 parameters and inputs, parameters, carry and output are float64, and so is all in between.
 
     That a step computes nothing in a narrower type is read off its jaxpr. Complex numbers are complex128.
@@ -374,7 +343,7 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 
 @check("strict promotion")
-def strict_promotion(subject: "Subject") -> str:
+def strict_promotion(subject: Subject) -> str:
     """A step and its gradient trace under `numpy_dtype_promotion="strict"` and `numpy_rank_promotion="raise"`.
 
     In the cell's own type and in float64, with none, one and two batch axes. A bare `z + b`, b with one axis, does not;
@@ -399,7 +368,7 @@ def strict_promotion(subject: "Subject") -> str:
 
 
 @check("bfloat16")
-def bfloat16(subject: "Subject") -> str:
+def bfloat16(subject: Subject) -> str:
     """With parameters cast to bfloat16 the carry keeps its dtype, and outputs and gradients are finite.
 
     Outputs of 4 steps: relative difference at most 0.1 from what the same parameters give in float64. A
@@ -430,7 +399,7 @@ def bfloat16(subject: "Subject") -> str:
 
 
 @check("gradients")
-def gradients(subject: "Subject") -> str:
+def gradients(subject: Subject) -> str:
     """`jax.grad` through 4 steps (Python loop, float64) agrees with central differences to 1e-6.
 
     At each of 5 random points (parameters jittered, another carry, other inputs), along 3 random directions of norm 1
@@ -495,7 +464,7 @@ def worst_slope(
 
 
 @check("unroll")
-def unroll_is_the_loop(subject: "Subject") -> str:
+def unroll_is_the_loop(subject: Subject) -> str:
     """`rnn_jax.unroll` gives the outputs (to 1e-12) and gradients (to 1e-8) of the plain Python loop, in float64.
 
     Once forward, and once in reverse with lengths and resets against one example after another. So it holds for
@@ -522,7 +491,7 @@ def unroll_is_the_loop(subject: "Subject") -> str:
 
 
 @check("adjoints")
-def adjoints_are_brute_force(subject: "Subject") -> str:
+def adjoints_are_brute_force(subject: Subject) -> str:
     """`flow.gradient_profile` and `flow.adjoints` show the gradient to zeros added to every carry of a Python loop.
 
     The profile (whole carry and parts, float32) to 1e-4 in log10; the adjoints to a relative difference of 1e-5; the
@@ -532,7 +501,7 @@ def adjoints_are_brute_force(subject: "Subject") -> str:
     carry, xs = subject.reached(cell, _BATCH), subject.inputs(_BATCH, _TIME)
     weights = weights_for(subject, cell, carry, xs)
 
-    @_jit
+    @jit_once
     @jax.grad
     def brute_force(zeros):
         h, ys = carry, []
@@ -552,7 +521,7 @@ def adjoints_are_brute_force(subject: "Subject") -> str:
     def loss(model, carry, xs):
         return dot(weights, inexact(model(xs, initial_carry=carry)))
 
-    profile = _jit(partial(gradient_profile, loss))(RNN(cell, return_carry=True), carry, xs)
+    profile = jit_once(partial(gradient_profile, loss))(RNN(cell, return_carry=True), carry, xs)
     off = 0.0
     for name, square in expected.items():
         got = np.asarray(profile.log10_norm[name])
@@ -566,7 +535,7 @@ def adjoints_are_brute_force(subject: "Subject") -> str:
 
     *carry_weights, y_weights = map(jnp.asarray, weights)
     carry_cotangent = with_inexact(jax.tree.map(jnp.zeros_like, carry), carry_weights)
-    measured = _jit(partial(adjoints, carry_cotangent=carry_cotangent))(cell, xs, y_weights, carry)
+    measured = jit_once(partial(adjoints, carry_cotangent=carry_cotangent))(cell, xs, y_weights, carry)
     scale = 10.0 ** np.asarray(measured.log10_scale, np.float64)
     vectors = [x * scale.reshape(scale.shape + (1,) * (x.ndim - 2)) for x in inexact(measured.direction)]
     same(vectors, want, _ADJOINT, "flow.adjoints")
@@ -574,7 +543,7 @@ def adjoints_are_brute_force(subject: "Subject") -> str:
 
 
 @check("padding")
-def padding_is_inert(subject: "Subject") -> str:
+def padding_is_inert(subject: Subject) -> str:
     """With `lengths`, NaN in the padding changes no bit of outputs, carry or gradients.
 
     Outputs and input gradients at padded steps are exactly zero; a sequence of length 0 keeps its carry; a shorter one
@@ -602,7 +571,7 @@ def padding_is_inert(subject: "Subject") -> str:
 
 
 @check("resets")
-def resets_part_sequences(subject: "Subject") -> str:
+def resets_part_sequences(subject: Subject) -> str:
     """A reset gives the outputs (to 1e-12) and gradients (to 1e-8) of two sequences run apart, in float64.
 
     The gradient from outputs behind the reset to inputs before it, and to the initial carry, is exactly zero.
@@ -626,7 +595,7 @@ def resets_part_sequences(subject: "Subject") -> str:
 
 
 @check("flax.nnx.RNN")
-def flax_rnn(subject: "Subject") -> str:
+def flax_rnn(subject: Subject) -> str:
     """`flax.nnx.RNN` runs the cell, with the outputs and the final carry of `rnn_jax.RNN` to 1e-12, in float64."""
     cell = subject.at(jnp.float64)
     carry, xs = subject.reached(cell, _BATCH), subject.inputs(_BATCH, _TIME)
@@ -636,7 +605,7 @@ def flax_rnn(subject: "Subject") -> str:
 
 
 @check("extreme inputs")
-def extreme_inputs(subject: "Subject") -> str:
+def extreme_inputs(subject: Subject) -> str:
     """4 steps of zeros, of 1e4, of -1e4 and of both signs give finite outputs and gradients, in the cell's own type.
 
     A linear or relu cell may grow: in 4 steps it stays far below the largest float32, 3e38.
@@ -656,7 +625,7 @@ def extreme_inputs(subject: "Subject") -> str:
 
 
 @check("long run")
-def long_run(subject: "Subject") -> str:
+def long_run(subject: Subject) -> str:
     """2000 steps with standard normal inputs give neither NaN nor inf, nor do their gradients; in the cell's own type.
 
     Growth is no mistake: numbers that have grown beyond the square root of the largest one may leave the range of the
@@ -670,7 +639,7 @@ def long_run(subject: "Subject") -> str:
         new, y = cell(carry, x)
         return new, jnp.max(jnp.stack([jnp.max(jnp.abs(part)).astype(jnp.float64) for part in inexact((new, y))]))
 
-    sizes_T = np.asarray(_jit(partial(jax.lax.scan, step))(carry, jnp.moveaxis(xs, 1, 0))[1])
+    sizes_T = np.asarray(jit_once(partial(jax.lax.scan, step))(carry, jnp.moveaxis(xs, 1, 0))[1])
     if not np.all(np.isfinite(sizes_T)):
         gone = int(np.argmin(np.isfinite(sizes_T)))
         before = sizes_T[gone - 1] if gone else 0.0
@@ -683,7 +652,7 @@ def long_run(subject: "Subject") -> str:
     def loss(model):
         return dot(weights, inexact(model(xs, initial_carry=carry)))
 
-    profile = _jit(partial(gradient_profile, loss))(RNN(cell, return_carry=True))
+    profile = jit_once(partial(gradient_profile, loss))(RNN(cell, return_carry=True))
     log10_T = np.asarray(profile.log10_norm["rnn"])
     if np.any(np.isnan(log10_T)):
         raise Failed("the gradient profile holds NaN; allowed: numbers, and -inf for an exact zero.")
@@ -694,7 +663,7 @@ def long_run(subject: "Subject") -> str:
 
 
 @check("gates")
-def gates(subject: "Subject") -> str:
+def gates(subject: Subject) -> str:
     """`cell.gates(carry, x)` gives finite arrays `[*batch, ...]` by name, each within its `gate_ranges` (to 1e-6).
 
     For common inputs in float64, and for inputs of +-1e4 in the cell's own type. Every name of `gate_ranges` is a gate.
@@ -710,7 +679,7 @@ def gates(subject: "Subject") -> str:
         cell = subject.at(dtype)
         ranges = getattr(cell, "gate_ranges", {})
         x = subject.inputs(*batch, dtype=dtype) * size
-        values = _jit(lambda cell, c, x: cell.gates(c, x))(cell, subject.reached(cell, *batch, dtype=dtype), x)
+        values = jit_once(lambda cell, c, x: cell.gates(c, x))(cell, subject.reached(cell, *batch, dtype=dtype), x)
         if not values:
             raise NotApplicable("the cell names no gates")
         if unknown := set(ranges) - set(values):
@@ -739,7 +708,7 @@ def gates(subject: "Subject") -> str:
 
 
 @check("affine")
-def affine(subject: "Subject") -> str:
+def affine(subject: Subject) -> str:
     """For an `AffineCell`: a step is `pointwise` of the pre-activations by name, formed here one block at a time.
 
     `z[name] = x W_name + h R_name + b_name`, to a relative difference of 1e-12; and `gates` is `activate` of them.
@@ -764,298 +733,3 @@ def affine(subject: "Subject") -> str:
         same(cell.gates(carry, x), cell.activate(z, carry), _EXACT, "gates against activate"),
     ]
     return found(differences, _EXACT, f"a step against pointwise of {', '.join(names)}")
-
-
-# What the checks share: the cell and its inputs, in any precision.
-
-
-class Subject:
-    """The cell under test.
-
-    Args:
-      name: what the report calls it.
-      build: builds it, given `rngs` and perhaps `param_dtype`; None for a built cell.
-      in_features: F.
-      seed: of parameters and inputs.
-      cell: a built cell.
-
-    Attributes:
-      cell: as it was given, or built without a word about dtypes.
-      dtype: the (real) type of its parameters.
-
-    Raises:
-      ValueError: if it cannot be built.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        build: Callable[..., nnx.RNNCellBase] | None,
-        in_features: int,
-        seed: int,
-        cell: Any = None,
-    ):
-        self.name, self.in_features, self.seed = name, in_features, seed
-        self._build = build
-        self.cell = cell if build is None else self.draw()
-        floating = inexact(self.cell)
-        self.dtype = jnp.finfo(floating[0].dtype).dtype if floating else jnp.dtype(jnp.float32)
-        self._cells: dict[Any, nnx.RNNCellBase] = {self.dtype: self.cell}
-
-    def draw(self, **kwargs: Any) -> nnx.RNNCellBase:
-        """Returns a newly built cell; a cell that was given is returned as it is."""
-        if self._build is None:
-            return self.cell
-        try:
-            return self._build(rngs=nnx.Rngs(self.seed), **kwargs)
-        except ValueError:
-            raise
-        except Exception as error:
-            raise ValueError(f"cell {self.name!r} cannot be built: {sentence(error)}") from error
-
-    def draw_in(self, dtype: Any) -> nnx.RNNCellBase:
-        """Returns the cell built with `param_dtype`, or as it is where it takes no such argument."""
-        try:
-            return self.draw(param_dtype=dtype)
-        except ValueError as error:
-            if "param_dtype" not in str(error):
-                raise
-            return self.cell
-
-    def at(self, dtype: Any) -> nnx.RNNCellBase:
-        """Returns the cell with parameters of a type: drawn in float64 where it can be, else cast."""
-        dtype = jnp.dtype(dtype)
-        if dtype not in self._cells:
-            self._cells[dtype] = cast_cell(self.draw_in(dtype) if dtype == jnp.float64 else self.cell, dtype)
-        return self._cells[dtype]
-
-    @property
-    def features(self) -> tuple[int, ...]:
-        """The feature axes of an input."""
-        return (4,) * (self.cell.num_feature_axes - 1) + (self.in_features,)
-
-    def inputs(self, *leading: int, dtype: Any = jnp.float64, draw: int = 0) -> Array:
-        """Returns standard normal inputs `[*leading, ...features]`."""
-        rng = np.random.default_rng([self.seed, draw, *leading])
-        return jnp.asarray(rng.normal(size=(*leading, *self.features)), dtype)
-
-    def fresh(self, cell: nnx.RNNCellBase, *batch: int, dtype: Any = jnp.float64) -> Carry:
-        """Returns the initial carry, cast where the cell makes it of another type (`float64` tells of that)."""
-        return cast(cell.initialize_carry((*batch, *self.features), nnx.Rngs(0)), dtype)
-
-    def reached(self, cell: nnx.RNNCellBase, *batch: int, dtype: Any = jnp.float64, draw: int = 0) -> Carry:
-        """Returns a carry as it is after two steps: not zero, and none that the cell would never be in."""
-        carry = self.fresh(cell, *batch, dtype=dtype)
-        for k in range(2):
-            carry, _ = one_step(cell, carry, self.inputs(*batch, dtype=dtype, draw=100 + 2 * draw + k))
-        return cast(carry, dtype)
-
-
-def cast(tree: PyTree, dtype: Any) -> PyTree:
-    """Casts the floating-point leaves; complex ones to the complex type of that precision."""
-    return jax.tree.map(lambda x: x.astype(counterpart(x.dtype, dtype)) if is_inexact(x) else x, tree)
-
-
-def counterpart(old: Any, dtype: Any) -> Any:
-    """Returns `dtype`, or its complex counterpart if `old` is complex (complex64 for the narrow types)."""
-    if jnp.issubdtype(old, jnp.complexfloating):
-        return jnp.complex128 if dtype == jnp.float64 else jnp.complex64
-    return dtype if jnp.issubdtype(old, jnp.floating) else old
-
-
-def cast_cell(cell: nnx.RNNCellBase, dtype: Any) -> nnx.RNNCellBase:
-    """Casts the parameters, and lets `dtype` and `param_dtype` of the cell and its submodules follow."""
-    cell = cast(cell, dtype)
-    for _, module in nnx.iter_modules(cell):
-        for attribute in ("dtype", "param_dtype"):
-            if getattr(module, attribute, None) is not None:
-                setattr(module, attribute, counterpart(jnp.dtype(getattr(module, attribute)), dtype))
-    return cell
-
-
-# Trees: losses and gradients see their floating-point leaves; a counter in a carry, or a random key, has no gradient.
-
-
-def is_variable(x: Any) -> bool:
-    return isinstance(x, nnx.Variable)
-
-
-def is_inexact(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.inexact)
-
-
-def inexact(tree: PyTree) -> list[Any]:
-    """Returns the leaves that have a gradient."""
-    return [x for x in jax.tree.leaves(tree) if is_inexact(x)]
-
-
-def with_inexact(tree: PyTree, leaves: Arrays) -> PyTree:
-    """Returns the tree with those leaves replaced."""
-    new = iter(leaves)
-    return jax.tree.map(lambda x: next(new) if is_inexact(x) else x, tree)
-
-
-def example(tree: PyTree, b: int) -> PyTree:
-    """Returns one example of a batch, as a batch of one."""
-    return jax.tree.map(lambda part: part[b : b + 1], tree)
-
-
-def normals(leaves: Arrays, rng: np.random.Generator) -> list[np.ndarray]:
-    """Draws standard normal arrays of the given shapes and types."""
-
-    def draw(x: Any) -> np.ndarray:
-        value = rng.normal(size=x.shape)
-        if jnp.issubdtype(x.dtype, jnp.complexfloating):
-            value = value + 1j * rng.normal(size=x.shape)
-        return value.astype(x.dtype)
-
-    return [draw(x) for x in leaves]
-
-
-def dot(a: Arrays, b: Arrays) -> Array:
-    """Returns Re(sum of a b) over lists of arrays: the loss of the kit, and a slope from its gradient."""
-    return sum((jnp.sum(jnp.real(x * y)) for x, y in zip(a, b, strict=True)), start=jnp.zeros(()))
-
-
-def norm(leaves: Arrays) -> float:
-    return float(np.sqrt(sum(np.sum(np.abs(np.asarray(x)) ** 2) for x in leaves)))
-
-
-def largest(tree: PyTree) -> float:
-    """Returns the largest absolute entry, NaN if there is one; 0 of nothing."""
-    return float(np.max([0.0, *(np.max(np.abs(np.asarray(x)), initial=0.0) for x in jax.tree.leaves(tree))]))
-
-
-# Ways to carry a cell through time, `method(cell, carry, xs, ...) -> (carry, ys)`, xs `[batch, time, ...]`.
-
-
-@_jit
-def one_step(cell: nnx.RNNCellBase, carry: Carry, x: Array) -> tuple[Carry, Array]:
-    """A step, compiled once for each shape."""
-    return cell(carry, x)
-
-
-def loop(cell: nnx.RNNCellBase, carry: Carry, xs: Array) -> tuple[Carry, Array]:
-    """The plain loop."""
-    ys = []
-    for t in range(xs.shape[1]):
-        carry, y = cell(carry, xs[:, t])
-        ys.append(y)
-    return carry, jnp.stack(ys, axis=1)
-
-
-def two_loops(cell: nnx.RNNCellBase, carry: Carry, xs: Array) -> tuple[Carry, Array]:
-    """The plain loop over the first half, and one over the second from the cell's own initial carry."""
-    _, first = loop(cell, carry, xs[:, :_HALF])
-    last, second = loop(cell, anew(cell, carry, (xs.shape[0], *xs.shape[2:])), xs[:, _HALF:])
-    return last, jnp.concatenate([first, second], axis=1)
-
-
-def anew(cell: nnx.RNNCellBase, carry: Carry, input_shape: tuple[int, ...]) -> Carry:
-    """Returns the initial carry in the types of a given one."""
-    fresh = cell.initialize_carry(input_shape, nnx.Rngs(0))
-    return jax.tree.map(lambda new, old: new.astype(old.dtype), fresh, carry)
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopByExample:
-    """The loop from the last step to the first, one example after another, with lengths and steps of a reset."""
-
-    lengths: tuple[int, ...]
-    resets: tuple[tuple[int, ...], ...]
-
-    def __call__(self, cell: nnx.RNNCellBase, carry: Carry, xs: Array) -> tuple[Carry, Array]:
-        """Runs the cell on single examples, without a batch axis."""
-        rows = []
-        for b, length in enumerate(self.lengths):
-            h = jax.tree.map(lambda part, b=b: part[b], carry)
-            y = jax.eval_shape(cell, h, xs[b, 0])[1]
-            ys = [jnp.zeros(y.shape, y.dtype)] * xs.shape[1]
-            for t in reversed(range(length)):
-                if t in self.resets[b]:
-                    h = anew(cell, h, xs.shape[2:])
-                h, ys[t] = cell(h, xs[b, t])
-            rows.append((h, jnp.stack(ys)))
-        return jax.tree.map(lambda *parts: jnp.stack(parts), *rows)
-
-
-def scanned(cell: nnx.RNNCellBase, carry: Carry, xs: Array, **options: Any) -> tuple[Carry, Array]:
-    """`rnn_jax.unroll`, with the arguments in the order of the loops."""
-    return unroll(cell, xs, carry, **options)
-
-
-def weights_for(subject: Subject, cell: nnx.RNNCellBase, carry: Carry, xs: Array) -> list[np.ndarray]:
-    """Draws the loss, `dot(weights, (carry, ys))`: every output counts, each with another weight."""
-    return normals(inexact(jax.eval_shape(loop, cell, carry, xs)), np.random.default_rng([subject.seed, 7]))
-
-
-@partial(_jit, static_argnames=("method", "reverse"))
-def outputs_and_gradients(
-    method: Callable[..., tuple[Carry, Array]],
-    cell: nnx.RNNCellBase,
-    carry: Carry,
-    xs: Array,
-    weights: Arrays,
-    lengths: Array | None = None,
-    resets: Array | None = None,
-    reverse: bool | None = None,
-) -> tuple[tuple[Carry, Array], tuple[list[Array], list[Array], list[Array]]]:
-    """Returns (carry, ys), and the gradients of `dot(weights, (carry, ys))` to the cell, the carry and the inputs.
-
-    Compiled once for each method, cell and shape, whichever checks ask for it.
-    """
-    given = {"lengths": lengths, "resets": resets, "reverse": reverse}
-    options = {name: value for name, value in given.items() if value is not None}
-
-    def loss(leaves):
-        parts = [with_inexact(tree, part) for tree, part in zip((cell, carry, xs), leaves, strict=True)]
-        outputs = method(*parts, **options)
-        return dot(weights, inexact(outputs)), outputs
-
-    (_, outputs), gradients = jax.value_and_grad(loss, has_aux=True)((inexact(cell), inexact(carry), inexact(xs)))
-    return outputs, gradients
-
-
-# Comparisons, and how a report tells of them.
-
-
-def same(got: PyTree, want: PyTree, allowed: float, what: str) -> float:
-    """Returns the relative difference, or raises `Failed` if it is above `allowed`, or NaN."""
-    pairs = list(zip(*(map(np.asarray, jax.tree.leaves(tree)) for tree in (got, want)), strict=True))
-    if any(a.shape != b.shape for a, b in pairs):
-        raise Failed(f"{what}: shapes {[a.shape for a, _ in pairs]}; allowed: {[b.shape for _, b in pairs]}.")
-    with np.errstate(invalid="ignore"):
-        difference = largest([a - b for a, b in pairs])
-        relative = difference / (largest(want) or 1.0) if difference else 0.0
-    if not relative <= allowed:
-        raise Failed(f"{what}: relative difference {relative:.2g}; allowed: {allowed:g}.")
-    return relative
-
-
-def found(differences: list[float], allowed: float, of: str) -> str:
-    """Writes the detail of a check that compared numbers."""
-    return f"{of}: relative difference {max(differences):.2g}, allowed {allowed:g}"
-
-
-def finite(tree: PyTree, what: str) -> None:
-    """Raises `Failed` at the first NaN or inf."""
-    for x in inexact(tree):
-        size = largest(x)
-        if not np.isfinite(size):
-            raise Failed(f"{what}: {'NaN' if np.isnan(size) else 'inf'}; allowed: finite numbers.")
-
-
-def described(cell: nnx.RNNCellBase, carry: Carry, batch_axes: int) -> str:
-    """Writes the parts of a carry: `c float32[*batch, 5], h float32[*batch, 5]`."""
-    parts = zip(carry_names(cell, carry), jax.tree.leaves(carry), strict=True)
-    return ", ".join(f"{name} {shape_of(part, batch_axes)}".strip() for name, part in parts)
-
-
-def written(tree: PyTree) -> str:
-    """Writes structure, dtypes and shapes: `LSTMCarry(c=float32[3, 5], h=float32[3, 5])`."""
-    return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)).replace("'", "")
-
-
-def shape_of(x: Any, batch_axes: int) -> str:
-    """Writes dtype and shape: `float32[*batch, 5]`."""
-    return f"{x.dtype}[{', '.join(['*batch', *map(str, x.shape[batch_axes:])])}]"

@@ -11,7 +11,7 @@ from flax import nnx
 
 import rnn_jax
 from rnn_jax.cells.elman import ElmanCell
-from rnn_jax.flow import CellReport, check, check_cell
+from rnn_jax.flow import CellReport, check, check_cell, check_subject
 from rnn_jax.flow.check import Check
 
 AFFINE_ONLY, GATED_ONLY = {"affine"}, {"affine", "gates"}
@@ -311,8 +311,8 @@ def test_an_unroll_that_goes_wrong_is_told(monkeypatch, name, spoilt, says):
     class Elman(ElmanCell):
         """A class of its own, for which nothing is compiled yet."""
 
-    right = check.unroll
-    monkeypatch.setattr(check, "unroll", lambda *args, **kwargs: spoilt(right, *args, **kwargs))
+    right = check_subject.unroll
+    monkeypatch.setattr(check_subject, "unroll", lambda *args, **kwargs: spoilt(right, *args, **kwargs))
     (line,) = check_cell(Elman, only=[name]).checks
     assert line.passed is False
     assert says in line.detail

@@ -1,0 +1,106 @@
+"""The numbers in a pytree, and how two pytrees of them are compared.
+
+Losses and gradients see floating-point leaves: a counter in a carry, or a random key, has no gradient.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rnn_jax.flow.check_report import Failed
+
+Array = jax.Array
+Arrays = Sequence[Any]  # arrays of jax or numpy
+PyTree = Any
+
+
+def is_variable(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)
+
+
+def is_inexact(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def inexact(tree: PyTree) -> list[Any]:
+    """Returns the leaves that have a gradient."""
+    return [x for x in jax.tree.leaves(tree) if is_inexact(x)]
+
+
+def with_inexact(tree: PyTree, leaves: Arrays) -> PyTree:
+    """Returns the tree with those leaves replaced."""
+    new = iter(leaves)
+    return jax.tree.map(lambda x: next(new) if is_inexact(x) else x, tree)
+
+
+def example(tree: PyTree, b: int) -> PyTree:
+    """Returns one example of a batch, as a batch of one."""
+    return jax.tree.map(lambda part: part[b : b + 1], tree)
+
+
+def cast(tree: PyTree, dtype: Any) -> PyTree:
+    """Casts the floating-point leaves; complex ones to the complex type of that precision."""
+    return jax.tree.map(lambda x: x.astype(counterpart(x.dtype, dtype)) if is_inexact(x) else x, tree)
+
+
+def counterpart(old: Any, dtype: Any) -> Any:
+    """Returns `dtype`, or its complex counterpart if `old` is complex (complex64 for the narrow types)."""
+    if jnp.issubdtype(old, jnp.complexfloating):
+        return jnp.complex128 if dtype == jnp.float64 else jnp.complex64
+    return dtype if jnp.issubdtype(old, jnp.floating) else old
+
+
+def normals(leaves: Arrays, rng: np.random.Generator) -> list[np.ndarray]:
+    """Draws standard normal arrays of the given shapes and types."""
+
+    def draw(x: Any) -> np.ndarray:
+        value = rng.normal(size=x.shape)
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            value = value + 1j * rng.normal(size=x.shape)
+        return value.astype(x.dtype)
+
+    return [draw(x) for x in leaves]
+
+
+def dot(a: Arrays, b: Arrays) -> Array:
+    """Returns Re(sum of a b) over lists of arrays: the loss of the kit, and a slope from its gradient."""
+    return sum((jnp.sum(jnp.real(x * y)) for x, y in zip(a, b, strict=True)), start=jnp.zeros(()))
+
+
+def norm(leaves: Arrays) -> float:
+    return float(np.sqrt(sum(np.sum(np.abs(np.asarray(x)) ** 2) for x in leaves)))
+
+
+def largest(tree: PyTree) -> float:
+    """Returns the largest absolute entry, NaN if there is one; 0 of nothing."""
+    return float(np.max([0.0, *(np.max(np.abs(np.asarray(x)), initial=0.0) for x in jax.tree.leaves(tree))]))
+
+
+def same(got: PyTree, want: PyTree, allowed: float, what: str) -> float:
+    """Returns the relative difference, or raises `Failed` if it is above `allowed`, or NaN."""
+    pairs = list(zip(*(map(np.asarray, jax.tree.leaves(tree)) for tree in (got, want)), strict=True))
+    if any(a.shape != b.shape for a, b in pairs):
+        raise Failed(f"{what}: shapes {[a.shape for a, _ in pairs]}; allowed: {[b.shape for _, b in pairs]}.")
+    with np.errstate(invalid="ignore"):
+        difference = largest([a - b for a, b in pairs])
+        relative = difference / (largest(want) or 1.0) if difference else 0.0
+    if not relative <= allowed:
+        raise Failed(f"{what}: relative difference {relative:.2g}; allowed: {allowed:g}.")
+    return relative
+
+
+def found(differences: list[float], allowed: float, of: str) -> str:
+    """Writes the detail of a check that compared numbers."""
+    return f"{of}: relative difference {max(differences):.2g}, allowed {allowed:g}"
+
+
+def finite(tree: PyTree, what: str) -> None:
+    """Raises `Failed` at the first NaN or inf."""
+    for x in inexact(tree):
+        size = largest(x)
+        if not np.isfinite(size):
+            raise Failed(f"{what}: {'NaN' if np.isnan(size) else 'inf'}; allowed: finite numbers.")
