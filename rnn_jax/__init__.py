@@ -7,7 +7,7 @@ import rnn_jax.cells  # noqa: F401  (enters the cells in the catalogue)
 from rnn_jax import flow
 from rnn_jax.cell import AffineCell, Cell, catalogue, make_cell, register
 from rnn_jax.layers import RNN, Bidirectional, Stack
-from rnn_jax.unroll import unroll
+from rnn_jax.unroll import batch_mesh, unroll
 from rnn_jax.version import __version__
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Cell",
     "Stack",
     "__version__",
+    "batch_mesh",
     "catalogue",
     "flow",
     "make_cell",

@@ -1,4 +1,7 @@
-"""Strict numerics for every test: float64 at hand, no silent promotion of types or ranks. Slow tests run when asked."""
+"""Strict numerics for every test: float64 at hand, no silent promotion of types or ranks. Slow tests run when asked.
+
+On a CPU, two devices are made of its cores, to spread a batch over.
+"""
 
 import os
 
@@ -6,6 +9,7 @@ import jax
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -15,6 +15,8 @@ from rnn_jax.cell import AffineCell
 from rnn_jax.unroll.affine import scan_affine
 from rnn_jax.unroll.running_scale import Tap, TapRequest, is_inexact, zero_like_all
 from rnn_jax.unroll.sequential import State, Steps, over_segments, scan_cell, start_of_scale, where
+from rnn_jax.unroll.sharded import batch_mesh as batch_mesh
+from rnn_jax.unroll.sharded import over_batch
 
 Array = jax.Array
 Carry = Any
@@ -40,6 +42,8 @@ def unroll(
     tap: Tap | TapRequest | None = None,
 ) -> tuple[Carry, Array]:
     """Carries a cell through time: `carry, y_t = cell(carry, x_t)` for every step.
+
+    Under `jax.set_mesh(batch_mesh())` the batch is spread over devices (`rnn_jax.unroll.sharded`).
 
     Args:
       cell: any `flax.nnx.RNNCellBase`, of this library, of Flax or of one's own.
@@ -105,20 +109,24 @@ def unroll(
     fast = method == "sequential" and _fits_fast_path(cell, (cell, xs, carry, fresh_carry))
     scan: Callable[..., tuple[State, Array]] = scan_affine if fast else scan_cell
 
-    def run(state: State, steps: Steps) -> tuple[State, Array]:
-        record = None if tap is None else tap.record
-        return scan(cell, steps, state, fresh_carry=fresh_carry, record=record, reverse=reverse, unroll=unroll)
-
     state = (carry, jnp.zeros((), jnp.float32))
     if tap is not None:
         state = start_of_scale(tap, carry, zero_like_all((cell, xs, carry)))
     if checkpoint_every is None:
         checkpoint_every = _default_checkpoint(carry, xs, fast)
-    if checkpoint_every:
-        run = partial(over_segments, jax.checkpoint(run), reverse=reverse, size=checkpoint_every)
-    if truncate_every is not None:
-        run = partial(_truncated, run, reverse=reverse, size=truncate_every)
-    state, ys = run(state, steps)
+
+    def run(operands: tuple[nnx.RNNCellBase, Carry | None], state: State, steps: Steps) -> tuple[State, Array]:
+        cell, fresh_carry = operands
+        record = None if tap is None else tap.record
+        run = partial(scan, cell, fresh_carry=fresh_carry, record=record, reverse=reverse, unroll=unroll)
+        if checkpoint_every:
+            run = partial(over_segments, jax.checkpoint(run), reverse=reverse, size=checkpoint_every)
+        if truncate_every is not None:
+            run = partial(_truncated, run, reverse=reverse, size=truncate_every)
+        return run(state, steps)
+
+    spread = run if tap is not None else over_batch(run, (carry, fresh_carry), batch_shape)
+    state, ys = spread((cell, fresh_carry), state, steps)
     return state[0], jnp.moveaxis(ys, 0, time_axis)
 
 

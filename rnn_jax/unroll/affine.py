@@ -77,8 +77,8 @@ class _Static(NamedTuple):
 
 def scan_affine(
     cell: AffineCell,
-    steps: Steps,
     state: State,
+    steps: Steps,
     *,
     fresh_carry: Carry | None,
     record: Callable[[PyTree, Array], PyTree] | None,

@@ -43,8 +43,8 @@ class Steps(NamedTuple):
 
 def scan_cell(
     cell: nnx.RNNCellBase,
-    steps: Steps,
     state: State,
+    steps: Steps,
     *,
     fresh_carry: Carry | None,
     record: Callable[[PyTree, Array], PyTree] | None,
@@ -55,8 +55,8 @@ def scan_cell(
 
     Args:
       cell: any `flax.nnx.RNNCellBase`.
-      steps: the inputs.
       state: carry and e before the first step.
+      steps: the inputs.
       fresh_carry: what a reset puts in the place of the carry.
       record: of the `Tap` whose zeros are in `steps`.
       reverse: from the last step to the first.
