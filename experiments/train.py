@@ -30,6 +30,7 @@ from flax import nnx
 from rnn_jax import flow, tasks
 from rnn_jax.models import LanguageModel, SequenceClassifier
 from rnn_jax.report.gradient_flow import gradient_flow as draw
+from rnn_jax.report.learning import training as draw_training
 from rnn_jax.report.read import load_config, load_table
 from rnn_jax.tasks.bucketing import bucket_boundaries, padding_share
 from rnn_jax.tasks.embeddings import load_embeddings
@@ -330,7 +331,9 @@ def show(run_dir: pathlib.Path, task: tasks.Task) -> None:
     for name, text in table.items():
         print(f"  {name:{width}}{text}")
     files = ["summary.csv", "metrics.csv", "timing.csv", "checkpoints/last", "checkpoints/best", "gradient_flow.csv"]
-    figures = draw(run_dir) if (run_dir / "gradient_flow.npz").exists() else []
+    figures = draw_training(run_dir)
+    if (run_dir / "gradient_flow.npz").exists():
+        figures += draw(run_dir)
     print(f"\nThe run directory is {run_dir}. Look at:")
     for path in (*figures, *(run_dir / name for name in files if (run_dir / name).exists())):
         print(f"  {path}")

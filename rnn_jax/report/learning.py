@@ -1,6 +1,9 @@
-"""The figure of what was learned: a cell's score along its training, and how far back its gradient reached.
+"""Figures of what was learned: the score along training, and how far back the gradient reached.
 
-python -c "from rnn_jax.report.learning import learning; learning('runs/...')"
+    python -c "from rnn_jax.report.learning import learning; learning('runs/...')"
+
+is for runs of `experiments.gradient_flow`, many networks in one figure; `training`, in the place of `learning`, is for
+a run of `experiments.train`, one network, with its loss.
 """
 
 import dataclasses
@@ -134,6 +137,7 @@ def learning_figure(
         highest = max(np.max(c.scores_LS, where=np.isfinite(c.scores_LS), initial=0.0) for c in curves)
         frame = _FRAME * max(trivial, default=np.inf)
         lowest = min(np.min(c.scores_LS, where=np.isfinite(c.scores_LS), initial=frame) for c in curves)
+        lowest = min(lowest, *trivial)
         if highest > frame:
             ax.set_ylim(0.7 * lowest, frame)
             note = f"The left frame ends at {frame:.2g}; the highest value is {highest:.2g}."
@@ -219,6 +223,167 @@ def learning(run_dir: read.StrPath, *others: read.StrPath, out: read.StrPath | N
     source = "; ".join(" ".join(config.get("argv", [])) for config in configs)
     figure.savefig(path, dpi="figure", metadata={"Source": source})
     return [path]
+
+
+def plot_loss(ax: Axes, steps: Sequence[int], losses: Sequence[float]) -> Axes:
+    """Draws the training loss against the training step, on a logarithmic axis if it falls below a tenth."""
+    ax.plot(steps, losses, color=COLORS[0], linewidth=1.8)
+    _scale(ax, losses)
+    ax.set_xlabel("training step")
+    ax.set_ylabel("loss on training batches")
+    return ax
+
+
+def plot_scores(
+    ax: Axes,
+    metric: str,
+    validation: Mapping[int, float],
+    *,
+    test: tuple[int, float] | None = None,
+    trivial: float | None = None,
+) -> Axes:
+    """Draws the scores of one network against the training step.
+
+    Args:
+      ax: where to draw.
+      metric: what the score is called.
+      validation: step -> score on the validation split; empty without one.
+      test: the step of the weights that were tested, and their score.
+      trivial: score of whoever ignores the input.
+    """
+    if validation:
+        steps, scores = list(validation), list(validation.values())
+        ax.plot(steps, scores, color=COLORS[0], linewidth=1.8, marker=".", label="validation")
+    if test is not None:
+        label = f"test, at step {test[0]}: {test[1]:.4g}"
+        ax.plot(*([value] for value in test), "D", color=COLORS[1], markersize=6, clip_on=False, label=label)
+    if trivial is not None:
+        label = f"ignoring the input: {trivial:.4g}"
+        ax.axhline(trivial, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1, label=label)
+    if metric not in _LINEAR:
+        _scale(ax, [*validation.values(), *([] if test is None else test[1:]), *([] if trivial is None else [trivial])])
+    ax.set_xlabel("training step")
+    ax.set_ylabel(metric)
+    return ax
+
+
+def plot_reach(ax: Axes, steps_L: np.ndarray, log10_norm: Mapping[str, np.ndarray]) -> Axes:
+    """Draws against the training step the lag from which on the gradient stays below 1/e of its largest value.
+
+    A line for each layer; none where a profile is not finite.
+
+    Args:
+      ax: where to draw.
+      steps_L: [L], the logged steps.
+      log10_norm: by layer, [L, time].
+    """
+    lags = {layer: reach(profile_LT) for layer, profile_LT in log10_norm.items()}
+    for i, (layer, lags_L) in enumerate(lags.items()):
+        color, linestyle = COLORS[i % len(COLORS)], LINESTYLES[(i + i // len(COLORS)) % len(LINESTYLES)]
+        ax.plot(steps_L, lags_L, color=color, linestyle=linestyle, linewidth=1.8, marker=".", label=layer)
+    time = max(profile_LT.shape[-1] for profile_LT in log10_norm.values())
+    furthest = max(np.max(lags_L, where=np.isfinite(lags_L), initial=0.0) for lags_L in lags.values())
+    if furthest < time / 4:  # to show all steps would flatten it
+        ax.set_ylim(0, 1.25 * max(furthest, 1))
+    else:
+        ax.set_ylim(0, 1.08 * time)
+        ax.axhline(time, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        ax.annotate(
+            f"never within {time} steps", (1, time), (0, 4), xycoords=("axes fraction", "data"),
+            textcoords="offset points", ha="right", fontsize=8, color="0.4",
+        )  # fmt: skip
+    ax.set_xlabel("training step")
+    ax.set_ylabel(f"horizon: lag, of {time} steps, at which\n‖∂L/∂carry$_t$‖ has fallen to 1/e")
+    return ax
+
+
+def reach(log10_norm: np.ndarray) -> np.ndarray:
+    """Returns the lag from which on a norm stays below 1/e of its largest value; NaN if it is not finite.
+
+    Args:
+      log10_norm: [..., time].
+
+    Returns:
+      [...], time if it never falls so low.
+    """
+    by_lag = log10_norm[..., ::-1]
+    largest = np.max(by_lag, axis=-1, keepdims=True)
+    above = (by_lag >= largest - math.log10(math.e)) & (by_lag > -np.inf)
+    lags = np.max(np.where(above, np.arange(1, by_lag.shape[-1] + 1), 0), axis=-1)
+    return np.where(largest[..., 0] < np.inf, lags, np.nan)
+
+
+def training_figure(
+    metrics: Mapping[str, Mapping[int, float]],
+    rows: Sequence[Mapping[str, str]],
+    profiles: read.Profiles | None = None,
+    title: str = "",
+) -> Figure:
+    """One network's loss, its scores, and how far back its gradient reached, along training: a panel each.
+
+    Args:
+      metrics: of metrics.csv: train/loss, and validation/<metric> if there is such a split.
+      rows: of summary.csv: test_score, trivial_score, best_step. None if the run is not finished.
+      profiles: of the run; None without recurrent layers.
+      title: of the figure.
+    """
+    metric = next((name.partition("/")[2] for name in metrics if name.startswith(("validation/", "test/"))), None)
+    panels = 1 + (metric is not None) + (profiles is not None)
+    figure = Figure(figsize=(1 + 4.4 * panels, 4.4), dpi=150, layout="constrained")
+    figure.suptitle(title)
+    ax, *beside = figure.subplots(1, panels, squeeze=False)[0]
+
+    losses = metrics.get("train/loss", {})
+    plot_loss(ax, list(losses), list(losses.values()))
+    ax.set_title("training loss", fontsize=11)
+    if metric is not None:
+        ax = beside.pop(0)
+        test, trivial = None, None
+        if rows:
+            test = int(rows[0]["best_step"]), float(rows[0]["test_score"])
+            trivial = float(rows[0]["trivial_score"])
+        plot_scores(ax, metric, metrics.get(f"validation/{metric}", {}), test=test, trivial=trivial)
+        ax.set_title("what was learned", fontsize=11)
+    if profiles is not None:
+        ((_, parts),) = profiles.log10_norm.items()
+        layers = [part for part in parts if not any(part.startswith(f"{other}/") for other in parts)]
+        plot_reach(beside[0], profiles.steps, {layer: parts[layer][:, 0] for layer in layers})
+        beside[0].set_title("how far back the gradient reaches", fontsize=11)
+
+    last = max((step for values in metrics.values() for step in values), default=0)
+    for ax in figure.axes:
+        ax.set_xlim(0, max(last, 1))
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.spines[["top", "right"]].set_visible(False)
+        if len(ax.get_legend_handles_labels()[0]) > (ax in beside):  # the name of a lone layer says nothing
+            ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False, fontsize=9, handlelength=3)
+    return figure
+
+
+def training(run_dir: read.StrPath) -> list[pathlib.Path]:
+    """Draws the training of a run of `experiments.train` into its figures/learning.png and returns that path.
+
+    Raises:
+      ValueError: the run directory has no config.json or no metrics.csv.
+    """
+    config, metrics, rows = read.load_config(run_dir), read.load_metrics(run_dir), read.load_table(run_dir)
+    flags = config.get("flags", {})
+    folder = pathlib.Path(run_dir)
+    profiles = read.load_profiles(folder) if (folder / "gradient_flow.npz").exists() else None
+    network = flags["cell"] if flags["recurrent"] else "bag of embeddings"
+    title = f"{flags['task']}, {network}" + (f", {flags['hidden']} hidden units" if flags["recurrent"] else "")
+    path = folder / "figures" / "learning.png"
+    path.parent.mkdir(exist_ok=True)
+    figure = training_figure(metrics, rows, profiles, title)
+    figure.savefig(path, dpi="figure", metadata={"Source": " ".join(config.get("argv", []))})
+    return [path]
+
+
+def _scale(ax: Axes, values: Sequence[float]) -> None:
+    """Makes the y axis logarithmic if positive values lie further apart than a power of ten."""
+    finite = [value for value in values if math.isfinite(value)]
+    if finite and min(finite) > 0 and max(finite) > 10 * min(finite):
+        ax.set_yscale("log")
 
 
 def _finite(row: Mapping[str, str]) -> bool:

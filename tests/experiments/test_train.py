@@ -100,7 +100,14 @@ def test_a_run_leaves_its_results_and_says_where(alone):
     assert [(row["part"], row["stage"]) for row in results] == [("rnn", "initialisation"), ("rnn", "trained")]
     assert 0 < float(results[0]["test_score"]) < 1
     assert int(results[0]["horizon_e"]) >= 1
-    for name in ("figures/gradient_flow.png", "summary.csv", "metrics.csv", "timing.csv", "checkpoints/best"):
+    for name in (
+        "figures/learning.png",
+        "figures/gradient_flow.png",
+        "summary.csv",
+        "metrics.csv",
+        "timing.csv",
+        "checkpoints/best",
+    ):
         assert (out / name).exists()
         assert str(out / name) in printed
     flags = json.loads((out / "config.json").read_text())["flags"]

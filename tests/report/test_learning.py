@@ -1,10 +1,12 @@
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from rnn_jax import flow
 from rnn_jax.report import learning, read
 from rnn_jax.training import run_directory
 
@@ -127,6 +129,12 @@ def test_an_error_that_explodes_does_not_flatten_the_others(tmp_path, highest, c
         assert figure.get_supxlabel() == ""
 
 
+def test_the_score_of_ignoring_the_input_is_in_the_frame_also_below_scores_that_all_explode(tmp_path):
+    figure = figure_of(make_run(tmp_path / "run", {"irnn": [[40.0, 50.0, 3e30]]}, rows=summary()))
+    bottom, top = figure.axes[0].get_ylim()
+    assert bottom < 1 / 6 < top == pytest.approx(5)
+
+
 def test_horizons_of_whole_carries_stand_beside_the_curves_in_their_colours(run_dir):
     curves, beside = figure_of(run_dir).axes
     names = {text.get_text(): text.get_color() for text in beside.texts}
@@ -213,3 +221,113 @@ def test_a_folder_without_a_run_is_refused_by_the_missing_file(run_dir, missing)
     (run_dir / missing).unlink()
     with pytest.raises(ValueError, match=f"has no {missing}; allowed: "):
         learning.learning(run_dir)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Makes a run of `experiments.train`, of 20 steps on sequences of 8, and returns its folder."""
+
+    def make(*, metric="accuracy", validation=True, finished=True, log10_norm=None, losses=(2.0, 1.0), **flags):
+        flags = {"task": "digits", "cell": "lstm", "hidden": 64, "recurrent": True, **flags}
+        folder = run_directory.create(str(tmp_path / "run"), flags)
+        with run_directory.MetricWriter(folder) as writer:
+            for step, loss, score in zip((10, 20), losses, (0.6, 0.5)):
+                writer.write(step, {"train/loss": loss, "gradient_norm/rnn": 1.0})
+                if validation:
+                    writer.write(step, {f"validation/{metric}": score})
+            if finished:
+                writer.write(20, {f"test/{metric}": 0.55})
+        if log10_norm is not None:
+            run_directory.save_profiles(folder, [0, 10, 20], {"lstm": log10_norm})
+        if finished:
+            best = 10 if validation else 20
+            run_directory.save_table(folder, [{"best_step": best, "test_score": 0.55, "trivial_score": 0.1}])
+        return folder
+
+    return make
+
+
+def training_figure_of(folder):
+    has_profiles = (folder / "gradient_flow.npz").exists()
+    profiles = read.load_profiles(folder) if has_profiles else None
+    return learning.training_figure(read.load_metrics(folder), read.load_table(folder), profiles)
+
+
+def drawn(ax):
+    """The lines of a panel by their names in the legend: their points."""
+    return {line.get_label(): list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in ax.lines}
+
+
+def test_the_training_of_one_network_is_its_loss_its_scores_and_how_far_back_its_gradient_reached(trained):
+    by_step = np.array([[-4.0, -1, -0.5, -0.4, -0.3, -0.2, -0.1, 0], [0.0] * 8, [np.nan] * 8])
+    parts = {f"rnn/layers/{k}": by_step[:, None] - k for k in (0, 1)}
+    figure = training_figure_of(trained(log10_norm=parts | {"rnn/layers/1/c": np.zeros((3, 1, 8))}))
+    loss, scores, reach = figure.axes
+    assert list(drawn(loss).values()) == [[(10, 2.0), (20, 1.0)]]
+    assert drawn(scores) == {
+        "validation": [(10, 0.6), (20, 0.5)],
+        "test, at step 10: 0.55": [(10, 0.55)],
+        "ignoring the input: 0.1": [(0, 0.1), (1, 0.1)],
+    }
+    assert scores.get_ylabel() == "accuracy"
+    for layer in ("rnn/layers/0", "rnn/layers/1"):
+        np.testing.assert_array_equal(drawn(reach)[layer], [(0, 5), (10, 8), (20, np.nan)])
+    assert [text.get_text() for text in reach.get_legend().get_texts()] == ["rnn/layers/0", "rnn/layers/1"]
+    assert [text.get_text() for text in reach.texts] == ["never within 8 steps"]
+    for ax in figure.axes:
+        assert ax.get_xlim() == (0, 20)
+        assert ax.get_xlabel() == "training step"
+
+
+def test_what_a_run_has_not_is_left_out(trained, tmp_path):
+    """Layers; a validation split; an end."""
+    loss, scores = training_figure_of(trained(validation=False)).axes
+    assert list(drawn(scores)) == ["test, at step 20: 0.55", "ignoring the input: 0.1"]
+    (tmp_path / "run").rename(tmp_path / "first")
+    (loss,) = training_figure_of(trained(validation=False, finished=False)).axes
+    assert list(drawn(loss).values()) == [[(10, 2.0), (20, 1.0)]]
+    (tmp_path / "run").rename(tmp_path / "second")
+    loss, scores, reach = training_figure_of(trained(finished=False, log10_norm={"rnn": np.zeros((3, 1, 8))})).axes
+    assert list(drawn(scores)) == ["validation"]
+    assert reach.get_legend() is None
+
+
+@pytest.mark.parametrize(("losses", "scale"), [((2.0, 1.0), "linear"), ((2.0, 0.1), "log"), ((2.0, 0.0), "linear")])
+def test_a_loss_that_falls_by_powers_of_ten_is_drawn_so(trained, losses, scale):
+    assert training_figure_of(trained(losses=losses)).axes[0].get_yscale() == scale
+
+
+def test_a_short_reach_is_not_flattened_by_the_length_of_the_sequence():
+    ax = Figure().subplots()
+    learning.plot_reach(ax, np.array([0, 10]), {"rnn": np.arange(100.0)[None].repeat(2, 0)})
+    assert ax.get_ylim()[1] < 3
+    assert not ax.texts
+
+
+def test_the_reach_is_the_horizon_of_the_instrument():
+    profiles = np.cumsum(np.random.default_rng(0).normal(0.1, 0.5, size=(50, 20)), axis=-1).astype(np.float32)
+    profiles[0], profiles[1, 3:9], profiles[2, 4], profiles[3, 5] = -np.inf, -np.inf, np.nan, np.inf
+    expected = np.asarray(flow.horizon(jnp.asarray(profiles)).e, np.float64)
+    assert {-1, 0} < set(expected)
+    np.testing.assert_array_equal(learning.reach(profiles), np.where(expected < 0, np.nan, expected))
+
+
+@pytest.mark.parametrize(
+    ("flags", "title"), [({}, "digits, lstm, 64 hidden units"), ({"recurrent": False}, "digits, bag of embeddings")]
+)
+def test_a_run_of_one_network_gives_its_figure(trained, monkeypatch, recwarn, flags, title):
+    titles, save = [], Figure.savefig
+
+    def noted(figure, *args, **kwargs):
+        titles.append(figure.get_suptitle())
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", noted)
+    folder = trained(**flags)
+    (path,) = learning.training(folder)
+    assert path == folder / "figures" / "learning.png"
+    assert titles == [title]
+    with Image.open(path) as image:
+        assert image.info["Source"] == " ".join(json.loads((folder / "config.json").read_text())["argv"])
+        assert min(image.size) > 400
+    assert [str(warning.message) for warning in recwarn] == []
