@@ -21,7 +21,8 @@ How it is kept fair:
 * Everyone gets float32 `[batch, time, features]`, batch first, and computes 0.5 mean((ys - targets)^2). JAX peers are
   under one plain `jax.jit` with the parameters as argument, donated in `step`; Adam is optax's, and torch's own, fused.
 * Of several ways of one library to the same result the fastest counts: Flax's LSTMCell and OptimizedLSTMCell, torch
-  with its default number of threads and with one.
+  with its default number of threads and with one, all of JAX on one device and, by the same two lines (the batch put
+  on a mesh, and the mesh set), on a device for each core (`--devices`).
 * Turns go round, A B C A B C ..., after two calls each to warm up. A turn repeats short calls, up to 50 times,
   to last 20 ms. A number is the median over rounds, a ratio the median of the ratios of each round.
 * torch's threads spin after each call and take the cores from whoever comes next: on 2 busy cores JAX took 15 to 23 ms
@@ -45,6 +46,7 @@ import jax
 import tqdm
 from absl import app, flags, logging
 
+import rnn_jax
 from experiments.benchmark_contestants import PASSES, PROFILE
 from experiments.benchmark_memory import memory_workload
 from experiments.benchmark_peers import CELL_GATES, LIBRARIES, Workload
@@ -67,6 +69,12 @@ _PASSES = flags.DEFINE_string(
 _PEERS = flags.DEFINE_string("peers", None, "Comma-separated libraries; every one that is installed by default.")
 _QUICK = flags.DEFINE_bool("quick", False, "Two grid points, the gradient alone, few rounds.")
 _REPEATS = flags.DEFINE_integer("repeats", None, "Rounds of each measurement: 15, or 5 if quick.", lower_bound=1)
+_DEVICES = flags.DEFINE_integer(
+    "devices",
+    None,
+    "JAX devices to try spreading batches over; 1: none. By default all, on a CPU one for each core.",
+    lower_bound=1,
+)
 _OUT = flags.DEFINE_string("out", None, "Folder for the results; runs/benchmark-<time> by default.")
 
 GRID = (
@@ -89,6 +97,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)  # JAX tells which devices it looked for
+    jax.config.update("jax_num_cpu_devices", _DEVICES.value or os.cpu_count() or 1)
     try:
         plan = make_plan()
         given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
@@ -120,7 +129,14 @@ def main(argv: list[str]) -> None:
                     new, refused = memory_workload(w, plan.libraries, plan.passes, bar)
                 else:
                     new, refused = time_workload(
-                        w, plan.libraries, plan.passes, rounds, product_rate=rate, pauses=pauses, bar=bar
+                        w,
+                        plan.libraries,
+                        plan.passes,
+                        rounds,
+                        devices=plan.devices,
+                        product_rate=rate,
+                        pauses=pauses,
+                        bar=bar,
                     )
                 measurements += new
                 refusals += refused
@@ -159,6 +175,7 @@ class Plan:
     libraries: list[str]
     passes: list[str]
     rounds: int
+    devices: int
     absent: list[str]  # a line for each peer that is not there
 
 
@@ -187,7 +204,8 @@ def make_plan() -> Plan:
             of_cell += [dataclasses.replace(of_cell[0], layers=2), dataclasses.replace(of_cell[0], bidirectional=True)]
         workloads += of_cell
     rounds = _REPEATS.value or (5 if _QUICK.value else 15)
-    return Plan(workloads, libraries, passes, rounds, absent)
+    devices = 1 if profile or _MEMORY.value else rnn_jax.batch_mesh(_DEVICES.value).size
+    return Plan(workloads, libraries, passes, rounds, devices, absent)
 
 
 def parse_list(flag: str, text: str, allowed: Iterable[str]) -> list[str]:

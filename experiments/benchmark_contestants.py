@@ -4,9 +4,11 @@ A contestant is a network of `experiments.benchmark_peers` with inputs, targets 
 have the same of each, so that their outputs and gradients can be held against ours.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -14,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import rnn_jax
 from experiments.benchmark_peers import LIBRARIES, ONE_THREAD, JaxModel, Kernels, Workload, build_ours
@@ -49,9 +53,14 @@ class Contestant(Protocol):
 
 
 class JaxContestant:
-    """Runs a `JaxModel`; with `profile`, its gradients come from `flow.gradient_profile`."""
+    """Runs a `JaxModel`; with `profile`, its gradients come from `flow.gradient_profile`.
 
-    def __init__(self, model: JaxModel, xs: np.ndarray, targets: np.ndarray, *, profile: bool = False):
+    On several devices it does what a user would: puts a share of the batch on each, and sets the mesh.
+    """
+
+    def __init__(
+        self, model: JaxModel, xs: np.ndarray, targets: np.ndarray, *, profile: bool = False, devices: int = 1
+    ):
         def loss_fn(params: PyTree, xs: Array, targets: Array) -> Array:
             return 0.5 * jnp.mean(jnp.square(model.apply(params, xs) - targets))
 
@@ -68,8 +77,12 @@ class JaxContestant:
 
         adam = optax.adam(_LEARNING_RATE)
         self.kernels = model.kernels
+        self._mesh = rnn_jax.batch_mesh(devices) if devices > 1 else None
         self._data = (jnp.asarray(xs), jnp.asarray(targets))
         self._params = jax.tree.map(lambda x: jnp.array(x, copy=True), model.params)
+        if self._mesh is not None:
+            self._data = jax.device_put(self._data, NamedSharding(self._mesh, P("batch")))
+            self._params = jax.device_put(self._params, NamedSharding(self._mesh, P()))
         self._state = jax.jit(adam.init)(self._params)
         self._run: dict[str, Callable[..., Any]] = {
             "forward": jax.jit(model.apply),
@@ -86,7 +99,8 @@ class JaxContestant:
         }[pass_name]
 
     def _call(self, pass_name: str) -> Any:
-        return jax.block_until_ready(self._run[pass_name](*self._arguments(pass_name)))
+        with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+            return jax.block_until_ready(self._run[pass_name](*self._arguments(pass_name)))
 
     def forward(self) -> Array:
         return self._call("forward")
@@ -164,25 +178,33 @@ class TorchContestant:
         return None
 
 
-def contestants_of(w: Workload, libraries: Sequence[str]) -> list[Key]:
-    """Names who competes: ours first, then each implementation that a library has of the cell."""
+def contestants_of(w: Workload, libraries: Sequence[str], devices: int = 1) -> list[Key]:
+    """Names who competes: ours first, then each implementation that a library has of the cell.
+
+    With several devices every one of JAX competes twice: on one, and on as many as share out the batch evenly.
+    """
     keys = [(OURS, rnn_jax.catalogue()[w.cell].__name__)]
     for library in libraries:
         names = ("flow.gradient_profile",) if library == PROFILE else LIBRARIES[library].implementations.get(w.cell, ())
         keys += [(library, name) for name in names]
-    return keys
+    shared_by = max(count for count in range(1, devices + 1) if w.batch % count == 0)
+    on_all = [(library, f"{name} on {shared_by} devices") for library, name in keys if library != "torch"]
+    return keys + on_all if shared_by > 1 else keys
 
 
 def build(w: Workload, key: Key) -> Contestant:
     """Builds a contestant; all of one workload have the same weights, inputs and targets."""
     library, implementation = key
+    on_devices = re.search(r" on (\d+) devices$", implementation)
+    devices = int(on_devices[1]) if on_devices else 1
+    implementation = implementation.removesuffix(f" on {devices} devices")
     data = make_data(w)
     ours, weights = build_ours(w)
     if library in (OURS, PROFILE):
-        return JaxContestant(ours, *data, profile=library == PROFILE)
+        return JaxContestant(ours, *data, profile=library == PROFILE, devices=devices)
     model = LIBRARIES[library].build(w, weights, implementation)
     if isinstance(model, JaxModel):
-        return JaxContestant(model, *data)
+        return JaxContestant(model, *data, devices=devices)
     return TorchContestant(model, *data, threads=1 if implementation.endswith(ONE_THREAD) else None)
 
 
