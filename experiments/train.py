@@ -12,12 +12,14 @@ summary.csv, checkpoints/last and best, figures/) and prints where. A run that w
 with the same metrics.csv and the same weights as one left alone.
 """
 
+import importlib.metadata
 import json
 import math
 import os
 import pathlib
 import shlex
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -35,6 +37,7 @@ from rnn_jax.report.read import load_config, load_table
 from rnn_jax.tasks.bucketing import bucket_boundaries, padding_share
 from rnn_jax.tasks.embeddings import load_embeddings
 from rnn_jax.tasks.option_flags import define_option_flags
+from rnn_jax.tasks.task import package_version
 from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.loop import Interrupted, NotFinite, Outcome, Plan, batches_of, initial_state, make_update, train
@@ -248,30 +251,60 @@ def check(task: tasks.Task, optimizer: optax.GradientTransformation, plan: Plan,
 
 
 def open_run(task: tasks.Task) -> pathlib.Path:
-    """Makes the run directory, or, with --resume, finds the run there and holds its flags against these.
+    """Makes the run directory, or, with --resume, finds the run there and holds its flags and data against these.
 
     Raises:
-      ValueError: if the folder cannot be used, or a flag differs.
+      ValueError: if the folder cannot be used, or a flag or the data differ.
     """
     given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
     del given["resume"]
     options = {name: flag.value for name, flag in _TASK_OPTIONS.items()}
-    config = {**given, **options, "data": task.fingerprint}
+    config = {**given, **options}
     if _RESUME.value and _OUT.value is None:
         raise ValueError("--resume needs the run to go on with; allowed: with --out=FOLDER.")
     out = run_directory.default_out("train") if _OUT.value is None else _OUT.value
     folder = pathlib.Path(os.path.expanduser(out))
     if not (_RESUME.value and (folder / "config.json").exists()):
-        return run_directory.create(out, config)
-    before = load_config(folder)["flags"]
-    now = json.loads(json.dumps(config))
+        return run_directory.create(out, {**config, "data": task.fingerprint})
+    begun = load_config(folder)
+    before, now = begun["flags"], json.loads(json.dumps(config))
     for name in now:
         if name != "out" and before.get(name) != now[name]:
             raise ValueError(
                 f"--{name}={now[name]} differs from the run in {out!r}, which has {before.get(name)};"
                 " allowed with --resume: the same flags."
             )
+    versions = {name: version for name, version in task.fingerprint.items() if is_version(name, version)}
+    for name in sorted((before["data"].keys() | task.fingerprint.keys()) - versions.keys()):
+        if before["data"].get(name) != task.fingerprint.get(name):
+            raise ValueError(
+                f"the data of --task={_TASK.value} have {name} {task.fingerprint.get(name)}, and those of the run in"
+                f" {out!r} have {before['data'].get(name)}; allowed with --resume: the same data."
+            )
+    if not (folder / "summary.csv").exists():
+        warn_of_other_versions(
+            {**before["data"], **begun["versions"]}, {**versions, **run_directory.package_versions()}
+        )
     return folder
+
+
+def is_version(name: str, value: str) -> bool:
+    """Whether an entry of a task's fingerprint is the version of a package, and not content."""
+    try:
+        return package_version(name) == value
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def warn_of_other_versions(before: Mapping[str, str | None], now: Mapping[str, str | None]) -> None:
+    """Says in one line which packages the run began with in another version than is here, if any."""
+    others = [f"{name} {before[name]}, here {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    if others:
+        print(
+            f"The run in --out began with other packages ({'; '.join(others)}): it goes on, but may end with other"
+            " numbers than one left alone.",
+            file=sys.stderr,
+        )
 
 
 def resume_command(run_dir: pathlib.Path) -> str:

@@ -36,6 +36,8 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
 _ALLOWED = "allowed: a writable folder that is absent, empty or without config.json"
+# Whatever computes a run's numbers, orders its data or stores its state.
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "grain", "orbax-checkpoint", "rnn_jax")
 _KEY_SEPARATOR = "|"  # in gradient_flow.npz, where "/" and ":" are taken: they occur in parts and in cell names
 
 StrPath = str | os.PathLike[str]
@@ -78,6 +80,11 @@ def create(out: str, config: Mapping[str, object]) -> pathlib.Path:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"--out={out!r} cannot be written ({reason}); {_ALLOWED}") from error
     return run_dir
+
+
+def package_versions() -> dict[str, str | None]:
+    """Returns the versions that config.json notes, of Python and of packages by the names pip has for them."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
 
 
 class MetricWriter:
@@ -323,8 +330,7 @@ def _describe_run(config: Mapping[str, object]) -> dict[str, object]:
     devices = jax.devices()
     return {
         "flags": dict(config),
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy", "rnn_jax")},
+        "versions": package_versions(),
         "device": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
         "git": _git_state(),
         "argv": sys.argv,

@@ -1,11 +1,13 @@
 """Training as a person runs it: through its command line, killed, interrupted and resumed."""
 
 import csv
+import importlib.metadata
 import json
 import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,19 +125,66 @@ def test_a_run_leaves_its_results_and_says_where(alone):
         assert arrays["gru|rnn"].shape == (5, 1, 10)
 
 
-def test_without_a_validation_split_the_score_is_said_to_be_that_of_the_last_step(tmp_path, environment, data_dir):
-    flags = ["--task=digits", "--rows", f"--data_dir={data_dir}", "--hidden=4", "--steps=20", f"--out={tmp_path}/run"]
-    done = run([sys.executable, "-m", "experiments.train", *flags], environment)
+@pytest.fixture(scope="module")
+def on_digits(tmp_path_factory, environment, data_dir):
+    """A run without a validation split: its folder, its flags, and what it printed."""
+    out = tmp_path_factory.mktemp("on_digits") / "run"
+    flags = ["--task=digits", "--rows", f"--data_dir={data_dir}", "--hidden=4", "--steps=20"]
+    done = run([sys.executable, "-m", "experiments.train", *flags, f"--out={out}"], environment)
     assert done.returncode == 0, done.stderr
-    told = "validation accuracy +none: the task has no such split, and the test score is that of the last step\n"
-    assert re.search(told, done.stdout)
-    assert not (tmp_path / "run" / "checkpoints" / "best").exists()
+    return out, flags, done.stdout
 
-    path = tmp_path / "run" / "summary.csv"
-    assert re.search("horizon of rnn, trained +1/e at lag", done.stdout)
+
+@pytest.fixture
+def resumed(on_digits, tmp_path, environment):
+    """A copy of that run, and a function that goes on with it."""
+    out, flags, _ = on_digits
+    copy = shutil.copytree(out, tmp_path / "run")
+    return copy, lambda: run(
+        [sys.executable, "-m", "experiments.train", *flags, f"--out={copy}", "--resume"], environment
+    )
+
+
+def test_without_a_validation_split_the_score_is_said_to_be_that_of_the_last_step(on_digits):
+    out, _, printed = on_digits
+    told = "validation accuracy +none: the task has no such split, and the test score is that of the last step\n"
+    assert re.search(told, printed)
+    assert not (out / "checkpoints" / "best").exists()
+
+
+def test_a_horizon_that_is_not_finite_is_said_to_be_that(on_digits, resumed):
+    out, resume = resumed
+    assert re.search("horizon of rnn, trained +1/e at lag", on_digits[2])
+    path = out / "summary.csv"
     path.write_text(re.sub(r"(,rnn,trained),\d+,\d+,", r"\1,-1,-1,", path.read_text()))
-    again = run([sys.executable, "-m", "experiments.train", *flags, "--resume"], environment)
+    again = resume()
     assert re.search("horizon of rnn, trained +not finite\n", again.stdout), again.stderr
+
+
+def test_to_go_on_with_other_packages_is_warned_of_and_with_other_data_is_refused(resumed):
+    out, resume = resumed
+    (out / "summary.csv").unlink()
+    path = out / "config.json"
+    config = json.loads(path.read_text())
+    config["versions"]["jax"] = "0.0.1"
+    config["flags"]["data"]["scikit-learn"] = "0.0.2"
+    path.write_text(json.dumps(config))
+    before = (out / "metrics.csv").read_bytes()
+    done = resume()
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "other packages" in line]
+    packages = re.findall(r"([\w-]+) ([\d.]+), here ([\d.]+)", line)
+    here = {name: importlib.metadata.version(name) for name in ("scikit-learn", "jax")}
+    assert packages == [("scikit-learn", "0.0.2", here["scikit-learn"]), ("jax", "0.0.1", here["jax"])]
+    assert (out / "metrics.csv").read_bytes() == before
+    assert "other packages" not in resume().stderr  # it is finished
+
+    config["flags"]["data"]["test_sha256"] = "abc"
+    path.write_text(json.dumps(config))
+    refused = resume()
+    assert refused.returncode == 1
+    told = rf"the data of --task=digits have test_sha256 \w{{64}}, and those of the run in '{out}' have abc; allowed"
+    assert re.match(told, refused.stderr.splitlines()[-1])
 
 
 def test_a_run_killed_at_three_moments_ends_as_one_left_alone(tmp_path, environment, alone):
