@@ -29,7 +29,7 @@ import optax
 from absl import app, flags, logging
 from flax import nnx
 
-from rnn_jax import flow, tasks
+from rnn_jax import batch_mesh, flow, tasks
 from rnn_jax.models import LanguageModel, SequenceClassifier
 from rnn_jax.report.gradient_flow import gradient_flow as draw
 from rnn_jax.report.learning import training as draw_training
@@ -70,6 +70,9 @@ _CLIP = flags.DEFINE_float("clip", 1.0, "Clip gradients to this global norm; 0 d
 _ACCUMULATE = flags.DEFINE_integer("accumulate", 1, "Batches whose mean gradient makes an update.", lower_bound=1)
 _CROP = flags.DEFINE_float("crop", 1.0, "Train on pieces of half of the texts, of at least this share of them.")
 _TOKEN_DROPOUT = flags.DEFINE_float("token_dropout", 0.0, "Rate at which tokens of training texts become unknown.")
+_DEVICES = flags.DEFINE_integer(
+    "devices", 1, "Devices to spread each batch over; on a CPU they are made of its cores.", lower_bound=1
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of parameters, dropout and the order of the data.", lower_bound=0)
 
 _EVAL_EVERY = flags.DEFINE_integer(
@@ -94,6 +97,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)  # JAX and TFDS tell much on the level below
     enable_compilation_cache()
+    jax.config.update("jax_num_cpu_devices", _DEVICES.value)
     try:
         task = tasks.make_task(_TASK.value, **{name: flag.value for name, flag in _TASK_OPTIONS.items()})
         plan = make_plan(task)
@@ -166,6 +170,7 @@ def make_plan(task: tasks.Task) -> Plan:
         patience=_PATIENCE.value,
         nan=_NAN.value,
         dropout=_DROPOUT.value > 0,
+        devices=_DEVICES.value,
         crop=_CROP.value,
         token_dropout=_TOKEN_DROPOUT.value,
     )
@@ -239,6 +244,7 @@ def check(task: tasks.Task, optimizer: optax.GradientTransformation, plan: Plan,
             f"--patience={plan.patience} needs a validation split, which the task {task.name!r} has not; allowed: none."
         )
     batches_of(task, plan)
+    batch_mesh(plan.devices)
     batch = dict(probe_batch(task, plan.batch_size))
     if task.stateful:
         batch["first"] = jnp.zeros((), bool)

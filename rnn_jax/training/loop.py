@@ -27,6 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tqdm
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from rnn_jax import tasks
 from rnn_jax.tasks.augmentation import make_augmentation
@@ -34,6 +36,7 @@ from rnn_jax.tasks.bucketing import bucket_boundaries
 from rnn_jax.tasks.task import NOT_ASKED
 from rnn_jax.training import run_directory
 from rnn_jax.training.watch import layer_calls, look, probe_batch
+from rnn_jax.unroll import BATCH, batch_mesh
 
 Array = jax.Array
 PyTree = Any
@@ -57,6 +60,7 @@ class Plan:
       patience: evaluations without a better score after which training stops; None goes on.
       nan: "stop" at a loss or gradient that is not finite, or "skip" that update and count it.
       dropout: whether the model takes a `dropout_key`.
+      devices: over which each batch is spread, as `rnn_jax.batch_mesh` has them.
       crop, token_dropout: of the texts it trains on, as `rnn_jax.tasks.augmentation`; 1 and 0 leave them as they are.
     """
 
@@ -68,13 +72,20 @@ class Plan:
     patience: int | None = None
     nan: str = "stop"
     dropout: bool = False
+    devices: int = 1
     crop: float = 1.0
     token_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1), ("eval_every", 1), ("profile_every", 0), ("seed", 0)):
+        from_one = ("steps", "batch_size", "eval_every", "devices")
+        for name, least in (*((name, 1) for name in from_one), ("profile_every", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} is out of range; allowed: {least} or more.")
+        if self.batch_size % self.devices:
+            raise ValueError(
+                f"batch_size={self.batch_size} cannot be shared out evenly over devices={self.devices};"
+                " allowed: a multiple of them."
+            )
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience={self.patience} is out of range; allowed: 1 or more evaluations, or None.")
         if self.nan not in ("stop", "skip"):
@@ -328,8 +339,8 @@ class Evaluator:
     model is cut into several, side by side, of which each begins without a state.
     """
 
-    def __init__(self, task: tasks.Task):
-        self.task = task
+    def __init__(self, task: tasks.Task, place: Callable[[tasks.Batch], tasks.Batch] = lambda batch: batch):
+        self.task, self._place = task, place
         splits = [split for split in (task.validation, task.test) if split is not None]
         lengths = [split.lengths for split in splits if split.lengths is not None]
         self._widths = bucket_boundaries(np.concatenate(lengths), 2) if lengths else None
@@ -346,13 +357,13 @@ class Evaluator:
             streams = min(_STREAMS, len(source))
             carry = model.initialize_carry((streams,))
             for batch in _pass_over(source, streams):
-                score, carry = self._score_on(model, carry, batch)
+                score, carry = self._score_on(model, carry, self._place(batch))
                 weights.append(np.sum(_asked(batch)))
                 scores.append(score)
             return float(np.average(np.asarray(jax.device_get(scores), np.float64), weights=weights))
         for batch, count in self._batches(source):
             weights.append(_asked(batch)[:count])
-            scores.append(self._scores(model, batch)[:count])
+            scores.append(self._scores(model, self._place(batch))[:count])
         scores_N = np.concatenate(jax.device_get(scores)).astype(np.float64)
         return float(np.average(scores_N, weights=np.concatenate(weights)))
 
@@ -480,9 +491,17 @@ class _Run:
         state = initial_state(task, model, optimizer, plan)
         self.state = jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf)), state)
         self.names = parameter_names(model)
-        self.update = jax.jit(make_update(task, optimizer, plan), donate_argnums=0)
+        self.mesh = batch_mesh(plan.devices) if plan.devices > 1 else None
+        places = None
+        if self.mesh is not None:  # the state everywhere, but for what belongs to one sequence
+            everywhere, shared = NamedSharding(self.mesh, P()), NamedSharding(self.mesh, P(BATCH))
+            places = jax.tree.map(lambda _: everywhere, self.state)
+            places = dataclasses.replace(places, carry=jax.tree.map(lambda _: shared, self.state.carry))
+            self.state = jax.device_put(self.state, places)
+        update = make_update(task, optimizer, plan)
+        self.update = jax.jit(update, donate_argnums=0, out_shardings=None if places is None else (places, None))
         self.look = jax.jit(partial(look, task))
-        self.evaluate = Evaluator(task)
+        self.evaluate = Evaluator(task, self._place)
         self.probe = probe_batch(task, plan.batch_size)
         self.best: float | None = None
         self.best_step = 0
@@ -506,6 +525,7 @@ class _Run:
             run_directory.MetricWriter(self.run_dir, self.position) as self.writer,
             bar,
             _deferred_signals() as signals,
+            contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh),
         ):
             self.bar = bar
             if self.step == 0:
@@ -521,7 +541,7 @@ class _Run:
         while self.step < plan.steps and not self._out_of_patience():
             batch = next(self.stream)
             recent.append(batch)
-            self.state, squares = self.update(self.state, batch)
+            self.state, squares = self.update(self.state, self._place(batch))
             self.step += 1
             last = self.step == plan.steps
             logs = last or self.step % LOG_EVERY == 0
@@ -544,6 +564,16 @@ class _Run:
             shown = self.step
             if signals and not last:
                 raise Interrupted(signals[0], self.step)
+
+    def _place(self, batch: tasks.Batch) -> tasks.Batch:
+        """Puts on each device its share of a batch, if it can be shared out evenly."""
+        if self.mesh is None:
+            return batch
+        shared = {name: np.ndim(array) > 0 and len(array) % self.mesh.size == 0 for name, array in batch.items()}
+        return {
+            name: jax.device_put(array, NamedSharding(self.mesh, P(BATCH) if shared[name] else P()))
+            for name, array in batch.items()
+        }
 
     def _check_finite(self, recent: collections.deque[tasks.Batch]) -> None:
         bad_step = int(self.state.bad_step)

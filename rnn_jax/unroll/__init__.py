@@ -15,6 +15,7 @@ from rnn_jax.cell import AffineCell
 from rnn_jax.unroll.affine import scan_affine
 from rnn_jax.unroll.running_scale import Tap, TapRequest, is_inexact, zero_like_all
 from rnn_jax.unroll.sequential import State, Steps, over_segments, scan_cell, start_of_scale, where
+from rnn_jax.unroll.sharded import BATCH as BATCH
 from rnn_jax.unroll.sharded import batch_mesh as batch_mesh
 from rnn_jax.unroll.sharded import over_batch
 

@@ -26,6 +26,8 @@ from rnn_jax.training.loop import (
     train,
 )
 
+needs_two_devices = pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+
 
 @pytest.fixture(autouse=True)
 def _promotion_as_optax_needs_it():
@@ -117,11 +119,14 @@ def test_a_run_is_plain_gradient_steps_on_its_batches(tmp_path):
     np.testing.assert_allclose(found[12, "update_to_weight/rnn"], 0.1 * norm / weight, rtol=1e-2)
 
 
-@pytest.mark.parametrize("kind", ["classifier", "language model"])
-def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes_and_weights(tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize(
+    ("kind", "devices"),
+    [("classifier", 1), ("language model", 1), pytest.param("language model", 2, marks=needs_two_devices)],
+)
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes_and_weights(tmp_path, monkeypatch, kind, devices):
     # A language model reads its stream in passes of five batches here, and carries its state from one to the next.
     task, model = language() if kind == "language model" else (regression(), small_model())
-    chosen = plan(steps=20, batch_size=4)
+    chosen = plan(steps=20, batch_size=4, devices=devices)
     optimizer = optax.adam(1e-2)
     alone = train(task, model, optimizer, new_run(tmp_path, "alone"), chosen)
     run_dir = new_run(tmp_path)
@@ -143,6 +148,19 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes_and_weights(tmp_pat
     assert_same_weights(resumed.model, alone.model)
     for name in ("metrics.csv", "gradient_flow.csv"):
         assert (run_dir / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+@needs_two_devices
+@pytest.mark.parametrize("kind", ["classifier", "language model"])
+def test_a_run_on_two_devices_is_the_run_on_one(tmp_path, kind):
+    task, model = language() if kind == "language model" else (regression(), small_model())
+    one, two = (
+        train(task, model, optax.sgd(0.1), new_run(tmp_path, str(n)), plan(batch_size=4, devices=n)) for n in (1, 2)
+    )
+    assert_same_weights(two.model, one.model, rtol=1e-5)
+    one, two = (metrics(tmp_path / str(n)) for n in (1, 2))
+    assert one.keys() == two.keys()
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-4)
 
 
 def test_patience_stops_and_the_best_weights_are_tested(tmp_path):
@@ -344,6 +362,11 @@ def test_parameters_have_the_names_of_their_layers():
         ({"steps": 0}, "steps=0 is out of range; allowed: 1 or more."),
         ({"patience": 0}, "patience=0 is out of range; allowed: 1 or more evaluations, or None."),
         ({"nan": "ignore"}, "nan='ignore' is unknown; allowed: stop, skip."),
+        ({"devices": 0}, "devices=0 is out of range; allowed: 1 or more."),
+        (
+            {"batch_size": 9, "devices": 2},
+            "batch_size=9 cannot be shared out evenly over devices=2; allowed: a multiple of them.",
+        ),
     ],
 )
 def test_an_impossible_plan_is_refused_in_one_sentence(changes, sentence):
