@@ -5,6 +5,7 @@ import re
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from rnn_jax import flow
@@ -20,21 +21,23 @@ def _numerics_of_a_reader():
 
 
 def test_the_programs_run():
-    instrument, training, _ = BLOCKS
+    instrument, training, spread, _ = BLOCKS
     training = training.replace("range(300)", "range(2)")
     shown: dict[str, object] = {}
-    exec(instrument + training, shown)
+    exec(instrument + training + spread, shown)
     assert shown["p"].log10_norm["rnn/c"].shape == (500,)
     assert shown["profile"].log10_norm["rnn/layers/1"].shape == (128,)
+    assert len(shown["batch"]["xs"].sharding.device_set) == jax.device_count()
+    assert jax.tree.map(jnp.shape, shown["grads"]) == jax.tree.map(jnp.shape, shown["model"])
 
 
 def test_the_cell_of_ones_own_keeps_the_contract(tmp_path, monkeypatch):
-    (tmp_path / "mycells.py").write_text(BLOCKS[2])
+    (tmp_path / "mycells.py").write_text(BLOCKS[3])
     monkeypatch.syspath_prepend(tmp_path)
     report = flow.check_cell("mycells:UGRNNCell")
     sys.modules.pop("mycells")
     assert report.passed, str(report)
-    assert len(BLOCKS[2].splitlines()) <= 20
+    assert len(BLOCKS[3].splitlines()) <= 20
 
 
 def test_its_pictures_exist():
