@@ -569,11 +569,13 @@ class _Run:
         """Puts on each device its share of a batch, if it can be shared out evenly."""
         if self.mesh is None:
             return batch
-        shared = {name: np.ndim(array) > 0 and len(array) % self.mesh.size == 0 for name, array in batch.items()}
-        return {
-            name: jax.device_put(array, NamedSharding(self.mesh, P(BATCH) if shared[name] else P()))
-            for name, array in batch.items()
-        }
+        everywhere, shared = NamedSharding(self.mesh, P()), NamedSharding(self.mesh, P(BATCH))
+
+        def put(array: Any) -> Array:
+            evenly = np.ndim(array) > 0 and len(array) % shared.mesh.size == 0
+            return jax.device_put(array, shared if evenly else everywhere)
+
+        return {name: put(array) for name, array in batch.items()}
 
     def _check_finite(self, recent: collections.deque[tasks.Batch]) -> None:
         bad_step = int(self.state.bad_step)
