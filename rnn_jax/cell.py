@@ -85,9 +85,16 @@ def block_kernel(
     init: str | Initializer, rows: int, columns: int, blocks: int, dtype: Dtype, rngs: nnx.Rngs
 ) -> nnx.Param:
     """Draws a kernel `[rows, blocks * columns]` block by block, so that each block is what `init` promises."""
-    draw = as_initializer(init)
+    initializer = as_initializer(init)
     wide = jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype  # LAPACK, and so `orthogonal`, knows no 16-bit type
-    drawn = [draw(rngs.params(), (rows, columns), wide).astype(dtype) for _ in range(blocks)]
+
+    # One model after another under `jax.vmap`: on a CPU a batched QR waits for threads of the pool that it runs in, and
+    # as many of them at a time as there are threads wait for ever (jaxlib 0.10.2).
+    @jax.custom_batching.sequential_vmap
+    def draw(key: Array) -> Array:
+        return initializer(key, (rows, columns), wide).astype(dtype)
+
+    drawn = [draw(rngs.params()) for _ in range(blocks)]
     return nnx.Param(jnp.concatenate(drawn, axis=-1))
 
 

@@ -209,6 +209,14 @@ def test_every_block_is_what_the_initialiser_promises(initializer, claim):
         assert claim(block)
 
 
+def test_many_models_in_one_program_are_drawn_one_after_another():
+    # Two batched QR decompositions at once wait for each other for ever on a machine of two cores.
+    keys = jax.random.split(jax.random.key(0), 3)
+    build = jax.vmap(lambda key: rnn_jax.make_cell("gru", 2, 4, rngs=nnx.Rngs(key)))
+    decomposed = re.findall(r"call @qr\w*\(%\w+\) : \(tensor<(\w+)>\)", jax.jit(build).lower(keys).as_text())
+    assert set(decomposed) == {"4x4xf32"}
+
+
 def test_an_initialiser_may_be_a_function_and_a_bias_may_have_one():
     def sevens(key, shape, dtype):
         return jnp.full(shape, 7.0, dtype)
