@@ -39,6 +39,7 @@ PyTree = Any
 # fewer rows the products of a segment are slow.
 _SEGMENT_BYTES = 2**21
 _LEAST_FEATURES = 8
+_NARROW = 96
 # Pre-activations of a whole run that are kept, rather than computed anew: always up to the first of these, and up to
 # the second where a product over so many features costs more than memory.
 _KEPT_BYTES, _KEPT_BYTES_OF_WIDE, _WIDE = 2**22, 2**27, 384
@@ -67,9 +68,14 @@ class _Split(NamedTuple):
 
 
 class _Static(NamedTuple):
-    """What the derivative rule takes beside arrays: as in `scan_affine`."""
+    """What the derivative rule takes beside arrays: as in `scan_affine`.
+
+    `output` is the part of the carry (a leaf's number) that a step's output is, so that it need not be kept, too. None
+    if there is no such part, or padding and resets come between the output of a step and the carry of the next.
+    """
 
     split: _Split
+    output: int | None
     record: Callable[[PyTree, Array], PyTree] | None
     reverse: bool
     unroll: int
@@ -107,7 +113,8 @@ def scan_affine(
     xs, active, reset = one_batch_axis(1, (xs, steps.active, steps.reset))
 
     leaves, treedef = jax.tree.flatten(cell)
-    split = _Split(treedef, _used_by_pointwise(cell, carry, xs.dtype))
+    is_used, output = _trace_pointwise(cell, carry, xs.dtype)
+    split = _Split(treedef, is_used)
     used = [leaf for leaf, is_used in zip(leaves, split.used) if is_used]
     others = [leaf for leaf, is_used in zip(leaves, split.used) if not is_used]
 
@@ -115,7 +122,8 @@ def scan_affine(
         assert record is not None
         return record(jax.tree.map(lambda part: part.reshape(*batch_shape, *part.shape[1:]), adjoint), log2_scale)
 
-    static = _Static(split, None if record is None else record_batch, reverse, unroll)
+    output = output if active is None and reset is None and time else None
+    static = _Static(split, output, None if record is None else record_batch, reverse, unroll)
     (carry, e), ys = _run(
         static, used, others, weights, Steps(xs, active, reset, steps.tap), (carry, state[1]), fresh_carry
     )
@@ -123,8 +131,9 @@ def scan_affine(
     return (carry, e), ys.reshape(time, *batch_shape, *ys.shape[2:])
 
 
-def _used_by_pointwise(cell: AffineCell, carry: Carry, dtype: Any) -> tuple[bool, ...]:
-    """Tells for each leaf of the cell whether the elementwise part hangs on it; W, R and b do not."""
+def _trace_pointwise(cell: AffineCell, carry: Carry, dtype: Any) -> tuple[tuple[bool, ...], int | None]:
+    """Tells for each leaf of the cell whether the elementwise part hangs on it (W, R and b do not), and which leaf of
+    the new carry the output is, if it is one."""
     leaves, treedef = jax.tree.flatten(cell)
     batch = cell.hidden(carry).shape[0]
     z = {name: jax.ShapeDtypeStruct((batch, cell.hidden_features), dtype) for name in cell.gate_columns()}
@@ -134,7 +143,9 @@ def _used_by_pointwise(cell: AffineCell, carry: Carry, dtype: Any) -> tuple[bool
 
     jaxpr = jax.make_jaxpr(pointwise)(leaves, z, carry).jaxpr
     read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
-    return tuple(id(v) in read for v in jaxpr.invars[: len(leaves)])
+    *new_carry, y = jaxpr.outvars
+    output = next((k for k, part in enumerate(new_carry) if part is y), None)
+    return tuple(id(v) in read for v in jaxpr.invars[: len(leaves)]), output
 
 
 def _pointwise(cell: AffineCell, z: dict[str, Array], carry: Carry) -> tuple[Carry, Array]:
@@ -155,8 +166,16 @@ def _run(static, used, others, weights, steps, state, fresh_carry):
 def _run_fwd(static, used, others, weights, steps, state, fresh_carry):
     carry, e = state
     cell = static.split.merge(used, others)
-    carry, ys, kept = _forward(static, cell, weights, steps, carry, fresh_carry, keep=True)
-    return ((carry, e), ys), (used, others, weights, steps, kept, fresh_carry)
+    final_carry, ys, kept = _forward(static, cell, weights, steps, carry, fresh_carry, keep=True)
+    return ((final_carry, e), ys), (used, others, weights, steps, kept, fresh_carry, carry, ys)
+
+
+def _product_of_rows(a: Array, b: Array) -> Array:
+    """Returns a^T b for a `[rows, M]` and b `[rows, N]`."""
+    # XLA's product of transposed rows takes up to twice as long, but for narrow ones less than their transposition.
+    if a.shape[-1] <= _NARROW:
+        return jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())))
+    return jax.lax.optimization_barrier(a.T) @ b
 
 
 def _one_product(cell: AffineCell) -> bool:
@@ -191,7 +210,10 @@ def _keeps_preactivations(weights: _Weights, steps: Steps) -> bool:
 
 
 def _forward(static, cell, weights, steps, carry, fresh_carry, *, keep):
-    """Returns the final carry, ys and, if they are to be kept, the carry that met each step, and z (or None)."""
+    """Returns the final carry, ys and, if they are to be kept, the leaves of the carry that met each step, and z.
+
+    Of the leaves that one is left out which is the output of the step before; z is None where it is computed anew.
+    """
     keep_z = keep and _keeps_preactivations(weights, steps)
 
     def step(carry, inputs):
@@ -204,15 +226,18 @@ def _forward(static, cell, weights, steps, carry, fresh_carry, *, keep):
         if active is not None:
             new = jax.tree.map(partial(where, active), new, old)
             y = where(active, y, jnp.zeros_like(y))
-        return new, (y, (carry, z if keep_z else None) if keep else None)
+        if not keep:
+            return new, (y, None)
+        kept = [part for k, part in enumerate(jax.tree.leaves(carry)) if k != static.output]
+        return new, (y, (kept, z if keep_z else None))
 
     carry, (ys, kept) = jax.lax.scan(step, carry, steps, reverse=static.reverse, unroll=static.unroll)
     return carry, ys, kept
 
 
 def _run_bwd(static, residuals, cotangents):
-    used, others, weights, steps, kept, fresh_carry = residuals
-    split, record = static.split, static.record
+    used, others, weights, steps, kept, fresh_carry, first_carry, ys = residuals
+    split, output, record = static.split, static.output, static.record
     cell = split.merge(used, others)
     in_features = steps.x.shape[-1]
     # Once, not at each step.
@@ -236,8 +261,9 @@ def _run_bwd(static, residuals, cotangents):
         _, hidden_pullback = jax.vjp(cell.hidden, carry)
         (through_r,) = hidden_pullback((dz_h @ to_h).astype(cell.hidden(carry).dtype))
         a = jax.tree.map(jnp.add, d_carry, through_r)
+        dz_x = {name: dz[name] for name in cell.input_gates if name not in cell.recurrent_gates}
         if record is not None:
-            dz, d_used_t = times_power_of_two((dz, d_used_t), log2_scale)
+            dz_h, dz_x, d_used_t = times_power_of_two((dz_h, dz_x, d_used_t), log2_scale)
         d_used = jax.tree.map(jnp.add, d_used, d_used_t)
         if reset is not None:
             begun = jax.tree.map(lambda part: where(reset, part, jnp.zeros_like(part)), a)
@@ -246,7 +272,7 @@ def _run_bwd(static, residuals, cotangents):
             d_fresh = jax.tree.map(jnp.add, d_fresh, begun)
         if active is not None:
             a = jax.tree.map(jnp.add, a, around)
-        return (a, log2_scale, d_used, d_fresh), (dz, recorded)
+        return (a, log2_scale, d_used, d_fresh), (dz_h, dz_x, recorded)
 
     def rows(x):
         return x.reshape(-1, x.shape[-1])
@@ -254,21 +280,32 @@ def _run_bwd(static, residuals, cotangents):
     def linearize(z, carry):
         return jax.vjp(lambda used, z, carry: _pointwise(split.merge(used, others), z, carry), used, z, carry)[1]
 
+    def carries_before(kept, ys, row):
+        if output is None:
+            return jax.tree.unflatten(jax.tree.structure(first_carry), kept)
+        before = [ys[1:], row[None]] if static.reverse else [row[None], ys[:-1]]
+        kept = [*kept[:output], jnp.concatenate(before), *kept[output:]]
+        return jax.tree.unflatten(jax.tree.structure(first_carry), kept)
+
     def segment(state, inputs):
         state, d_weights = state
-        steps, g, log2_g, (carries, z) = inputs
+        (steps, g, log2_g, (kept, z), ys), row = inputs if output is not None else (inputs, None)
+        carries = carries_before(kept, ys, row)
         operands = tuple(map(rows, _operands(cell, steps.x, cell.hidden(carries))))
         if z is None:
             z = _preactivations(cell, weights, operands)
             z = {name: value.reshape(*steps.x.shape[:2], -1) for name, value in z.items()}
-        state, (dz, recorded) = jax.lax.scan(
+        state, (dz_h, dz_x, recorded) = jax.lax.scan(
             step,
             state,
             (g, log2_g, (jax.vmap(linearize)(z, carries), carries), steps.active, steps.reset),
             reverse=not static.reverse,
             unroll=static.unroll,
         )
-        dz = tuple(rows(jnp.concatenate([dz[name] for name in names], axis=-1)) for names in _columns(cell))
+        dz = (rows(dz_h),)
+        if not _one_product(cell):
+            of_gate = dz_x | dict(zip(cell.recurrent_gates, jnp.split(dz_h, len(cell.recurrent_gates), axis=-1)))
+            dz = (rows(jnp.concatenate([of_gate[name] for name in cell.input_gates], axis=-1)), *dz)
         dx = (dz[0] @ to_x).reshape(steps.x.shape)
         d_bias = None
         if weights.bias is not None:
@@ -277,9 +314,7 @@ def _run_bwd(static, residuals, cotangents):
                 of_h = jnp.sum(dz[1], axis=0).reshape(-1, cell.hidden_features)
                 only_h = [of_h[k] for k, name in enumerate(cell.recurrent_gates) if name not in cell.input_gates]
                 d_bias = jnp.concatenate([d_bias, *only_h])  # in the order of `gate_columns`
-        # A product of transposed rows takes up to twice as long.
-        transposed = [jax.lax.optimization_barrier(operand.T) for operand in operands]
-        d = _Weights(tuple(o @ part for o, part in zip(transposed, dz)), d_bias)
+        d = _Weights(tuple(map(_product_of_rows, operands, dz)), d_bias)
         return (state, jax.tree.map(jnp.add, d_weights, d)), (dx, recorded)
 
     (a, log2_scale), ys_cotangent = cotangents  # the cotangent of e is the scale
@@ -288,13 +323,22 @@ def _run_bwd(static, residuals, cotangents):
     log2_g = None if record is None else jax.vmap(log2_largest)(ys_cotangent)
     zeros = partial(jax.tree.map, jnp.zeros_like)
     state = ((a, log2_scale, zeros(used), zeros(fresh_carry)), zeros(weights))
-    step_bytes = _preactivation_bytes(weights, steps) // max(1, steps.x.shape[0])
+    time, size_in_bytes = steps.x.shape[0], _preactivation_bytes(weights, steps)
+    size = time
+    if size_in_bytes > _KEPT_BYTES:
+        size = even_size(time, _SEGMENT_BYTES // (size_in_bytes // time))
+    rows_before = None
+    if output is not None:
+        first = jax.tree.leaves(first_carry)[output][None]
+        rows_before = [ys[size::size], first] if static.reverse else [first, ys[size - 1 : -1 : size]]
+        rows_before = jnp.concatenate(rows_before)
     ((a, log2_scale, d_used, d_fresh), d_weights), (dx, recorded) = over_segments(
         segment,
         state,
-        (steps, ys_cotangent, log2_g, kept),
+        (steps, ys_cotangent, log2_g, kept, None if output is None else ys),
         reverse=not static.reverse,
-        size=even_size(steps.x.shape[0], _SEGMENT_BYTES // max(1, step_bytes)),
+        size=size,
+        rows=rows_before,
     )
     return d_used, None, d_weights, Steps(dx, None, None, recorded), (a, log2_scale), d_fresh
 

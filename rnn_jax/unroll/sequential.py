@@ -97,6 +97,7 @@ def over_segments(
     *,
     reverse: bool,
     size: int,
+    rows: PyTree = None,
 ) -> tuple[PyTree, PyTree]:
     """`jax.lax.scan` of `segment(state, inputs)` over pieces of at most `size` steps, outputs joined along time.
 
@@ -108,13 +109,18 @@ def over_segments(
       inputs: pytree of `[time, ...]`.
       reverse: from the last piece to the first.
       size: steps in a piece, at most.
+      rows: if given, pytree of `[pieces, ...]` in the order of time, and `segment` takes (inputs, row of the piece).
     """
     time = jax.tree.leaves(inputs)[0].shape[0]
+    last_row = jax.tree.map(lambda a: a[-1], rows)
     if time <= size:
-        return segment(state, inputs)
-    whole = time // size * size
-    pieces = jax.tree.map(lambda a: a[:whole].reshape(-1, size, *a.shape[1:]), inputs)
+        return segment(state, inputs if rows is None else (inputs, last_row))
+    count = time // size
+    whole = count * size
+    pieces = jax.tree.map(lambda a: a[:whole].reshape(count, size, *a.shape[1:]), inputs)
     rest = jax.tree.map(lambda a: a[whole:], inputs)
+    if rows is not None:
+        pieces, rest = (pieces, jax.tree.map(lambda a: a[:count], rows)), (rest, last_row)
     if whole < time and reverse:
         state, rest_outputs = segment(state, rest)
     state, outputs = jax.lax.scan(segment, state, pieces, reverse=reverse)
@@ -127,9 +133,13 @@ def over_segments(
 
 
 def even_size(time: int, most: int) -> int:
-    """Returns the size of pieces of at most `most` steps (at least 1) that divide `time` about evenly."""
-    pieces = -(-time // max(1, most))
-    return -(-time // max(1, pieces))
+    """Returns the size of pieces of at most `most` steps (at least 1) that divide `time` evenly.
+
+    Where no size between the half of `most` and `most` does, the last piece is shorter (and the inputs are copied).
+    """
+    most = max(1, min(most, time))
+    even = next((size for size in range(most, most // 2, -1) if time % size == 0), None)
+    return even or -(-time // -(-time // most))
 
 
 @jax.custom_vjp
