@@ -83,7 +83,7 @@ def small_segments(monkeypatch):
     """Has the fast path go back over segments of 3 steps of an LSTM, not of megabytes, and keep carries alone."""
     affine = importlib.import_module("rnn_jax.unroll.affine")
     monkeypatch.setattr(affine, "_SEGMENT_BYTES", 3 * 8 * 2 * 4 * H)
-    monkeypatch.setattr(affine, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(affine, "_SHORT_BYTES", 0)
 
 
 @pytest.mark.parametrize(("time", "reverse"), [(12, False), (11, False), (11, True)])

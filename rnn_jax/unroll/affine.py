@@ -2,18 +2,20 @@
 
 What it gains over differentiating a plain scan:
 
-* x and h meet the kernels in one product, if they go to the same gates.
+* Of short runs, x W + b is computed before the loop, a product for each gate. In long ones, where to write and re-read
+  it costs more than the larger products gain, x and h meet the kernels in one product, if they go to the same gates.
 * The backward pass goes over segments of steps that fit in the cache. The elementwise part is linearised for all
   steps of a segment at once (by JAX, from one array a gate, so that no split has to be transposed).
-* Of long runs the forward pass keeps the carries and nothing else: memory that is new at every call costs more than
-  to compute the pre-activations of a segment anew, in one product over all its steps.
+* Memory that is new at every call costs more than it looks: a scan fills what it stacks with zeros, by copies. So what
+  is stacked is as little as can be. An output that is a part of the carry is not kept twice, and of long runs the
+  pre-activations are computed anew, in one product over all steps of a segment.
 * So a backward step is a few multiplications, and one product with R^T for the carry.
 * The gradients of W, R, b and x leave the loop over time: one product each for a segment.
 * Arrays are kept one for each gate, as XLA vectorises the read of a whole array at a step, but not of part of one.
 
-What did not pay: x W before the loop (writing and re-reading it costs more than the larger product gains), weight
-gradients at each step, one product for the two kernels of a GRU (a quarter of it zeros), `unroll` above 1, halves of
-the batch in two loops.
+What did not pay: weight gradients at each step, one product for the two kernels of a GRU (a quarter of it zeros),
+cotangents written over what they are computed from (XLA then copies the whole array at each step), `unroll` above 1,
+halves of the batch in two loops.
 
 With a `Tap`, the backward pass runs at a running scale (see `running_scale.py`), for the price of a few scalars.
 """
@@ -38,11 +40,12 @@ PyTree = Any
 # Of the pre-activations of one segment. More fall out of the cache, or cost the kernel new pages at every call; with
 # fewer rows the products of a segment are slow.
 _SEGMENT_BYTES = 2**21
+# Of the pre-activations of a whole run that is short: one segment, nothing is computed anew.
+_SHORT_BYTES = 2**22
+# Up to so much they are kept where a product over so many features costs more than memory.
+_KEPT_BYTES, _WIDE = 2**27, 384
 _LEAST_FEATURES = 8
 _NARROW = 96
-# Pre-activations of a whole run that are kept, rather than computed anew: always up to the first of these, and up to
-# the second where a product over so many features costs more than memory.
-_KEPT_BYTES, _KEPT_BYTES_OF_WIDE, _WIDE = 2**22, 2**27, 384
 
 
 class _Weights(NamedTuple):
@@ -132,8 +135,10 @@ def scan_affine(
 
 
 def _trace_pointwise(cell: AffineCell, carry: Carry, dtype: Any) -> tuple[tuple[bool, ...], int | None]:
-    """Tells for each leaf of the cell whether the elementwise part hangs on it (W, R and b do not), and which leaf of
-    the new carry the output is, if it is one."""
+    """Tells for each leaf of the cell whether the elementwise part hangs on it; W, R and b do not.
+
+    Tells as well which leaf of the new carry the output is, if it is one.
+    """
     leaves, treedef = jax.tree.flatten(cell)
     batch = cell.hidden(carry).shape[0]
     z = {name: jax.ShapeDtypeStruct((batch, cell.hidden_features), dtype) for name in cell.gate_columns()}
@@ -170,6 +175,10 @@ def _run_fwd(static, used, others, weights, steps, state, fresh_carry):
     return ((final_carry, e), ys), (used, others, weights, steps, kept, fresh_carry, carry, ys)
 
 
+def _rows(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])
+
+
 def _product_of_rows(a: Array, b: Array) -> Array:
     """Returns a^T b for a `[rows, M]` and b `[rows, N]`."""
     # XLA's product of transposed rows takes up to twice as long, but for narrow ones less than their transposition.
@@ -199,14 +208,46 @@ def _preactivations(cell: AffineCell, weights: _Weights, operands: tuple[Array, 
     return sum_gates(cell, list(zip(products, _columns(cell))), weights.bias)
 
 
+def _input_gates(cell: AffineCell, weights: _Weights, xs: Array) -> dict[str, Array]:
+    """Returns what x adds to each gate at each step, and the bias with it: one product a gate, not at each step."""
+    kernels = jnp.split(weights.kernels[0][: xs.shape[-1]], len(cell.input_gates), axis=-1)
+    z = {name: _rows(xs) @ kernel for name, kernel in zip(cell.input_gates, kernels)}
+    if weights.bias is not None:
+        z = {name: z[name] + bias for name, bias in _split_bias(cell, weights.bias).items() if name in z}
+    return {name: value.reshape(*xs.shape[:-1], cell.hidden_features) for name, value in z.items()}
+
+
+def _add_recurrent_gates(
+    cell: AffineCell, recurrent_kernel: Array, bias: Array | None, z: dict[str, Array], h: Array
+) -> dict[str, Array]:
+    """Returns the pre-activations of one step, for what `_input_gates` has of it."""
+    of_h = sum_gates(cell, [(h.astype(recurrent_kernel.dtype) @ recurrent_kernel, cell.recurrent_gates)], None)
+    if bias is not None:
+        biases = _split_bias(cell, bias)
+        of_h = {name: value if name in z else value + biases[name] for name, value in of_h.items()}
+    return z | {name: z[name] + value if name in z else value for name, value in of_h.items()}
+
+
+def _split_bias(cell: AffineCell, bias: Array) -> dict[str, Array]:
+    return dict(zip(cell.gate_columns(), bias.reshape(-1, 1, cell.hidden_features)))
+
+
 def _preactivation_bytes(weights: _Weights, steps: Steps) -> int:
     """Returns how much memory the pre-activations of a whole run take (of a GRU: those of h)."""
     return math.prod(steps.x.shape[:-1]) * weights.kernels[-1].shape[-1] * steps.x.dtype.itemsize
 
 
+def _is_short(weights: _Weights, steps: Steps) -> bool:
+    return _preactivation_bytes(weights, steps) <= _SHORT_BYTES
+
+
+def _is_wide(weights: _Weights) -> bool:
+    return sum(len(kernel) for kernel in weights.kernels) >= _WIDE
+
+
 def _keeps_preactivations(weights: _Weights, steps: Steps) -> bool:
-    wide = sum(len(kernel) for kernel in weights.kernels) >= _WIDE
-    return _preactivation_bytes(weights, steps) <= (_KEPT_BYTES_OF_WIDE if wide else _KEPT_BYTES)
+    few = _preactivation_bytes(weights, steps) <= _KEPT_BYTES
+    return _is_short(weights, steps) or (_is_wide(weights) and few)
 
 
 def _forward(static, cell, weights, steps, carry, fresh_carry, *, keep):
@@ -215,13 +256,22 @@ def _forward(static, cell, weights, steps, carry, fresh_carry, *, keep):
     Of the leaves that one is left out which is the output of the step before; z is None where it is computed anew.
     """
     keep_z = keep and _keeps_preactivations(weights, steps)
+    # Two wide products of one step run beside each other.
+    x_before = _is_short(weights, steps) and (_one_product(cell) or not _is_wide(weights))
+    recurrent_kernel = weights.kernels[-1][-cell.hidden_features :]
+    if x_before:
+        steps = steps._replace(x=_input_gates(cell, weights, steps.x))
 
     def step(carry, inputs):
         x, active, reset, _ = inputs
         old = carry
         if reset is not None:
             carry = jax.tree.map(partial(where, reset), fresh_carry, carry)
-        z = _preactivations(cell, weights, _operands(cell, x, cell.hidden(carry)))
+        h = cell.hidden(carry)
+        if x_before:
+            z = _add_recurrent_gates(cell, recurrent_kernel, weights.bias, x, h)
+        else:
+            z = _preactivations(cell, weights, _operands(cell, x, h))
         new, y = _pointwise(cell, z, carry)
         if active is not None:
             new = jax.tree.map(partial(where, active), new, old)
@@ -274,9 +324,6 @@ def _run_bwd(static, residuals, cotangents):
             a = jax.tree.map(jnp.add, a, around)
         return (a, log2_scale, d_used, d_fresh), (dz_h, dz_x, recorded)
 
-    def rows(x):
-        return x.reshape(-1, x.shape[-1])
-
     def linearize(z, carry):
         return jax.vjp(lambda used, z, carry: _pointwise(split.merge(used, others), z, carry), used, z, carry)[1]
 
@@ -291,7 +338,7 @@ def _run_bwd(static, residuals, cotangents):
         state, d_weights = state
         (steps, g, log2_g, (kept, z), ys), row = inputs if output is not None else (inputs, None)
         carries = carries_before(kept, ys, row)
-        operands = tuple(map(rows, _operands(cell, steps.x, cell.hidden(carries))))
+        operands = tuple(map(_rows, _operands(cell, steps.x, cell.hidden(carries))))
         if z is None:
             z = _preactivations(cell, weights, operands)
             z = {name: value.reshape(*steps.x.shape[:2], -1) for name, value in z.items()}
@@ -302,10 +349,10 @@ def _run_bwd(static, residuals, cotangents):
             reverse=not static.reverse,
             unroll=static.unroll,
         )
-        dz = (rows(dz_h),)
+        dz: tuple[Array, ...] = (_rows(dz_h),)
         if not _one_product(cell):
             of_gate = dz_x | dict(zip(cell.recurrent_gates, jnp.split(dz_h, len(cell.recurrent_gates), axis=-1)))
-            dz = (rows(jnp.concatenate([of_gate[name] for name in cell.input_gates], axis=-1)), *dz)
+            dz = (_rows(jnp.concatenate([of_gate[name] for name in cell.input_gates], axis=-1)), *dz)
         dx = (dz[0] @ to_x).reshape(steps.x.shape)
         d_bias = None
         if weights.bias is not None:
@@ -323,15 +370,13 @@ def _run_bwd(static, residuals, cotangents):
     log2_g = None if record is None else jax.vmap(log2_largest)(ys_cotangent)
     zeros = partial(jax.tree.map, jnp.zeros_like)
     state = ((a, log2_scale, zeros(used), zeros(fresh_carry)), zeros(weights))
-    time, size_in_bytes = steps.x.shape[0], _preactivation_bytes(weights, steps)
-    size = time
-    if size_in_bytes > _KEPT_BYTES:
-        size = even_size(time, _SEGMENT_BYTES // (size_in_bytes // time))
+    time = size = steps.x.shape[0]
+    if not _is_short(weights, steps):
+        size = even_size(time, _SEGMENT_BYTES // (_preactivation_bytes(weights, steps) // time))
     rows_before = None
     if output is not None:
         first = jax.tree.leaves(first_carry)[output][None]
-        rows_before = [ys[size::size], first] if static.reverse else [first, ys[size - 1 : -1 : size]]
-        rows_before = jnp.concatenate(rows_before)
+        rows_before = jnp.concatenate([ys[size::size], first] if static.reverse else [first, ys[size - 1 : -1 : size]])
     ((a, log2_scale, d_used, d_fresh), d_weights), (dx, recorded) = over_segments(
         segment,
         state,

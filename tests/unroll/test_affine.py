@@ -66,11 +66,12 @@ def test_fast_is_plain(name, batch, time, padded, reset, reverse):
     assert_trees_close(fast, plain, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("kept_bytes", [0, 2**22])
+@pytest.mark.parametrize("wide", [0, 2**22])
 @pytest.mark.parametrize("name", AFFINE)
-def test_fast_is_plain_over_several_segments_whether_preactivations_are_kept_or_not(name, kept_bytes, monkeypatch):
+def test_fast_is_plain_over_several_segments_whether_preactivations_are_kept_or_not(name, wide, monkeypatch):
     monkeypatch.setattr(affine, "_SEGMENT_BYTES", 1000)  # two or three steps
-    monkeypatch.setattr(affine, "_KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(affine, "_SHORT_BYTES", 0)
+    monkeypatch.setattr(affine, "_WIDE", wide)  # if the cell is, they are kept
     cell, xs = make(name), draw(3, 11, F)
     carry = cell.initialize_carry((3, F))
     for reverse in (False, True):
