@@ -208,12 +208,12 @@ def _preactivations(cell: AffineCell, weights: _Weights, operands: tuple[Array, 
     return sum_gates(cell, list(zip(products, _columns(cell))), weights.bias)
 
 
-def _input_gates(cell: AffineCell, weights: _Weights, xs: Array) -> dict[str, Array]:
+def _input_gates(cell: AffineCell, kernel: Array, bias: Array | None, xs: Array) -> dict[str, Array]:
     """Returns what x adds to each gate at each step, and the bias with it: one product a gate, not at each step."""
-    kernels = jnp.split(weights.kernels[0][: xs.shape[-1]], len(cell.input_gates), axis=-1)
-    z = {name: _rows(xs) @ kernel for name, kernel in zip(cell.input_gates, kernels)}
-    if weights.bias is not None:
-        z = {name: z[name] + bias for name, bias in _split_bias(cell, weights.bias).items() if name in z}
+    kernels = jnp.split(kernel, len(cell.input_gates), axis=-1)
+    z = {name: _rows(xs) @ part for name, part in zip(cell.input_gates, kernels)}
+    if bias is not None:
+        z = {name: z[name] + part for name, part in _split_bias(cell, bias).items() if name in z}
     return {name: value.reshape(*xs.shape[:-1], cell.hidden_features) for name, value in z.items()}
 
 
@@ -256,11 +256,13 @@ def _forward(static, cell, weights, steps, carry, fresh_carry, *, keep):
     Of the leaves that one is left out which is the output of the step before; z is None where it is computed anew.
     """
     keep_z = keep and _keeps_preactivations(weights, steps)
-    # Two wide products of one step run beside each other.
-    x_before = _is_short(weights, steps) and (_one_product(cell) or not _is_wide(weights))
+    # XLA runs the two products of a step beside each other, which gains where they are wide and not of one gate.
+    apart = _is_wide(weights) and len(cell.recurrent_gates) > 1
+    x_before = _is_short(weights, steps) and (_one_product(cell) or not apart)
+    kernel = weights.kernels[0][: steps.x.shape[-1]]
     recurrent_kernel = weights.kernels[-1][-cell.hidden_features :]
     if x_before:
-        steps = steps._replace(x=_input_gates(cell, weights, steps.x))
+        steps = steps._replace(x=_input_gates(cell, kernel, weights.bias, steps.x))
 
     def step(carry, inputs):
         x, active, reset, _ = inputs
@@ -270,6 +272,9 @@ def _forward(static, cell, weights, steps, carry, fresh_carry, *, keep):
         h = cell.hidden(carry)
         if x_before:
             z = _add_recurrent_gates(cell, recurrent_kernel, weights.bias, x, h)
+        elif apart:
+            products = [(x @ kernel, cell.input_gates), (h.astype(x.dtype) @ recurrent_kernel, cell.recurrent_gates)]
+            z = sum_gates(cell, products, weights.bias)
         else:
             z = _preactivations(cell, weights, _operands(cell, x, h))
         new, y = _pointwise(cell, z, carry)
