@@ -2,15 +2,15 @@
 
 What it gains over differentiating a plain scan:
 
-* Of short runs, x W + b is computed before the loop, a product for each gate. In long ones, where to write and re-read
-  it costs more than the larger products gain, x and h meet the kernels in one product, if they go to the same gates.
+* Of a short run, x W + b is computed before the loop, one product a gate. In a long one, where to write and re-read it
+  costs more than the larger products gain, x and h meet the kernels in one product, if they go to the same gates.
 * The backward pass goes over segments of steps that fit in the cache. The elementwise part is linearised for all
-  steps of a segment at once (by JAX, from one array a gate, so that no split has to be transposed).
-* Memory that is new at every call costs more than it looks: a scan fills what it stacks with zeros, by copies. So what
-  is stacked is as little as can be. An output that is a part of the carry is not kept twice, and of long runs the
-  pre-activations are computed anew, in one product over all steps of a segment.
-* So a backward step is a few multiplications, and one product with R^T for the carry.
+  steps of a segment at once (by JAX, from one array a gate, so that no split has to be transposed). So a backward step
+  is a few multiplications, and one product with R^T for the carry.
 * The gradients of W, R, b and x leave the loop over time: one product each for a segment.
+* As little as can be is stacked over time: a scan first fills what it stacks with zeros, in memory that is new at every
+  call. An output that is a part of the carry is not kept twice, and the pre-activations of a long run are computed
+  anew, in one product over all steps of a segment.
 * Arrays are kept one for each gate, as XLA vectorises the read of a whole array at a step, but not of part of one.
 
 What did not pay: weight gradients at each step, one product for the two kernels of a GRU (a quarter of it zeros),
@@ -40,12 +40,12 @@ PyTree = Any
 # Of the pre-activations of one segment. More fall out of the cache, or cost the kernel new pages at every call; with
 # fewer rows the products of a segment are slow.
 _SEGMENT_BYTES = 2**21
-# Of the pre-activations of a whole run that is short: one segment, nothing is computed anew.
+# Of those of a whole run that is short: it is one segment, and keeps them.
 _SHORT_BYTES = 2**22
-# Up to so much they are kept where a product over so many features costs more than memory.
+# A longer run keeps them up to so many, if a product over so many features (of x and h) costs more than memory.
 _KEPT_BYTES, _WIDE = 2**27, 384
+_NARROW = 96  # so few features (of x and h) that their transposition costs more than a product of transposed rows
 _LEAST_FEATURES = 8
-_NARROW = 96
 
 
 class _Weights(NamedTuple):
@@ -181,7 +181,7 @@ def _rows(x: Array) -> Array:
 
 def _product_of_rows(a: Array, b: Array) -> Array:
     """Returns a^T b for a `[rows, M]` and b `[rows, N]`."""
-    # XLA's product of transposed rows takes up to twice as long, but for narrow ones less than their transposition.
+    # XLA's product of transposed rows takes up to twice as long.
     if a.shape[-1] <= _NARROW:
         return jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())))
     return jax.lax.optimization_barrier(a.T) @ b
