@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rnn_jax.unroll import Tap, check_lengths, fit_carry, unroll
-from rnn_jax.unroll.running_scale import log2_norm, times_power_of_two
+from rnn_jax.unroll.running_scale import log2_of_whole, times_power_of_two
 
 Array = jax.Array
 Carry = Any
@@ -89,8 +89,8 @@ def adjoints(
     return Adjoints(direction, log10_scale)
 
 
-def _direction_and_scale(adjoint: Carry, log2_scale: Array) -> tuple[Carry, Array]:
-    log2_size = log2_norm(adjoint)
+def _direction_and_scale(adjoint: Carry, norms: Array, log2_scale: Array) -> tuple[Carry, Array]:
+    log2_size = log2_of_whole(norms)
     nonzero = jnp.isfinite(log2_size)
     exponent = jnp.where(nonzero, jnp.floor(log2_size), 0.0)
     mantissa = jnp.where(nonzero, jnp.exp2(log2_size - exponent), 1.0)

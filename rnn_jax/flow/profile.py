@@ -25,7 +25,7 @@ import numpy as np
 
 from rnn_jax.cell import carry_names
 from rnn_jax.layers import RNN
-from rnn_jax.unroll.running_scale import Tap, TapRequest, log2_norm
+from rnn_jax.unroll.running_scale import Tap, TapRequest, log2_of_whole
 
 Array = jax.Array
 PyTree = Any
@@ -107,14 +107,11 @@ def _checked(name: str, recorded: Tap) -> Array:
     return jnp.where(recorded.count == 1, recorded.zeros, jnp.nan)
 
 
-def _log10_norms(batch_size: int, adjoint: PyTree, log2_scale: Array) -> Array:
+def _log10_norms(batch_size: int, adjoint: PyTree, norms: Array, log2_scale: Array) -> Array:
     """Returns log10 of the root of the batch mean of |adjoint|^2 for each part of the carry, then for the whole."""
-    parts = [log2_norm(part) for part in jax.tree.leaves(adjoint)]  # -inf for a counter, which has no adjoint
-    by_part = jnp.stack(parts) - 0.5 * math.log2(batch_size)
-    largest = jnp.max(by_part)
-    whole = largest + 0.5 * jnp.log2(jnp.sum(jnp.exp2(2.0 * (by_part - largest))))
-    whole = jnp.where(jnp.isfinite(largest), whole, largest)
-    return (jnp.append(by_part, whole) + log2_scale) * math.log10(2.0)
+    del adjoint
+    by_part = norms - 0.5 * math.log2(batch_size)  # -inf for a counter, which has no adjoint
+    return (jnp.append(by_part, log2_of_whole(by_part)) + log2_scale) * math.log10(2.0)
 
 
 def layer_names(model: PyTree) -> list[str]:

@@ -21,7 +21,6 @@ With a `Tap`, the backward pass runs at a running scale (see `running_scale.py`)
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ import jax.numpy as jnp
 from flax.nnx.nn import dtypes
 
 from rnn_jax.cell import AffineCell, sum_gates
-from rnn_jax.unroll.running_scale import common_scale, log2_largest, times_power_of_two
+from rnn_jax.unroll.running_scale import Record, common_scale, log2_largest, log2_norms, times_power_of_two
 from rnn_jax.unroll.sequential import State, Steps, even_size, over_segments, where
 
 Array = jax.Array
@@ -79,7 +78,7 @@ class _Static(NamedTuple):
 
     split: _Split
     output: int | None
-    record: Callable[[PyTree, Array], PyTree] | None
+    record: Record | None
     reverse: bool
     unroll: int
 
@@ -90,7 +89,7 @@ def scan_affine(
     steps: Steps,
     *,
     fresh_carry: Carry | None,
-    record: Callable[[PyTree, Array], PyTree] | None,
+    record: Record | None,
     reverse: bool,
     unroll: int,
 ) -> tuple[State, Array]:
@@ -121,9 +120,10 @@ def scan_affine(
     used = [leaf for leaf, is_used in zip(leaves, split.used) if is_used]
     others = [leaf for leaf, is_used in zip(leaves, split.used) if not is_used]
 
-    def record_batch(adjoint: Carry, log2_scale: Array) -> PyTree:
+    def record_batch(adjoint: Carry, norms: Array, log2_scale: Array) -> PyTree:
         assert record is not None
-        return record(jax.tree.map(lambda part: part.reshape(*batch_shape, *part.shape[1:]), adjoint), log2_scale)
+        adjoint = jax.tree.map(lambda part: part.reshape(*batch_shape, *part.shape[1:]), adjoint)
+        return record(adjoint, norms, log2_scale)
 
     output = output if active is None and reset is None and time else None
     static = _Static(split, output, None if record is None else record_batch, reverse, unroll)
@@ -304,8 +304,9 @@ def _run_bwd(static, residuals, cotangents):
         g, log2_g, (pullback, carry), active, reset = inputs
         recorded = None
         if record is not None:
-            recorded = record(a, log2_scale)
-            a, g, log2_scale = common_scale(a, g, log2_scale, log2_g)
+            norms = log2_norms(a)
+            recorded = record(a, norms, log2_scale)
+            a, g, log2_scale = common_scale(a, g, norms, log2_scale, log2_g)
         around = 0  # what passes a padded step by
         if active is not None:
             around = jax.tree.map(lambda part: where(active, jnp.zeros_like(part), part), a)

@@ -1,8 +1,8 @@
 """The adjoint carried backward with a running scale, so that its norm never underflows.
 
 The adjoint of a carry, a_t = dL/d carry_t, shrinks or grows by a factor a step: in float32 it is 0 after a few
-hundred steps, and its square long before. Here the backward pass carries a pair (a', s) with a_t = a' 2^s and the
-largest entry of a' between 1 and 2. The trick is to let JAX do it: a scalar e of value 0 is threaded through
+hundred steps, and its square long before. Here the backward pass carries a pair (a', s) with a_t = a' 2^s and a norm
+of a' of about 1. The trick is to let JAX do it: a scalar e of value 0 is threaded through
 the scan beside the carry, and two identity functions around each step *define* what the cotangent of e is, namely s:
 
     carry, e -> unscale -> cell -> rescale -> carry, e          (forward: every one an identity but the cell)
@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 PyTree = Any
+Record = Callable[[PyTree, Array, Array], PyTree]  # of a `Tap`
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["zeros", "count"], meta_fields=["record"])
@@ -36,13 +37,13 @@ class Tap:
     Attributes:
       zeros: pytree of zeros, `[time, ...]` each. Their cotangents are the recording.
       count: a float32 zero. Its cotangent counts how often the tap ran; more than once, the recording is a sum.
-      record: `(adjoint, log2_scale) -> pytree` of the shapes in `zeros`, less the time axis. The true adjoint is
-        `adjoint * 2**log2_scale`.
+      record: `(adjoint, norms, log2_scale) -> pytree` of the shapes in `zeros`, less the time axis. The true adjoint is
+        `adjoint * 2**log2_scale`; norms are `log2_norms(adjoint)`.
     """
 
     zeros: PyTree
     count: Array
-    record: Callable[[PyTree, Array], PyTree]
+    record: Record
 
 
 @jax.tree_util.register_static
@@ -100,20 +101,53 @@ def log2_largest(tree: PyTree) -> Array:
     return jnp.max(jnp.stack(exponents)) if exponents else jnp.float32(-jnp.inf)
 
 
-def log2_norm(tree: PyTree) -> Array:
-    """Returns log2 of the Euclidean norm of all entries, as float32, without under- or overflow; -inf for zeros."""
-    largest = log2_largest(tree)
+def log2_norms(tree: PyTree) -> Array:
+    """Returns log2 of the Euclidean norm of each leaf, float32 `[leaves]`, without under- or overflow.
+
+    It is -inf for a leaf of zeros, and for one that has no gradient.
+    """
+    leaves = jax.tree.leaves(tree)
+    squares = [_sum_of_squares(x) for x in _measurable(leaves)]
+    if not squares:
+        return jnp.full(len(leaves), -jnp.inf, jnp.float32)
+    # The sums of a norm of about 1 do not need the care that any norm needs, and which takes twice the time.
+    safe = jnp.stack([(square > 2.0**-80) & (square < 2.0**80) for square in squares])
+    norms = jax.lax.cond(
+        jnp.all(safe),
+        lambda: 0.5 * jnp.log2(jnp.stack(squares)),
+        lambda: jnp.stack([_log2_norm_of_any_size(x) for x in _measurable(leaves)]),
+    )
+    if len(squares) == len(leaves):
+        return norms
+    measured = iter(norms)
+    return jnp.stack([next(measured) if _is_measurable(x) else jnp.float32(-jnp.inf) for x in leaves])
+
+
+def log2_of_whole(norms: Array) -> Array:
+    """Returns log2 of the norm of a whole, for `log2_norms` of its parts."""
+    largest = jnp.max(norms)
+    whole = largest + 0.5 * jnp.log2(jnp.sum(jnp.exp2(2.0 * (norms - largest))))
+    return jnp.where(jnp.isfinite(largest), whole, largest)
+
+
+def _log2_norm_of_any_size(x: Array) -> Array:
+    largest = log2_largest(x)
     exponent = jnp.where(jnp.isfinite(largest), largest, 0.0)
-    squares = []
-    for x in _measurable(times_power_of_two(tree, -exponent)):
-        columns = jnp.sum(jnp.square(jnp.abs(_rows(x)).astype(wide_dtype(x))), axis=0)
-        # `maximum` changes nothing, but keeps XLA from merging the two sums into one that it does not vectorise.
-        squares.append(jnp.sum(jnp.maximum(columns, 0)).astype(jnp.float32))
-    return exponent + 0.5 * jnp.log2(sum(squares, jnp.float32(0)))
+    return exponent + 0.5 * jnp.log2(_sum_of_squares(times_power_of_two(x, -exponent)))
+
+
+def _sum_of_squares(x: Array) -> Array:
+    columns = jnp.sum(jnp.square(jnp.abs(_rows(x)).astype(wide_dtype(x))), axis=0)
+    # `maximum` changes nothing, but keeps XLA from merging the two sums into one that it does not vectorise.
+    return jnp.sum(jnp.maximum(columns, 0)).astype(jnp.float32)
 
 
 def _measurable(tree: PyTree) -> list[Array]:
-    return [x for x in jax.tree.leaves(tree) if is_inexact(x) and x.size]
+    return [x for x in jax.tree.leaves(tree) if _is_measurable(x)]
+
+
+def _is_measurable(x: Array) -> bool:
+    return is_inexact(x) and x.size > 0
 
 
 def _rows(x: Array) -> Array:
@@ -162,9 +196,7 @@ unscale.defvjp(_unscale_fwd, _unscale_bwd)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def rescale(
-    record: Callable[[PyTree, Array], PyTree], carry: PyTree, y: PyTree, e: Array, tap_t: PyTree
-) -> tuple[PyTree, PyTree, Array]:
+def rescale(record: Record, carry: PyTree, y: PyTree, e: Array, tap_t: PyTree) -> tuple[PyTree, PyTree, Array]:
     """Identity on (carry, y, e) whose backward pass records the adjoint and brings both cotangents to one scale."""
     del record, tap_t
     return carry, y, e
@@ -177,8 +209,9 @@ def _rescale_fwd(record, carry, y, e, tap_t):
 
 def _rescale_bwd(record, _, cotangents):
     a, g, log2_scale = cotangents
-    recorded = record(a, log2_scale)
-    a, g, new_scale = common_scale(a, g, log2_scale)
+    norms = log2_norms(a)
+    recorded = record(a, norms, log2_scale)
+    a, g, new_scale = common_scale(a, g, norms, log2_scale)
     return a, g, new_scale, recorded
 
 
@@ -186,18 +219,21 @@ rescale.defvjp(_rescale_fwd, _rescale_bwd)
 
 
 def common_scale(
-    a: PyTree, g: PyTree, log2_scale: Array, log2_largest_g: Array | None = None
+    a: PyTree, g: PyTree, norms: Array, log2_scale: Array, log2_largest_g: Array | None = None
 ) -> tuple[PyTree, PyTree, Array]:
     """Brings a scaled cotangent a (true value `a * 2**log2_scale`) and an unscaled one g to one scale.
 
     Args:
       a, g: the cotangents of carry and output.
+      norms: `log2_norms(a)`.
       log2_scale: of a.
       log2_largest_g: `log2_largest(g)`, if it is known.
 
     Returns:
-      a, g and the new log2_scale, with the largest entry of both together between 1 and 2.
+      a, g and the new log2_scale. The largest norm of a part of a, or the largest entry of g, is then between 1 and 2,
+      and the other less.
     """
-    new = jnp.maximum(log2_scale + log2_largest(a), log2_largest(g) if log2_largest_g is None else log2_largest_g)
+    log2_largest_g = log2_largest(g) if log2_largest_g is None else log2_largest_g
+    new = jnp.maximum(log2_scale + jnp.floor(jnp.max(norms)), log2_largest_g)
     new = jnp.where(jnp.isfinite(new), new, log2_scale)  # all zero, or not finite: nothing to bring to scale
     return times_power_of_two(a, log2_scale - new), times_power_of_two(g, -new), new

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rnn_jax.unroll.running_scale import Tap, rescale, times_power_of_two, unscale
+from rnn_jax.unroll.running_scale import Record, Tap, rescale, times_power_of_two, unscale
 
 Array = jax.Array
 Carry = Any
@@ -47,7 +47,7 @@ def scan_cell(
     steps: Steps,
     *,
     fresh_carry: Carry | None,
-    record: Callable[[PyTree, Array], PyTree] | None,
+    record: Record | None,
     reverse: bool,
     unroll: int,
 ) -> tuple[State, Array]:
@@ -67,13 +67,13 @@ def scan_cell(
     """
 
     def step(state, inputs):
-        (carry, e), the_cell = state, cell
+        (carry, e), the_cell, fresh = state, cell, fresh_carry
         x, active, reset, tap_t = inputs
         if record is not None:
-            (the_cell, x), e = unscale((cell, x), e)
+            (the_cell, x, fresh), e = unscale((cell, x, fresh_carry), e)
         old = carry
         if reset is not None:
-            carry = jax.tree.map(partial(where, reset), fresh_carry, carry)
+            carry = jax.tree.map(partial(where, reset), fresh, carry)
         carry, y = the_cell(carry, x)
         if active is not None:
             carry = jax.tree.map(partial(where, active), carry, old)
