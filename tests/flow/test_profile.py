@@ -293,10 +293,10 @@ def half_identity(key, shape, dtype):
     return 0.5 * jnp.eye(shape[0], shape[1], dtype=dtype)
 
 
-@pytest.mark.parametrize("factor", [0.5, 2.0, -3.0])
+@pytest.mark.parametrize("factor", [0.5, 2.0, -3.0, 1e-30, 1e30])  # the squares of the last two are no float32
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_a_gradient_of_any_size_reads_as_what_it_is(factor, dtype):
-    """h' = w h for 2000 steps: 10**-602, 10**602, 10**954. No float holds any of them."""
+    """h' = w h for 2000 steps: 10**-602, 10**602, 10**954, 10**-59970, 10**59970. No float holds any of them."""
     linear = rnn_jax.make_cell("elman", 1, 1, rngs=nnx.Rngs(0), activation="identity", param_dtype=dtype)
     linear = reference.with_params(linear, recurrent_kernel=np.array([[factor]]))
 
