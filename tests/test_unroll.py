@@ -64,7 +64,7 @@ def cases(draw):
     return name, batch_shape, time, lengths, resets, reverse
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, database=None)
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
 @given(cases())
 def test_unroll_is_a_loop_in_python(case):
     check_against_loop(*case)

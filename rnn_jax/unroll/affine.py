@@ -342,7 +342,7 @@ def _run_bwd(static, residuals, cotangents):
 
     def segment(state, inputs):
         state, d_weights = state
-        (steps, g, log2_g, (kept, z), ys), row = inputs if output is not None else (inputs, None)
+        (steps, g, log2_g, (kept, z), ys), row = inputs
         carries = carries_before(kept, ys, row)
         operands = tuple(map(_rows, _operands(cell, steps.x, cell.hidden(carries))))
         if z is None:
@@ -379,7 +379,7 @@ def _run_bwd(static, residuals, cotangents):
     time = size = steps.x.shape[0]
     if not _is_short(weights, steps):
         size = even_size(time, _SEGMENT_BYTES // (_preactivation_bytes(weights, steps) // time))
-    rows_before = None
+    rows_before: PyTree = ()
     if output is not None:
         first = jax.tree.leaves(first_carry)[output][None]
         rows_before = jnp.concatenate([ys[size::size], first] if static.reverse else [first, ys[size - 1 : -1 : size]])
