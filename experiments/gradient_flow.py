@@ -29,6 +29,7 @@ from flax import nnx
 
 from rnn_jax import flow, tasks
 from rnn_jax.cell import split_names
+from rnn_jax.constant import parameter_count
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.report.gradient_flow import gradient_flow as draw
 from rnn_jax.report.learning import learning as draw_learning
@@ -227,7 +228,7 @@ def train(
         if "backward_rnn" in part.split("/"):  # time as this layer ran it, so that lags count from its end
             profiles[part] = profiles[part][..., ::-1]
 
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(trained)) // len(names)
+    parameters = parameter_count(trained) // len(names)
     seconds = time.perf_counter() - start
     results = {}
     for k, rate in enumerate(learning_rates):

@@ -30,6 +30,7 @@ from absl import app, flags, logging
 from flax import nnx
 
 from rnn_jax import batch_mesh, flow, tasks
+from rnn_jax.constant import parameter_count
 from rnn_jax.models import LanguageModel, SequenceClassifier
 from rnn_jax.report.gradient_flow import gradient_flow as draw
 from rnn_jax.report.learning import training as draw_training
@@ -332,7 +333,7 @@ def save(run_dir: pathlib.Path, task: tasks.Task, outcome: Outcome) -> None:
         "best_step": outcome.step,
         "steps": outcome.steps,
         "skipped": outcome.skipped,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(outcome.model)),
+        "parameters": parameter_count(outcome.model),
         "seconds": round(outcome.seconds, 1),
     }
     rows = []

@@ -1,10 +1,12 @@
-"""Optimisers by name, with the schedule of their learning rate, all of optax."""
+"""Optimizers by name, with the schedule of their learning rate, all of optax. None of them moves a `Constant`."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
+
+from rnn_jax.constant import keep_constants
 
 PyTree = Any
 Rate = Any  # a float or an optax.Schedule
@@ -117,7 +119,7 @@ def make_optimizer(
     if not 1 <= accumulate <= steps:
         raise ValueError(f"accumulate={accumulate} is out of range; allowed: 1 to {steps}, the gradients in all.")
     rate: Rate = make_schedule(schedule, learning_rate, steps // accumulate, warmup_steps)
-    optimizer = _clipped(OPTIMIZERS[name](rate, weight_decay), clip)
+    optimizer = _complete(OPTIMIZERS[name](rate, weight_decay), clip)
     if accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, every_k_schedule=accumulate).gradient_transformation()
     return optimizer
@@ -141,7 +143,7 @@ def make_ensemble_optimizer(
     _check_clip(clip)
 
     def build(learning_rate: Rate) -> optax.GradientTransformation:
-        return _clipped(OPTIMIZERS["adam"](learning_rate, 0.0), clip)
+        return _complete(OPTIMIZERS["adam"](learning_rate, 0.0), clip)
 
     return optax.inject_hyperparams(build)(learning_rate=learning_rate)
 
@@ -151,6 +153,6 @@ def _check_clip(clip: float | None) -> None:
         raise ValueError(f"clip={clip} is out of range; allowed: above 0, or None.")
 
 
-def _clipped(optimizer: optax.GradientTransformation, clip: float | None) -> optax.GradientTransformation:
-    """Clips the gradient to a global norm, unless that is None."""
-    return optimizer if clip is None else optax.chain(optax.clip_by_global_norm(clip), optimizer)
+def _complete(optimizer: optax.GradientTransformation, clip: float | None) -> optax.GradientTransformation:
+    """Clips the gradient to a global norm, unless that is None, and leaves every `Constant` of a model alone."""
+    return keep_constants(optimizer if clip is None else optax.chain(optax.clip_by_global_norm(clip), optimizer))
