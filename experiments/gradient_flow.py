@@ -215,7 +215,7 @@ def train(
         batch = jax.tree.map(lambda *arrays: np.stack(arrays), *members)
         models, opt_states, profile = step_fn(models, opt_states, batch)
         if step in logged:
-            kept[step] = jax.tree.map(np.asarray, profile.log10_norm)
+            kept[step] = jax.tree.map(np.asarray, profile.in_run_order())
             writer.write(step, {f"{name}/loss": float(loss) for name, loss in zip(names, profile.loss)})
             bar.set_postfix(loss=f"{np.mean(profile.loss):.3f}", refresh=False)
         bar.update()
@@ -224,9 +224,6 @@ def train(
     writer.write(_STEPS.value, {f"{name}/test_{task.metric}": score for name, score in zip(names, scores)})
     run_directory.save_checkpoint(run_dir, cell, trained)
     profiles = {part: np.stack([kept[step][part] for step in logged]) for part in kept[0]}
-    for part in profiles:
-        if "backward_rnn" in part.split("/"):  # time as this layer ran it, so that lags count from its end
-            profiles[part] = profiles[part][..., ::-1]
 
     parameters = parameter_count(trained) // len(names)
     seconds = time.perf_counter() - start

@@ -10,6 +10,7 @@ A cell is one step of a recurrence, `(carry_{t-1}, x_t) -> (carry_t, y_t)`. It i
 """
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import re
@@ -84,18 +85,26 @@ def as_initializer(spec: str | Initializer) -> Initializer:
 def block_kernel(
     init: str | Initializer, rows: int, columns: int, blocks: int, dtype: Dtype, rngs: nnx.Rngs
 ) -> nnx.Param:
-    """Draws a kernel `[rows, blocks * columns]` block by block, so that each block is what `init` promises."""
+    """Draws a kernel `[rows, blocks * columns]` block by block, so that each block is what `init` promises.
+
+    What an initializer annotates (`nnx.with_partitioning`) becomes the metadata of the parameter.
+    """
     initializer = as_initializer(init)
+    annotations: list[nnx.VariableMetadata] = []
     wide = jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype  # LAPACK, and so `orthogonal`, knows no 16-bit type
 
     # One model after another under `jax.vmap`: on a CPU a batched QR waits for threads of the pool that it runs in, and
     # as many of them at a time as there are threads wait for ever (jaxlib 0.10.2).
     @jax.custom_batching.sequential_vmap
     def draw(key: Array) -> Array:
-        return initializer(key, (rows, columns), wide).astype(dtype)
+        block = initializer(key, (rows, columns), wide)
+        if isinstance(block, nnx.VariableMetadata):
+            annotations.append(block)
+            block = block.raw_value
+        return block.astype(dtype)
 
-    drawn = [draw(rngs.params()) for _ in range(blocks)]
-    return nnx.Param(jnp.concatenate(drawn, axis=-1))
+    kernel = jnp.concatenate([draw(rngs.params()) for _ in range(blocks)], axis=-1)
+    return nnx.Param(dataclasses.replace(annotations[0], raw_value=kernel) if annotations else kernel)
 
 
 class Cell(nnx.RNNCellBase):
@@ -103,14 +112,18 @@ class Cell(nnx.RNNCellBase):
 
     A subclass writes `gates` and `__call__` (which calls `gates`, so that an equation stands in one place), and
     declares what its carry is: one array, or a `NamedTuple` of arrays given as `carry_type`. All leading axes are
-    batch axes; the dtype of the carry is kept by every step.
+    batch axes.
+
+    One rule of types holds for all cells. Matrix products and the output have the type `dtype`; if that is None, the
+    promotion of the types of input and parameters, so that integer inputs give the type of the parameters. Gates are
+    computed in the type of the carry, which is `param_dtype` and which every step keeps. With `dtype=bfloat16` the
+    products thus run in bfloat16 and the state is kept in float32.
 
     Attributes:
       in_features: F, size of the last axis of the input.
       hidden_features: H, size of the last axis of each part of the carry.
-      dtype: dtype of the matrix products; None takes the promotion of input and parameters.
-      param_dtype: dtype of the parameters and, by default, of the carry and the elementwise part. With
-        `dtype=bfloat16` the products run in bfloat16 and the state is kept in float32.
+      dtype: type of the products and the output, or None.
+      param_dtype: type of the parameters and of the carry.
     """
 
     carry_type: ClassVar[Callable[..., Any] | None] = None
@@ -207,7 +220,7 @@ class AffineCell(Cell):
         return tuple(dict.fromkeys((*cls.input_gates, *cls.recurrent_gates)))
 
     def set_gate_bias(self, gate: str, value: Array | float) -> None:
-        """Fills the bias of one gate; for constructors (a cell is not changed once it is built).
+        """Fills the bias of one gate. It is for constructors: a cell is not changed once it is built.
 
         Raises:
           ValueError: if the cell was built with `use_bias=False`.
@@ -216,7 +229,7 @@ class AffineCell(Cell):
             raise ValueError(f"use_bias=False leaves no bias to initialise for gate {gate!r}; allowed: use_bias=True.")
         start = self.gate_columns().index(gate) * self.hidden_features
         stop = start + self.hidden_features
-        self.bias = nnx.Param(self.bias[...].at[start:stop].set(jnp.asarray(value, self.bias.dtype)))
+        self.bias[...] = self.bias[...].at[start:stop].set(jnp.asarray(value, self.bias.dtype))
 
     def affine(self) -> tuple[Array, Array, Array | None]:
         """Returns W `[F, Gx H]`, R `[H, Gh H]` and b `[G H]` as the products use them.
@@ -228,7 +241,10 @@ class AffineCell(Cell):
         return self.kernel[...], self.recurrent_kernel[...], bias
 
     def hidden(self, carry: Carry) -> Array:
-        """Returns h, the part of the carry that the recurrent kernel multiplies, `[*batch, H]`."""
+        """Returns h, the part of the carry that the recurrent kernel multiplies, `[*batch, H]`.
+
+        A cell whose `hidden` reads a parameter runs by the plain scan.
+        """
         return carry if self.carry_type is None else carry.h
 
     def activate(self, z: Mapping[str, Array], carry: Carry) -> dict[str, Array]:
@@ -251,12 +267,16 @@ class AffineCell(Cell):
 
         Returns:
           The next carry, and the output y `[*batch, H]`.
+
+        Raises:
+          ValueError: if x has not F features.
         """
         z, dtype = self._preactivations(carry, x)
         carry, y = self.pointwise(z, carry)
         return carry, y.astype(dtype)
 
     def _preactivations(self, carry: Carry, x: Array) -> tuple[dict[str, Array], Dtype]:
+        check_input(self, x)
         kernel, recurrent_kernel, bias = self.affine()
         h = self.hidden(carry)
         x, kernel, recurrent_kernel = dtypes.promote_dtype((x, kernel, recurrent_kernel), dtype=self.dtype)
@@ -287,6 +307,26 @@ def sum_gates(
             row = bias[k * size : (k + 1) * size].astype(z[name].dtype)
             z[name] = z[name] + row.reshape((1,) * (z[name].ndim - 1) + (size,))
     return z
+
+
+def check_input(cell: nnx.RNNCellBase, x: Array) -> None:
+    """Raises ValueError unless the last axis of x has the size that the cell was built for, if the cell tells it."""
+    features = getattr(cell, "in_features", None)
+    if not isinstance(features, int) or cell.num_feature_axes != 1:
+        return
+    shape = jnp.shape(x)
+    if not shape or shape[-1] != features:
+        raise ValueError(
+            f"inputs of shape {shape} have {shape[-1] if shape else 'no'} features; allowed: {features}, the"
+            f" in_features of this {type(cell).__name__}."
+        )
+
+
+def check_one_given(of: str, **arguments: Any) -> None:
+    """Raises ValueError if more than one of the arguments is given, as all of them say the same."""
+    given = [f"{name}={value}" for name, value in arguments.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} both set the {of}; allowed: one of them.")
 
 
 def carry_names(cell: nnx.RNNCellBase, carry: Carry) -> tuple[str, ...]:

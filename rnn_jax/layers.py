@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rnn_jax.cell import make_cell
-from rnn_jax.unroll import Tap, TapRequest, unroll
+from rnn_jax.constant import Constant
+from rnn_jax.unroll import Tap, clip_lengths, unroll, updates_variables
+from rnn_jax.unroll.record import CallRecorder
 
 Array = jax.Array
 Carry = Any
@@ -20,6 +22,10 @@ class RNN(nnx.Module):
     Unlike that one it may be closed over by, or passed to, any of `jax.jit`, `jax.grad`, `jax.vmap` and `jax.lax.scan`.
     It keeps no random state, and outputs at padded steps are zero.
 
+    A cell whose step updates variables of its own (`nnx.Dropout`, `nnx.BatchNorm`, a counter), `state_axes` and
+    `broadcast_rngs` are handed over to `flax.nnx.RNN`: no gradient profile, no fast path, no resets, no options that
+    only this class has, and Flax's outputs at padded steps.
+
     Args:
       cell: any `flax.nnx.RNNCellBase`.
       time_major: inputs are `[time, *batch, ...]` instead of `[*batch, time, ...]`.
@@ -29,11 +35,8 @@ class RNN(nnx.Module):
         the last input's output first, padding at the end.
       unroll: steps in one iteration of the loop, as in `jax.lax.scan`.
       method, checkpoint_every, truncate_every: as `rnn_jax.unroll`; not in Flax.
-      state_axes, broadcast_rngs: taken for compatibility; only None, as a cell has no state but its carry.
-      rngs: for a random initial carry. An `nnx.Rngs` is drawn from once, here; pass one to the call to draw anew.
-
-    Raises:
-      ValueError: if `state_axes` or `broadcast_rngs` is given.
+      state_axes, broadcast_rngs: as `flax.nnx.RNN`, which then runs the cell.
+      rngs: for a random initial carry. An `nnx.Rngs` is drawn from once, here; pass one to the call to draw again.
     """
 
     def __init__(
@@ -48,15 +51,10 @@ class RNN(nnx.Module):
         method: str = "sequential",
         checkpoint_every: int | None = None,
         truncate_every: int | None = None,
-        state_axes: None = None,
-        broadcast_rngs: None = None,
+        state_axes: Any = None,
+        broadcast_rngs: Any = None,
         rngs: nnx.Rngs | nnx.RngStream | bool = True,
     ):
-        for name, value in (("state_axes", state_axes), ("broadcast_rngs", broadcast_rngs)):
-            if value is not None:
-                raise ValueError(
-                    f"{name}={value!r} is not supported; allowed: None, as cells keep no state of their own."
-                )
         self.cell = cell
         self.time_major = time_major
         self.return_carry = return_carry
@@ -66,9 +64,10 @@ class RNN(nnx.Module):
         self.method = method
         self.checkpoint_every = checkpoint_every
         self.truncate_every = truncate_every
+        self.state_axes = state_axes
+        self.broadcast_rngs = broadcast_rngs
         stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
-        # A plain number, so that no key stands among the arrays of the model, where it would stop jax.grad.
-        self.carry_seed = int(jax.random.bits(stream())) % 2**31 if isinstance(stream, nnx.RngStream) else 0
+        self.carry_key = _KeptKey(stream()) if isinstance(stream, nnx.RngStream) else None
         self.tap = nnx.data(None)
 
     def __call__(
@@ -95,13 +94,40 @@ class RNN(nnx.Module):
           rngs: for a random initial carry.
 
         Returns:
-          ys, time where it is in the inputs; or `(carry, ys)`.
+          ys, time where it is in the inputs; or `(carry, ys)`. A cell may put out a pytree of arrays.
+
+        Raises:
+          ValueError: as `rnn_jax.unroll`, and for `resets` or a gradient profile where `flax.nnx.RNN` runs the cell.
         """
         return_carry = self.return_carry if return_carry is None else return_carry
         time_major = self.time_major if time_major is None else time_major
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
+        rngs = self.carry_rngs() if rngs is None else rngs
         time_axis = inputs.ndim - self.cell.num_feature_axes - 1
+        if self._needs_flax(inputs, initial_carry, 0 if time_major else time_axis):
+            if resets is not None or self.tap is not None:
+                raise ValueError(
+                    f"{type(self.cell).__name__} keeps state of its own and is run by flax.nnx.RNN; allowed there:"
+                    " neither resets nor a gradient profile."
+                )
+            layer = nnx.RNN(
+                self.cell,
+                unroll=self.unroll,
+                state_axes=self.state_axes,
+                broadcast_rngs=self.broadcast_rngs,
+                rngs=False,
+            )
+            return layer(
+                inputs,
+                initial_carry=initial_carry,
+                seq_lengths=seq_lengths,
+                return_carry=return_carry,
+                time_major=time_major,
+                reverse=reverse,
+                keep_order=keep_order,
+                rngs=rngs,
+            )
         if time_major:
             inputs = jnp.moveaxis(inputs, 0, time_axis)
             resets = None if resets is None else jnp.moveaxis(resets, 0, -1)
@@ -116,20 +142,46 @@ class RNN(nnx.Module):
             unroll=self.unroll,
             checkpoint_every=self.checkpoint_every,
             truncate_every=self.truncate_every,
-            rngs=nnx.Rngs(self.carry_seed) if rngs is None else rngs,
+            rngs=rngs,
             tap=self.tap,
         )
         if reverse and not keep_order:
-            ys = _flip(ys, seq_lengths, time_axis)
+            ys = jax.tree.map(lambda y: _flip(y, seq_lengths, time_axis), ys)
         if time_major:
-            ys = jnp.moveaxis(ys, time_axis, 0)
+            ys = jax.tree.map(lambda y: jnp.moveaxis(y, time_axis, 0), ys)
         return (carry, ys) if return_carry else ys
 
-    def with_tap(self, tap: Tap | TapRequest | None) -> "RNN":
+    def carry_rngs(self) -> nnx.Rngs:
+        """Returns what a random initial carry is drawn from: always the same numbers."""
+        return nnx.Rngs(0) if self.carry_key is None else nnx.Rngs(carry=self.carry_key())
+
+    def _needs_flax(self, inputs: Array, carry: Carry | None, time_axis: int) -> bool:
+        if self.state_axes is not None or self.broadcast_rngs is not None:
+            return True
+        step_shape = (*inputs.shape[:time_axis], *inputs.shape[time_axis + 1 :])
+        return updates_variables(self.cell, jax.ShapeDtypeStruct(step_shape, inputs.dtype), carry)
+
+    def with_tap(self, tap: Tap | CallRecorder | None) -> "RNN":
         """Returns the same layer with another tap; the instruments of `rnn_jax.flow` call this."""
         layer = jax.tree.map(lambda x: x, self)
         layer.tap = nnx.data(tap)
         return layer
+
+
+class _KeptKey(nnx.Module):
+    """A random key among the arrays of a model: as floating-point numbers, since `jax.grad` takes no others.
+
+    A float32 holds 16 of the bits of a key exactly.
+    """
+
+    def __init__(self, key: Array):
+        bits = jax.random.key_data(key)
+        self.halves = Constant(jnp.stack([bits >> 16, bits & 0xFFFF]).astype(jnp.float32))
+        self.impl = str(jax.random.key_impl(key))
+
+    def __call__(self) -> Array:
+        high, low = self.halves[...].astype(jnp.uint32)
+        return jax.random.wrap_key_data((high << 16) | low, impl=self.impl)
 
 
 def _flip(ys: Array, lengths: Array | None, time_axis: int) -> Array:
@@ -137,7 +189,7 @@ def _flip(ys: Array, lengths: Array | None, time_axis: int) -> Array:
     if lengths is None:
         return jnp.flip(ys, time_axis)
     time = ys.shape[time_axis]
-    lengths = jnp.asarray(lengths, jnp.int32)
+    lengths = clip_lengths(jnp.asarray(lengths), time)
     steps = jnp.arange(time, dtype=jnp.int32).reshape((1,) * lengths.ndim + (time,))
     source = jnp.expand_dims(lengths, -1) - 1 - steps
     source = jnp.where(source < 0, source + time, source)
@@ -159,7 +211,7 @@ class Bidirectional(nnx.Module):
       rngs: taken for compatibility with `flax.nnx.Bidirectional`; each layer has its own.
 
     Raises:
-      ValueError: if both layers are the same object, so that they would share their weights.
+      ValueError: if the layers are one object, or share a parameter.
     """
 
     def __init__(
@@ -175,6 +227,7 @@ class Bidirectional(nnx.Module):
         del rngs
         if forward_rnn is backward_rnn:
             raise ValueError("forward_rnn and backward_rnn are one object; allowed: two layers, each with its weights.")
+        _check_nothing_shared({"forward_rnn": forward_rnn, "backward_rnn": backward_rnn})
         self.forward_rnn = forward_rnn
         self.backward_rnn = backward_rnn
         self.merge_fn = merge_fn
@@ -233,12 +286,13 @@ class Stack(nnx.Module):
       return_carry: return `(carries, ys)`, one carry a layer, instead of `ys`.
 
     Raises:
-      ValueError: if there is no layer, or `dropout` is not within [0, 1).
+      ValueError: if there is no layer, two layers share a parameter, or `dropout` is not within [0, 1).
     """
 
     def __init__(self, layers: Sequence[Any], *, dropout: float = 0.0, return_carry: bool = False):
         if not layers:
             raise ValueError("layers is empty; allowed: at least one layer.")
+        _check_nothing_shared({f"layers[{k}]": layer for k, layer in enumerate(layers)})
         self.layers = nnx.List(layers)
         self.dropout = check_dropout(dropout)
         self.return_carry = return_carry
@@ -276,6 +330,18 @@ class Stack(nnx.Module):
             )
             carries.append(carry)
         return (tuple(carries), ys) if return_carry else ys
+
+
+def _check_nothing_shared(layers: dict[str, Any]) -> None:
+    """Raises ValueError if two layers hold one variable: JAX would make two of it, which training moves apart."""
+    owners: dict[int, str] = {}
+    for name, layer in layers.items():
+        for path, node in jax.tree_util.tree_leaves_with_path(layer, is_leaf=lambda x: isinstance(x, nnx.Variable)):
+            if isinstance(node, nnx.Variable) and owners.setdefault(id(node), name) != name:
+                raise ValueError(
+                    f"{owners[id(node)]} and {name} share {jax.tree_util.keystr(path, simple=True, separator='/')!r};"
+                    " allowed: layers each with its own weights, built from a cell of its own."
+                )
 
 
 def dropout(ys: Array, rate: float, key: Array, time_axis: int = -2) -> Array:

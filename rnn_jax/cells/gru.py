@@ -15,14 +15,21 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer
 
-from rnn_jax.cell import AffineCell, Array, Cell, block_kernel, chrono_bias, register
+from rnn_jax.cell import AffineCell, Array, Cell, block_kernel, check_input, check_one_given, chrono_bias, register
 
 
-def _update_gate_bias(update_bias: float, chrono: float | None, size: int, dtype: Dtype, rngs: nnx.Rngs) -> Array:
-    """Returns the bias of the update gate, `[H]`: constant, or drawn for time scales up to `chrono`."""
+def _update_gate_bias(
+    update_bias: float | None, chrono: float | None, size: int, dtype: Dtype, rngs: nnx.Rngs
+) -> Array | None:
+    """Returns the bias of the update gate, `[H]`: constant, or drawn for time scales up to `chrono`; None if neither.
+
+    Raises:
+      ValueError: if both are given.
+    """
+    check_one_given("bias of the update gate", update_bias=update_bias, chrono=chrono)
     if chrono is not None:
         return chrono_bias(rngs.params(), chrono, size, dtype)
-    return jnp.full((size,), update_bias, dtype)
+    return None if update_bias is None else jnp.full((size,), update_bias, dtype)
 
 
 @register("gru")
@@ -39,11 +46,14 @@ class GRUCell(AffineCell):
     al.), candidate `n`. Columns: r, u, n. Biases: r, u, nx, nh; Flax's `GRUCell` has no b_nh.
 
     Args:
-      update_bias: b_u before training. 0 is the custom, and lets half of the state go at each step; 1 or more keeps
-        the gradient alive for longer.
-      chrono: if given, b_u = log(v), v uniform on [1, chrono - 1], for dependencies of up to `chrono` steps (Tallec,
-        Ollivier 2018); `update_bias` is then not used.
+      update_bias: b_u before training; by default what `bias_init` draws, which is 0 unless given. 0 is the custom, and
+        lets half of the state go at each step; 1 or more keeps the gradient alive for longer.
+      chrono: in the place of `update_bias`: b_u = log(v), v uniform on [1, chrono - 1], for dependencies of up to
+        `chrono` steps (Tallec, Ollivier 2018).
       **kwargs: as `AffineCell`.
+
+    Raises:
+      ValueError: if `update_bias` and `chrono` are both given, or one of them with `use_bias=False`.
     """
 
     input_gates = ("r", "u", "nx")
@@ -55,14 +65,14 @@ class GRUCell(AffineCell):
         in_features: int,
         hidden_features: int,
         *,
-        update_bias: float = 0.0,
+        update_bias: float | None = None,
         chrono: float | None = None,
         rngs: nnx.Rngs,
         **kwargs: Any,
     ):
         super().__init__(in_features, hidden_features, rngs=rngs, **kwargs)
-        if self.bias is not None:
-            bias = _update_gate_bias(update_bias, chrono, hidden_features, self.param_dtype, rngs)
+        bias = _update_gate_bias(update_bias, chrono, hidden_features, self.param_dtype, rngs)
+        if bias is not None:
             self.set_gate_bias("u", bias)
 
     def activate(self, z: Mapping[str, Array], carry: Array) -> dict[str, Array]:
@@ -89,9 +99,12 @@ class GRUResetBeforeCell(Cell):
     product waits for the first, so this form is not affine-then-pointwise and runs by the plain scan.
 
     Args:
-      update_bias: b_u before training, as in `GRUCell`.
-      chrono: as in `GRUCell`.
+      update_bias: b_u before training; 0 by default, as are the other biases.
+      chrono: in the place of `update_bias`, as in `GRUCell`.
       kernel_init, recurrent_kernel_init, dtype, param_dtype, rngs: as `AffineCell`.
+
+    Raises:
+      ValueError: if `update_bias` and `chrono` are both given.
     """
 
     gate_ranges = {"r": (0.0, 1.0), "u": (0.0, 1.0), "n": (-1.0, 1.0)}
@@ -101,7 +114,7 @@ class GRUResetBeforeCell(Cell):
         in_features: int,
         hidden_features: int,
         *,
-        update_bias: float = 0.0,
+        update_bias: float | None = None,
         chrono: float | None = None,
         kernel_init: str | Initializer = "lecun_normal",
         recurrent_kernel_init: str | Initializer = "orthogonal",
@@ -113,11 +126,12 @@ class GRUResetBeforeCell(Cell):
         size = hidden_features
         self.kernel = block_kernel(kernel_init, in_features, size, 3, param_dtype, rngs)
         self.recurrent_kernel = block_kernel(recurrent_kernel_init, size, size, 3, param_dtype, rngs)
+        zeros = jnp.zeros((size,), param_dtype)
         bias_u = _update_gate_bias(update_bias, chrono, size, param_dtype, rngs)
-        zeros = jnp.zeros_like(bias_u)
-        self.bias = nnx.Param(jnp.concatenate([zeros, bias_u, zeros]))
+        self.bias = nnx.Param(jnp.concatenate([zeros, zeros if bias_u is None else bias_u, zeros]))
 
     def gates(self, carry: Array, x: Array) -> dict[str, Array]:
+        check_input(self, x)
         h, size = carry, self.hidden_features
         x, kernel, recurrent_kernel = dtypes.promote_dtype(
             (x, self.kernel[...], self.recurrent_kernel[...]), dtype=self.dtype
@@ -133,4 +147,4 @@ class GRUResetBeforeCell(Cell):
     def __call__(self, carry: Array, x: Array) -> tuple[Array, Array]:
         gates = self.gates(carry, x)
         h = gates["u"] * carry + (1.0 - gates["u"]) * gates["n"]
-        return h, h.astype(self.dtype or x.dtype)
+        return h, h.astype(dtypes.canonicalize_dtype(x, self.kernel[...], self.recurrent_kernel[...], dtype=self.dtype))

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.typing import Initializer
 
-from rnn_jax.cell import AffineCell, Array, chrono_bias, register
+from rnn_jax.cell import AffineCell, Array, check_one_given, chrono_bias, register
 
 
 class LSTMCarry(NamedTuple):
@@ -40,10 +41,15 @@ class LSTMCell(AffineCell):
     is PyTorch's. One bias; PyTorch has the sum of two.
 
     Args:
-      forget_bias: b_f before training. 1 by default (Jozefowicz et al. 2015), where PyTorch and Flax have 0.
-      chrono: if given, b_f = log(u), u uniform on [1, chrono - 1], and b_i = -b_f, for dependencies of up to
-        `chrono` steps (Tallec, Ollivier 2018); `forget_bias` is then not used.
+      forget_bias: b_f before training. By default 1 (Jozefowicz et al. 2015), where PyTorch and Flax have 0, or what
+        `bias_init` draws if that is given.
+      chrono: in the place of `forget_bias`: b_f = log(u), u uniform on [1, chrono - 1], and b_i = -b_f, for
+        dependencies of up to `chrono` steps (Tallec, Ollivier 2018).
+      bias_init: draws all biases that `forget_bias` or `chrono` does not set; zeros by default.
       **kwargs: as `AffineCell`.
+
+    Raises:
+      ValueError: if `forget_bias` and `chrono` are both given, or one of them with `use_bias=False`.
     """
 
     input_gates = recurrent_gates = ("i", "f", "g", "o")
@@ -55,18 +61,22 @@ class LSTMCell(AffineCell):
         in_features: int,
         hidden_features: int,
         *,
-        forget_bias: float = 1.0,
+        forget_bias: float | None = None,
         chrono: float | None = None,
+        bias_init: str | Initializer | None = None,
         rngs: nnx.Rngs,
         **kwargs: Any,
     ):
-        super().__init__(in_features, hidden_features, rngs=rngs, **kwargs)
+        super().__init__(in_features, hidden_features, bias_init=bias_init or "zeros", rngs=rngs, **kwargs)
+        check_one_given("bias of the forget gate", forget_bias=forget_bias, chrono=chrono)
         if chrono is not None:
             b_f = chrono_bias(rngs.params(), chrono, hidden_features, self.param_dtype)
             self.set_gate_bias("f", b_f)
             self.set_gate_bias("i", -b_f)
-        elif self.bias is not None:
+        elif forget_bias is not None:
             self.set_gate_bias("f", forget_bias)
+        elif self.bias is not None and bias_init is None:
+            self.set_gate_bias("f", 1.0)
 
     def activate(self, z: Mapping[str, Array], carry: LSTMCarry) -> dict[str, Array]:
         return {

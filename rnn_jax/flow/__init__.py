@@ -1,7 +1,9 @@
 """The instruments: what the gradients did on their way back."""
 
 from rnn_jax.flow.adjoint import Adjoints, adjoints
+from rnn_jax.flow.calls import layer_calls
 from rnn_jax.flow.check import CellReport, check_cell
+from rnn_jax.flow.gates import gate_saturation
 from rnn_jax.flow.horizon import Horizon, horizon
 from rnn_jax.flow.profile import GradientProfile, gradient_profile
 
@@ -12,6 +14,8 @@ __all__ = [
     "Horizon",
     "adjoints",
     "check_cell",
+    "gate_saturation",
     "gradient_profile",
     "horizon",
+    "layer_calls",
 ]

@@ -15,7 +15,7 @@ References:
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,14 +24,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnn_jax.cell import carry_names
-from rnn_jax.layers import RNN
-from rnn_jax.unroll.running_scale import Tap, TapRequest, log2_of_whole
+from rnn_jax.flow.calls import get_taps, layer_calls, layer_names, with_taps
+from rnn_jax.unroll.running_scale import Tap, log2_of_whole
 
 Array = jax.Array
 PyTree = Any
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["loss", "log10_norm", "grads", "aux"], meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["loss", "log10_norm", "grads", "aux"], meta_fields=["reversed_parts"]
+)
 @dataclasses.dataclass(frozen=True)
 class GradientProfile:
     """What one backward pass showed.
@@ -43,12 +45,21 @@ class GradientProfile:
         `rnn` for a lone layer), and `path/part` for the parts of a carry (`rnn/c`, `rnn/h`).
       grads: dL/d model, a pytree like the model.
       aux: the second output of the loss, with `has_aux`.
+      reversed_parts: the keys of layers that ran from the last step to the first, and of their parts.
     """
 
     loss: Array
     log10_norm: dict[str, Array]
     grads: PyTree
     aux: Any = None
+    reversed_parts: frozenset[str] = frozenset()
+
+    def in_run_order(self) -> dict[str, Array]:
+        """Returns `log10_norm` in the order in which each layer ran, so that lags count from the end in all of them."""
+        return {
+            part: jnp.flip(profile, -1) if part in self.reversed_parts else profile
+            for part, profile in self.log10_norm.items()
+        }
 
 
 def gradient_profile(loss_fn: Callable[..., Any], model: PyTree, *args: Any, has_aux: bool = False) -> GradientProfile:
@@ -72,29 +83,33 @@ def gradient_profile(loss_fn: Callable[..., Any], model: PyTree, *args: Any, has
     if not names:
         raise ValueError(f"model is a {type(model).__name__} without recurrent layers; allowed: one with rnn_jax.RNN.")
 
-    requests = {name: TapRequest() for name in names}
-    jax.eval_shape(lambda m: loss_fn(m, *args), with_taps(model, requests))
+    calls: dict[str, list[Any]] = {}
+    jax.eval_shape(lambda m: calls.update(layer_calls(lambda m: loss_fn(m, *args), m)), model)
     taps, parts = {}, {}
-    for name, request in requests.items():
-        if len(request.runs) != 1:
-            raise ValueError(f"loss_fn ran layer {name!r} {len(request.runs)} times; allowed: once.")
-        cell, carry, batch_shape, time = request.runs[0]
-        parts[name] = carry_names(cell, carry)
-        zeros = jnp.zeros((time, len(parts[name]) + 1), jnp.float32)
-        record = partial(_log10_norms, math.prod(batch_shape))
+    for name in names:
+        runs = calls.get(name, [])
+        if len(runs) != 1:
+            raise ValueError(f"loss_fn ran layer {name!r} {len(runs)} times; allowed: once.")
+        parts[name] = carry_names(runs[0].cell, runs[0].carry)
+        zeros = jnp.zeros((runs[0].time, len(parts[name]) + 1), jnp.float32)
+        record = partial(_log10_norms, math.prod(runs[0].batch_shape))
         taps[name] = Tap(zeros, jnp.zeros((), jnp.float32), record)
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=has_aux, allow_int=True)
     value, grads = grad_fn(with_taps(model, taps), *args)
     recorded = get_taps(grads)
-    log10_norm = {}
+    log10_norm: dict[str, Array] = {}
+    reversed_parts: set[str] = set()
     for name in names:
         profile = _checked(name, recorded[name])
-        log10_norm[name] = profile[:, -1]
+        of_layer = {name: profile[:, -1]}
         if len(parts[name]) > 1:
-            log10_norm |= {f"{name}/{part}": profile[:, k] for k, part in enumerate(parts[name])}
+            of_layer |= {f"{name}/{part}": profile[:, k] for k, part in enumerate(parts[name])}
+        log10_norm |= of_layer
+        if calls[name][0].reverse:
+            reversed_parts |= set(of_layer)
     loss, aux = value if has_aux else (value, None)
-    return GradientProfile(loss, log10_norm, with_taps(grads, dict.fromkeys(names)), aux)
+    return GradientProfile(loss, log10_norm, with_taps(grads, dict.fromkeys(names)), aux, frozenset(reversed_parts))
 
 
 def _checked(name: str, recorded: Tap) -> Array:
@@ -112,32 +127,3 @@ def _log10_norms(batch_size: int, adjoint: PyTree, norms: Array, log2_scale: Arr
     del adjoint
     by_part = norms - 0.5 * math.log2(batch_size)  # -inf for a counter, which has no adjoint
     return (jnp.append(by_part, log2_of_whole(by_part)) + log2_scale) * math.log10(2.0)
-
-
-def layer_names(model: PyTree) -> list[str]:
-    """Returns the path of every `rnn_jax.RNN` in the model, `rnn` for a lone layer."""
-    leaves = jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_rnn)
-    return [_name(path) for path, node in leaves if _is_rnn(node)]
-
-
-def with_taps(model: PyTree, taps: Mapping[str, Tap | TapRequest | None]) -> PyTree:
-    """Returns the model with the taps of its layers replaced."""
-
-    def replace(path, node):
-        return node.with_tap(taps[_name(path)]) if _is_rnn(node) else node
-
-    return jax.tree_util.tree_map_with_path(replace, model, is_leaf=_is_rnn)
-
-
-def get_taps(model: PyTree) -> dict[str, Tap]:
-    """Returns the taps of the layers by name."""
-    leaves = jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_rnn)
-    return {_name(path): node.tap for path, node in leaves if _is_rnn(node)}
-
-
-def _is_rnn(node: Any) -> bool:
-    return isinstance(node, RNN)
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "rnn"

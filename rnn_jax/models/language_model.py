@@ -109,8 +109,7 @@ class LanguageModel(nnx.Module):
         layers: list[Any] = list(self.rnn.layers) if isinstance(self.rnn, Stack) else [self.rnn]
         sizes = [self.embedding.features] + [self.hidden_features] * (len(layers) - 1)
         carries = tuple(
-            layer.cell.initialize_carry((*batch_shape, size), nnx.Rngs(layer.carry_seed))
-            for layer, size in zip(layers, sizes)
+            layer.cell.initialize_carry((*batch_shape, size), layer.carry_rngs()) for layer, size in zip(layers, sizes)
         )
         return carries if len(layers) > 1 else carries[0]
 

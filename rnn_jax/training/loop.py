@@ -31,11 +31,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rnn_jax import tasks
+from rnn_jax.flow import layer_calls
 from rnn_jax.tasks.augmentation import make_augmentation
 from rnn_jax.tasks.bucketing import bucket_boundaries
 from rnn_jax.tasks.task import NOT_ASKED
 from rnn_jax.training import run_directory
-from rnn_jax.training.watch import layer_calls, look, probe_batch
+from rnn_jax.training.watch import look, probe_batch
 from rnn_jax.unroll import BATCH, batch_mesh
 
 Array = jax.Array
@@ -320,7 +321,9 @@ def describe_not_finite(task: tasks.Task, plan: Plan, state: State, batch: tasks
         first, what = max(bad, key=position, default=names[0]), "a gradient is not finite"
     else:
         what = f"the loss is {float(loss)}"
-        overflown = [layer for layer, call in calls.items() if not _all_finite(call.outputs)]
+        overflown = [
+            layer for layer, runs in calls.items() if not all(_all_finite((run.final_carry, run.ys)) for run in runs)
+        ]
         here = rank[overflown[0]] if overflown else len(rank)
         inside = [name for name in names if position(name) == here] or names
         first = next((name for name in inside if name in bad), inside[0])

@@ -134,6 +134,19 @@ def scan_affine(
     return (carry, e), ys.reshape(time, *batch_shape, *ys.shape[2:])
 
 
+def hidden_reads_parameters(cell: AffineCell, carry: Carry) -> bool:
+    """Whether `hidden` depends on an array of the cell, whose gradient the fast path would lose."""
+    leaves, treedef = jax.tree.flatten(cell)
+    jaxpr = jax.make_jaxpr(lambda leaves, carry: jax.tree.unflatten(treedef, leaves).hidden(carry))(leaves, carry).jaxpr
+    return any(_reads(jaxpr)[: len(leaves)])
+
+
+def _reads(jaxpr: Any) -> list[bool]:
+    """Returns for each input of a jaxpr whether an operation reads it or it is an output."""
+    read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
+    return [id(v) in read for v in jaxpr.invars]
+
+
 def _trace_pointwise(cell: AffineCell, carry: Carry, dtype: Any) -> tuple[tuple[bool, ...], int | None]:
     """Tells for each leaf of the cell whether the elementwise part hangs on it; W, R and b do not.
 
@@ -147,10 +160,9 @@ def _trace_pointwise(cell: AffineCell, carry: Carry, dtype: Any) -> tuple[tuple[
         return _pointwise(jax.tree.unflatten(treedef, leaves), z, carry)
 
     jaxpr = jax.make_jaxpr(pointwise)(leaves, z, carry).jaxpr
-    read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
     *new_carry, y = jaxpr.outvars
     output = next((k for k, part in enumerate(new_carry) if part is y), None)
-    return tuple(id(v) in read for v in jaxpr.invars[: len(leaves)]), output
+    return tuple(_reads(jaxpr)[: len(leaves)]), output
 
 
 def _pointwise(cell: AffineCell, z: dict[str, Array], carry: Carry) -> tuple[Carry, Array]:
@@ -232,9 +244,14 @@ def _split_bias(cell: AffineCell, bias: Array) -> dict[str, Array]:
     return dict(zip(cell.gate_columns(), bias.reshape(-1, 1, cell.hidden_features)))
 
 
+def known_size(shape: tuple[Any, ...]) -> int:
+    """Returns the product of the sizes that are known; one that is symbolic (`jax.export`) is taken as 1."""
+    return math.prod(size for size in shape if isinstance(size, int))
+
+
 def _preactivation_bytes(weights: _Weights, steps: Steps) -> int:
     """Returns how much memory the pre-activations of a whole run take (of a GRU: those of h)."""
-    return math.prod(steps.x.shape[:-1]) * weights.kernels[-1].shape[-1] * steps.x.dtype.itemsize
+    return known_size(steps.x.shape[:-1]) * weights.kernels[-1].shape[-1] * steps.x.dtype.itemsize
 
 
 def _is_short(weights: _Weights, steps: Steps) -> bool:

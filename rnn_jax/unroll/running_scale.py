@@ -46,21 +46,6 @@ class Tap:
     record: Record
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(eq=False)
-class TapRequest:
-    """Stands in the place of a `Tap` for a first, abstract run, and notes what a tap there must look like.
-
-    Attributes:
-      runs: a tuple (cell, carry, batch_shape, time) for every run, the carry as abstract or traced arrays.
-    """
-
-    runs: list[tuple[Any, PyTree, tuple[int, ...], int]] = dataclasses.field(default_factory=list)
-
-    def note(self, cell: Any, carry: PyTree, batch_shape: tuple[int, ...], time: int) -> None:
-        self.runs.append((cell, jax.eval_shape(lambda: carry), batch_shape, time))
-
-
 def power_of_two(exponent: Array, dtype: jnp.dtype) -> Array:
     """Returns 2**exponent exactly, for whole exponents within the normal numbers of float32 or float64."""
     bits, bias, mantissa = (jnp.int64, 1023, 52) if dtype == jnp.float64 else (jnp.int32, 127, 23)

@@ -50,7 +50,7 @@ def scan_cell(
     record: Record | None,
     reverse: bool,
     unroll: int,
-) -> tuple[State, Array]:
+) -> tuple[State, Any]:
     """Runs the cell over time.
 
     Args:
@@ -63,7 +63,7 @@ def scan_cell(
       unroll: steps in one iteration of the loop, as in `jax.lax.scan`.
 
     Returns:
-      The final state, and ys `[time, *batch, ...]`, zero at padded steps.
+      The final state, and ys, `[time, *batch, ...]` each, zero at padded steps.
     """
 
     def step(state, inputs):
@@ -73,11 +73,11 @@ def scan_cell(
             (the_cell, x, fresh), e = unscale((cell, x, fresh_carry), e)
         old = carry
         if reset is not None:
-            carry = jax.tree.map(partial(where, reset), fresh, carry)
+            carry = jax.tree.map(partial(_where_batched, reset), fresh, carry, carry)
         carry, y = the_cell(carry, x)
         if active is not None:
-            carry = jax.tree.map(partial(where, active), carry, old)
-            y = where(active, y, jnp.zeros_like(y))
+            carry = jax.tree.map(partial(_where_batched, active), carry, old, carry)
+            y = jax.tree.map(lambda part: where(active, part, jnp.zeros_like(part)), y)
         if record is not None:
             carry, y, e = rescale(record, carry, y, e, tap_t)
         return (carry, e), y
@@ -88,6 +88,16 @@ def scan_cell(
 def where(condition: Array, x: Array, y: Array) -> Array:
     """`jnp.where` for a condition over the leading (batch) axes of x and y."""
     return jnp.where(condition.reshape(condition.shape + (1,) * (x.ndim - condition.ndim)), x, y)
+
+
+def has_batch_axes(part: Array, batch_shape: tuple[int, ...]) -> bool:
+    """Whether a part of a carry has a value for each sequence; if not (a counter of steps), all share one."""
+    return part.shape[: len(batch_shape)] == batch_shape
+
+
+def _where_batched(condition: Array, x: Array, y: Array, shared: Array) -> Array:
+    """As `where` for a part of the carry that has batch axes; `shared` for one that has none."""
+    return where(condition, x, y) if has_batch_axes(x, condition.shape) else shared
 
 
 def over_segments(
