@@ -187,16 +187,14 @@ def _run_fwd(static, used, others, weights, steps, state, fresh_carry):
     return ((final_carry, e), ys), (used, others, weights, steps, kept, fresh_carry, carry, ys)
 
 
-def _rows(x: Array) -> Array:
-    return x.reshape(-1, x.shape[-1])
-
-
-def _product_of_rows(a: Array, b: Array) -> Array:
-    """Returns a^T b for a `[rows, M]` and b `[rows, N]`."""
+def _sum_of_outer_products(a_TBM: Array, b_TBN: Array) -> Array:
+    """Returns the sum over steps and batch of the outer products of a and b, `[M, N]`."""
+    # Time and batch stay two axes, so that XLA's partitioner can leave a batch on its devices and add up products.
     # XLA's product of transposed rows takes up to twice as long.
-    if a.shape[-1] <= _NARROW:
-        return jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())))
-    return jax.lax.optimization_barrier(a.T) @ b
+    if a_TBM.shape[-1] <= _NARROW:
+        return jax.lax.dot_general(a_TBM, b_TBN, (((0, 1), (0, 1)), ((), ())))
+    a_MTB = jax.lax.optimization_barrier(jnp.moveaxis(a_TBM, -1, 0))
+    return jax.lax.dot_general(a_MTB, b_TBN, (((1, 2), (0, 1)), ((), ())))
 
 
 def _one_product(cell: AffineCell) -> bool:
@@ -223,10 +221,10 @@ def _preactivations(cell: AffineCell, weights: _Weights, operands: tuple[Array, 
 def _input_gates(cell: AffineCell, kernel: Array, bias: Array | None, xs: Array) -> dict[str, Array]:
     """Returns what x adds to each gate at each step, and the bias with it: one product a gate, not at each step."""
     kernels = jnp.split(kernel, len(cell.input_gates), axis=-1)
-    z = {name: _rows(xs) @ part for name, part in zip(cell.input_gates, kernels)}
+    z = {name: xs @ part for name, part in zip(cell.input_gates, kernels)}
     if bias is not None:
-        z = {name: z[name] + part for name, part in _split_bias(cell, bias).items() if name in z}
-    return {name: value.reshape(*xs.shape[:-1], cell.hidden_features) for name, value in z.items()}
+        z = {name: z[name] + part[None] for name, part in _split_bias(cell, bias).items() if name in z}
+    return z
 
 
 def _add_recurrent_gates(
@@ -361,10 +359,9 @@ def _run_bwd(static, residuals, cotangents):
         state, d_weights = state
         (steps, g, log2_g, (kept, z), ys), row = inputs
         carries = carries_before(kept, ys, row)
-        operands = tuple(map(_rows, _operands(cell, steps.x, cell.hidden(carries))))
+        operands = _operands(cell, steps.x, cell.hidden(carries))
         if z is None:
             z = _preactivations(cell, weights, operands)
-            z = {name: value.reshape(*steps.x.shape[:2], -1) for name, value in z.items()}
         state, (dz_h, dz_x, recorded) = jax.lax.scan(
             step,
             state,
@@ -372,19 +369,19 @@ def _run_bwd(static, residuals, cotangents):
             reverse=not static.reverse,
             unroll=static.unroll,
         )
-        dz: tuple[Array, ...] = (_rows(dz_h),)
+        dz: tuple[Array, ...] = (dz_h,)
         if not _one_product(cell):
             of_gate = dz_x | dict(zip(cell.recurrent_gates, jnp.split(dz_h, len(cell.recurrent_gates), axis=-1)))
-            dz = (_rows(jnp.concatenate([of_gate[name] for name in cell.input_gates], axis=-1)), *dz)
-        dx = (dz[0] @ to_x).reshape(steps.x.shape)
+            dz = (jnp.concatenate([of_gate[name] for name in cell.input_gates], axis=-1), *dz)
+        dx = dz[0] @ to_x
         d_bias = None
         if weights.bias is not None:
-            d_bias = jnp.sum(dz[0], axis=0)
+            d_bias = jnp.sum(dz[0], axis=(0, 1))
             if len(dz) > 1:
-                of_h = jnp.sum(dz[1], axis=0).reshape(-1, cell.hidden_features)
+                of_h = jnp.sum(dz[1], axis=(0, 1)).reshape(-1, cell.hidden_features)
                 only_h = [of_h[k] for k, name in enumerate(cell.recurrent_gates) if name not in cell.input_gates]
                 d_bias = jnp.concatenate([d_bias, *only_h])  # in the order of `gate_columns`
-        d = _Weights(tuple(map(_product_of_rows, operands, dz)), d_bias)
+        d = _Weights(tuple(map(_sum_of_outer_products, operands, dz)), d_bias)
         return (state, jax.tree.map(jnp.add, d_weights, d)), (dx, recorded)
 
     (a, log2_scale), ys_cotangent = cotangents  # the cotangent of e is the scale
