@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import rnn_jax
-from rnn_jax import RNN, Bidirectional, Stack, unroll
+from rnn_jax import RNN, Bidirectional, Stack, flow, unroll
 from rnn_jax.layers import dropout, make_rnn
 from rnn_jax.models import SequenceClassifier
 from tests import reference
@@ -93,10 +93,165 @@ def test_rnn_takes_every_argument_of_flax_and_calls_it_by_the_same_default():
                 assert our_parameters[name].default == parameter.default, name
 
 
-@pytest.mark.parametrize("name", ["state_axes", "broadcast_rngs"])
-def test_state_in_a_cell_is_refused(name):
-    with pytest.raises(ValueError, match=rf"{name}=.* is not supported; allowed: None"):
-        RNN(cell(), **{name: 0})
+class Stateful(nnx.RNNCellBase):
+    """A GRU followed by a layer with state of its own."""
+
+    def __init__(self, make_layer):
+        self.gru = nnx.GRUCell(F, H, rngs=nnx.Rngs(0))
+        self.layer = make_layer()
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return self.gru.initialize_carry(input_shape, rngs, carry_init)
+
+    def __call__(self, carry, x):
+        carry, y = self.gru(carry, x)
+        return carry, self.layer(y)
+
+    @property
+    def num_feature_axes(self):
+        return 1
+
+
+class CountingScale(nnx.Module):
+    """Multiplies by the number of its calls."""
+
+    def __init__(self):
+        self.calls = nnx.Variable(jnp.zeros((), jnp.float32))
+
+    def __call__(self, y):
+        self.calls[...] = self.calls[...] + 1
+        return y * self.calls[...]
+
+
+STATEFUL = {
+    "dropout": lambda: nnx.Dropout(0.5, rngs=nnx.Rngs(1)),
+    "batch norm": lambda: nnx.BatchNorm(H, rngs=nnx.Rngs(1)),
+    "counter": CountingScale,
+}
+
+
+@pytest.mark.parametrize("kind", STATEFUL)
+def test_a_cell_with_state_of_its_own_runs_as_in_flax(kind):
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as Flax's layers need it
+        ours, flaxs = (kind_of_rnn(Stateful(STATEFUL[kind])) for kind_of_rnn in (RNN, nnx.RNN))
+        xs = reference.normal(0, B, T, F, dtype=jnp.float32)
+        for run in (lambda rnn: rnn(xs), nnx.jit(lambda rnn: rnn(xs)), nnx.grad(lambda rnn: jnp.sum(rnn(xs) ** 2))):
+            for a, b in zip(*(jax.tree.leaves(run(rnn)) for rnn in (ours, flaxs)), strict=True):
+                np.testing.assert_array_equal(a, b)
+            state, expected = (nnx.state(rnn.cell, nnx.Not(nnx.RngState)) for rnn in (ours, flaxs))
+            jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+def test_state_axes_and_broadcast_rngs_are_those_of_flax():
+    xs = reference.normal(0, B, T, F, dtype=jnp.float32)
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        for kind, options in (
+            ("counter", {"state_axes": nnx.StateAxes({...: nnx.Carry})}),
+            ("dropout", {"broadcast_rngs": "default"}),
+        ):
+            ours, flaxs = (kind_of_rnn(Stateful(STATEFUL[kind]), **options) for kind_of_rnn in (RNN, nnx.RNN))
+            np.testing.assert_array_equal(ours(xs), flaxs(xs))
+
+
+def test_what_flax_cannot_do_for_a_cell_with_state_is_refused():
+    xs = jnp.zeros((B, T, F), jnp.float32)
+    layer = RNN(Stateful(CountingScale))
+    with pytest.raises(ValueError, match=r"Stateful keeps state of its own and is run by flax.nnx.RNN"):
+        layer(xs, resets=jnp.zeros((B, T), bool))
+    with pytest.raises(ValueError, match="allowed there: neither resets nor a gradient profile"):
+        flow.gradient_profile(lambda layer: jnp.sum(layer(xs)), layer)
+    with pytest.raises(ValueError, match=r"a step of Stateful updates variables of the cell; allowed: .* rnn_jax.RNN"):
+        rnn_jax.unroll(layer.cell, xs)
+
+
+def test_a_variable_that_no_step_updates_is_no_state():
+    layer = RNN(Stateful(CountingScale))
+    layer.cell.layer = nnx.Dropout(0.5, deterministic=True, rngs=nnx.Rngs(0))
+    xs = reference.normal(0, B, T, F, dtype=jnp.float32)
+    np.testing.assert_allclose(layer(xs), RNN(layer.cell.gru)(xs), rtol=1e-6)
+    assert flow.layer_calls(lambda layer: layer(xs), layer)  # ran by `unroll`
+
+
+class RandomCarry(nnx.GRUCell):
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return super().initialize_carry(input_shape, rngs, nnx.initializers.normal(1.0))
+
+
+def random_start(seed):
+    return RNN(RandomCarry(F, H, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(seed))
+
+
+def test_a_layer_with_rngs_is_built_within_the_transforms_of_flax():
+    xs = jnp.zeros((B, T, F), jnp.float32)
+    expected = random_start(3)(xs)
+    np.testing.assert_allclose(nnx.jit(lambda: random_start(3))()(xs), expected, rtol=1e-6)
+    assert nnx.eval_shape(lambda: random_start(3)).cell.hidden_features == H
+
+    @nnx.vmap
+    def build(seed):
+        return random_start(seed)
+
+    members = build(jnp.arange(4))
+    ys = nnx.vmap(lambda rnn, xs: rnn(xs), in_axes=(0, None))(members, xs)
+    np.testing.assert_allclose(ys[3], expected, rtol=1e-6)
+    assert np.all(np.asarray(ys[2]) != np.asarray(expected))
+
+
+def test_layers_of_different_seeds_have_one_structure():
+    layers = [random_start(seed) for seed in (1, 2)]
+    assert nnx.graphdef(layers[0]) == nnx.graphdef(layers[1])
+    xs = jnp.zeros((B, T, F), jnp.float32)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+    ys = jax.vmap(lambda layer: layer(xs))(stacked)
+    for k, layer in enumerate(layers):
+        np.testing.assert_allclose(ys[k], layer(xs), rtol=1e-6)
+    gradient = jax.grad(lambda layer: jnp.sum(layer(xs) ** 2))(layers[0])
+    np.testing.assert_array_equal(gradient.carry_key.halves[...], 0)
+
+
+class PairOutput(nnx.GRUCell):
+    """Puts out its state and a sum of it."""
+
+    def __call__(self, carry, x):
+        carry, y = super().__call__(carry, x)
+        return carry, (y, {"sum": jnp.sum(y, axis=-1)})
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"reverse": True}, {"reverse": True, "keep_order": True}, {"time_major": True}]
+)
+def test_outputs_may_be_a_pytree(options):
+    xs = reference.normal(0, B, T, F, dtype=jnp.float32)
+    xs = jnp.moveaxis(xs, 1, 0) if options.get("time_major") else xs
+    pair = PairOutput(F, H, rngs=nnx.Rngs(0))
+    ours, flaxs = RNN(pair, **options)(xs), nnx.RNN(pair, **options)(xs)
+    assert jax.tree.structure(ours) == jax.tree.structure(flaxs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, flaxs)
+
+
+def test_every_part_of_a_padded_output_is_zero():
+    xs = reference.normal(0, B, T, F, dtype=jnp.float32)
+    y, other = RNN(PairOutput(F, H, rngs=nnx.Rngs(0)))(xs, seq_lengths=jnp.full((B,), 2))
+    np.testing.assert_array_equal(y[:, 2:], 0)
+    np.testing.assert_array_equal(other["sum"][:, 2:], 0)
+    assert np.all(np.asarray(other["sum"][:, :2]) != 0)
+
+
+@pytest.mark.parametrize("build", [Bidirectional, lambda one, two: Stack([one, two])], ids=["Bidirectional", "Stack"])
+def test_layers_around_one_cell_are_refused(build):
+    build(RNN(cell("gru", H)), RNN(cell("gru", H)))
+    shared = cell("gru", H)
+    with pytest.raises(ValueError, match=r" share 'cell/\w+'; allowed: layers each with its own weights"):
+        build(RNN(shared), RNN(shared))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int64, jnp.uint32])
+def test_lengths_beyond_the_sequence_are_clipped_where_they_cannot_be_checked(reverse, dtype):
+    layer, xs = RNN(cell(), reverse=reverse), reference.normal(0, 3, 4, F)
+    run = jax.jit(lambda lengths: layer(xs, seq_lengths=lengths))
+    np.testing.assert_array_equal(run(jnp.array([9, 100, 2], dtype)), run(jnp.array([4, 4, 2], dtype)))
+    assert np.all(np.isfinite(run(jnp.array([9, 100, 2], dtype))))
 
 
 def test_the_default_returns_outputs_alone():

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 import rnn_jax
 from rnn_jax import unroll
+from rnn_jax.unroll import fast_path_obstacle
 from tests import reference
 
 CELLS = reference.every_cell()
@@ -432,6 +433,181 @@ def test_a_member_of_an_ensemble_of_seeds_is_that_model_alone(name):
     for k in range(3):
         alone = one_alone(build(keys[k]))
         reference.assert_close(jax.tree.map(lambda leaf, k=k: leaf[k], together), alone, 1e-12)
+
+
+@pytest.mark.parametrize("features", [1, F - 1, F + 1, F + H])
+@pytest.mark.parametrize("name", CELLS)
+def test_inputs_of_another_width_are_refused_by_every_cell_and_method(name, features):
+    cell = make(name)
+    xs = jnp.zeros((3, 5, features))
+    sentence = rf"have {features} features; allowed: {F}, the in_features of this {type(cell).__name__}"
+    for method in ("sequential", "scan"):
+        with pytest.raises(ValueError, match=sentence):
+            unroll(cell, xs, method=method)
+    if isinstance(cell, rnn_jax.Cell):
+        with pytest.raises(ValueError, match=sentence):
+            cell(cell.initialize_carry((3, F)), xs[:, 0])
+
+
+class ScaledHidden(rnn_jax.AffineCell):
+    """An Elman cell that reads its state through a learned scale."""
+
+    input_gates = recurrent_gates = ("n",)
+
+    def __init__(self, in_features, hidden_features, *, rngs, **kwargs):
+        super().__init__(in_features, hidden_features, rngs=rngs, **kwargs)
+        self.scale = nnx.Param(0.5 * jnp.ones((), self.param_dtype))
+
+    def hidden(self, carry):
+        return self.scale[...] * carry
+
+    def activate(self, z, carry):
+        return {"n": jnp.tanh(z["n"])}
+
+    def pointwise(self, z, carry):
+        h = self.activate(z, carry)["n"]
+        return h, h
+
+
+def test_a_parameter_that_hidden_reads_has_its_gradient():
+    cell, xs = ScaledHidden(F, H, param_dtype=jnp.float64, rngs=nnx.Rngs(0)), reference.normal(2, 3, 5, F)
+    carry = reference.random_carry(cell, (3,), seed=3)
+    (_, grads), (_, plain) = (losses_and_grads(unroll, cell, xs, carry, method=m) for m in ("sequential", "scan"))
+    assert plain[0].scale[...] != 0
+    reference.assert_close(grads, plain)
+
+
+class CountedElman(rnn_jax.AffineCell):
+    """An Elman cell that counts its steps, in a type and with batch axes as asked."""
+
+    input_gates = recurrent_gates = ("n",)
+    hidden = staticmethod(lambda carry: carry["h"])
+
+    def __init__(self, dtype, batched):
+        super().__init__(F, H, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+        self.counter_dtype, self.batched = dtype, batched
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        batch = input_shape[:-1]
+        return {"h": jnp.zeros((*batch, H)), "steps": jnp.zeros(batch if self.batched else (), self.counter_dtype)}
+
+    def activate(self, z, carry):
+        return {"n": jnp.tanh(z["n"])}
+
+    def pointwise(self, z, carry):
+        h = self.activate(z, carry)["n"]
+        return {"h": h, "steps": carry["steps"] + jnp.ones((), carry["steps"].dtype)}, h
+
+
+@pytest.mark.parametrize(
+    ("dtype", "batched", "obstacle"),
+    [
+        ("float64", True, None),
+        ("float64", False, "the part 'steps' of the carry has no batch axes"),
+        ("int32", True, "the part 'steps' of the carry is int32"),
+    ],
+)
+def test_a_counter_in_the_carry_runs_and_the_path_is_told(monkeypatch, dtype, batched, obstacle):
+    cell, xs, lengths = CountedElman(dtype, batched), reference.normal(2, 3, 5, F), np.array([5, 2, 0])
+    fast_calls = spy_on(monkeypatch, "scan_affine")
+    final, ys = unroll(cell, xs, lengths=lengths)
+    assert fast_path_obstacle(cell, xs) == obstacle
+    assert len(fast_calls) == (obstacle is None)
+    np.testing.assert_array_equal(final["steps"], lengths if batched else 5)
+    elman = rnn_jax.make_cell("elman", F, H, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    reference.assert_close(ys, unroll(elman, xs, lengths=lengths)[1])
+
+
+def test_the_reason_for_the_plain_path_is_given():
+    xs = jax.ShapeDtypeStruct((3, 5, F), jnp.float64)
+    assert fast_path_obstacle(make("lstm"), xs) is None
+    assert fast_path_obstacle(make("gru_reset_before"), xs) == "GRUResetBeforeCell is not an AffineCell"
+    assert fast_path_obstacle(make("lstm"), jax.ShapeDtypeStruct((3, 5, F), jnp.int32)) == "the inputs are int32"
+    scaled = ScaledHidden(F, H, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    assert fast_path_obstacle(scaled, xs) == "`hidden` reads a parameter"
+
+
+@pytest.mark.parametrize("name", rnn_jax.catalogue())
+@pytest.mark.parametrize(
+    ("x", "param", "dtype", "output"),
+    [
+        ("int32", "float32", None, "float32"),
+        ("bfloat16", "float32", None, "float32"),
+        ("bfloat16", "bfloat16", None, "bfloat16"),
+        ("float64", "float32", None, "float64"),
+        ("float32", "float32", "bfloat16", "bfloat16"),
+        ("int32", "float32", "bfloat16", "bfloat16"),
+    ],
+)
+def test_outputs_have_the_type_of_the_products_and_carries_that_of_the_parameters(name, x, param, dtype, output):
+    cell = rnn_jax.make_cell(name, F, H, dtype=dtype, param_dtype=param, rngs=nnx.Rngs(0))
+    xs = jax.ShapeDtypeStruct((3, 5, F), x)
+    with jax.numpy_dtype_promotion("standard"):
+        for method in ("sequential", "scan"):
+            final, ys = jax.eval_shape(lambda xs, method=method: unroll(cell, xs, method=method), xs)
+            assert ys.dtype == output
+            assert {part.dtype for part in jax.tree.leaves(final)} == {jnp.dtype(param)}
+
+
+def test_integers_are_read_as_numbers_by_every_cell():
+    for name in rnn_jax.catalogue():
+        cell = rnn_jax.make_cell(name, F, H, rngs=nnx.Rngs(0))
+        xs = np.random.default_rng(0).integers(-3, 4, (3, 5, F))
+        with jax.numpy_dtype_promotion("standard"):
+            reference.assert_close(unroll(cell, xs.astype(np.int32)), unroll(cell, xs.astype(np.float32)), 1e-6)
+
+
+# ------------------------------------------------------------------------------------- jax.export, meshes, annotations
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_program_can_be_exported_for_any_batch(name):
+    layer = rnn_jax.RNN(make(name))
+    (batch,) = jax.export.symbolic_shape("batch")
+
+    def outputs_and_gradient(xs):
+        return layer(xs), jax.grad(lambda layer: jnp.sum(layer(xs) ** 2))(layer).cell.kernel[...]
+
+    exported = jax.export.export(jax.jit(outputs_and_gradient))(jax.ShapeDtypeStruct((batch, 40, F), jnp.float64))
+    for size in (1, 3):
+        xs = reference.normal(0, size, 40, F)
+        reference.assert_close(exported.call(xs), outputs_and_gradient(xs))
+
+
+@pytest.mark.parametrize("method", ["sequential", "scan"])
+@pytest.mark.parametrize("name", KINDS)
+def test_replicated_weights_have_the_gradient_of_the_whole_batch_within_shard_map(name, method):
+    layer, xs = rnn_jax.RNN(make(name), method=method), reference.normal(0, 4, 5, F)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def gradient(layer, xs):
+        return jax.grad(lambda layer: jnp.sum(layer(xs) ** 2))(layer)
+
+    sharded = jax.shard_map(gradient, mesh=mesh, in_specs=(jax.P(), jax.P("data")), out_specs=jax.P())
+    reference.assert_close(jax.jit(sharded)(layer, xs), gradient(layer, xs))
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_a_batch_spread_by_jit_stays_on_its_devices(name, small_segments):
+    """No device is sent the inputs or states of another; gradients of parameters are added up."""
+    layer, xs = rnn_jax.RNN(make(name)), reference.normal(0, 4, 11, F)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    shardings = (jax.NamedSharding(mesh, jax.P()), jax.NamedSharding(mesh, jax.P("data")))
+    program = jax.jit(jax.grad(lambda layer, xs: jnp.sum(layer(xs) ** 2)), in_shardings=shardings)
+    text = program.lower(layer, xs).compile().as_text()
+    assert "all-reduce(" in text
+    assert not any(name in text for name in ("all-gather", "all-to-all", "collective-permute"))
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+def test_an_initializer_may_say_how_a_parameter_is_spread(name):
+    annotated = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))
+    mesh = jax.make_mesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        cell = rnn_jax.make_cell(name, F, 4, kernel_init=annotated, rngs=nnx.Rngs(0))
+    assert nnx.get_partition_spec(cell).kernel.get_raw_value() == jax.P(None, "model")
+    plain = rnn_jax.make_cell(name, F, 4, kernel_init="lecun_normal", rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(cell.kernel[...], plain.kernel[...])
 
 
 # ----------------------------------------------------------------------------------------------- carries and errors

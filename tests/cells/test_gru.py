@@ -115,7 +115,7 @@ def test_the_update_bias_fills_b_u_alone(name):
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("t_max", [3, 1000])
 def test_chrono_draws_time_scales_up_to_t_max(name, t_max):
-    rows = biases(make(name, 400, chrono=t_max, update_bias=-9.0, recurrent_kernel_init="zeros"))
+    rows = biases(make(name, 400, chrono=t_max, recurrent_kernel_init="zeros"))
     assert np.all(rows[1] >= 0.0)
     assert np.all(rows[1] <= np.log(t_max - 1))
     drawn, width = np.exp(rows[1]), t_max - 2
@@ -128,6 +128,19 @@ def test_chrono_draws_time_scales_up_to_t_max(name, t_max):
 def test_chrono_refuses_a_time_scale_that_is_none(name):
     with pytest.raises(ValueError, match=r"chrono=2 is not a longest time scale; allowed: a number of steps above 2"):
         make(name, chrono=2)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_chrono_and_update_bias_together_are_refused(name):
+    with pytest.raises(ValueError, match=r"update_bias=1.0 and chrono=20 both set the bias of the update gate"):
+        rnn_jax.make_cell(name, 2, 3, update_bias=1.0, chrono=20, rngs=nnx.Rngs(0))
+
+
+def test_a_bias_initializer_that_is_given_is_the_update_gates_too():
+    ones = nnx.initializers.ones_init()
+    np.testing.assert_array_equal(rnn_jax.make_cell("gru", 2, 3, bias_init=ones, rngs=nnx.Rngs(0)).bias[...], 1)
+    both = rnn_jax.make_cell("gru", 2, 1, bias_init=ones, update_bias=3.0, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(both.bias[...], [1, 3, 1, 1])
 
 
 def test_no_bias_is_a_bias_of_zero():

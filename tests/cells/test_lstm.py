@@ -79,8 +79,23 @@ def test_chrono_draws_time_scales_up_to_t_max(t_max):
     assert drawn.max() > t_max - 1 - 0.05 * width
 
 
-def test_chrono_wins_over_forget_bias():
-    np.testing.assert_array_equal(make(chrono=20, forget_bias=-7.0).bias[...], make(chrono=20).bias[...])
+def test_chrono_and_forget_bias_together_are_refused():
+    with pytest.raises(ValueError, match=r"forget_bias=1.0 and chrono=20 both set the bias of the forget gate"):
+        make(forget_bias=1.0, chrono=20)
+
+
+def test_a_bias_initializer_that_is_given_is_the_forget_gates_too():
+    ones = nnx.initializers.ones_init()
+    np.testing.assert_array_equal(rnn_jax.make_cell("lstm", 2, 3, bias_init="zeros", rngs=nnx.Rngs(0)).bias[...], 0)
+    np.testing.assert_array_equal(
+        rnn_jax.make_cell("lstm", 2, 2, bias_init=ones, forget_bias=3.0, rngs=nnx.Rngs(0)).bias[...],
+        [1, 1, 3, 3, 1, 1, 1, 1],
+    )
+
+
+def test_a_forget_bias_without_a_bias_is_refused():
+    with pytest.raises(ValueError, match="use_bias=False leaves no bias"):
+        make(use_bias=False, forget_bias=1.0)
 
 
 @pytest.mark.parametrize("t_max", [2, 1.5, 0, -3, float("nan")])

@@ -1,44 +1,14 @@
-"""What a run looks at: gate saturation against a loop in NumPy, profiles against the instrument itself."""
+"""What a run looks at: the profile and the gate saturation of every layer, each in the order in which it ran."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
-from rnn_jax import flow, make_cell, tasks
+from rnn_jax import flow, tasks
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.tasks.task import cross_entropy
-from rnn_jax.training.watch import layer_calls, look, probe_batch, saturation
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("lengths", [None, [7, 3, 1]])
-def test_saturation_is_that_of_a_loop_over_true_steps(lengths, reverse):
-    cell = make_cell("lstm", 2, 5, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
-    xs = 6 * np.random.default_rng(0).normal(size=(3, 7, 2))
-    found = saturation(
-        cell, jnp.asarray(xs), None if lengths is None else jnp.asarray(lengths, jnp.int32), reverse=reverse
-    )
-    kernel, recurrent, bias = (np.asarray(array) for array in cell.affine())
-    near = {gate: [] for gate in "ifgo"}
-    for row, length in zip(xs, lengths or [7] * 3):
-        c = h = np.zeros(5)
-        for x in row[:length][::-1] if reverse else row[:length]:
-            z = np.split(x @ kernel + h @ recurrent + bias, 4)
-            i, f, o, g = sigmoid(z[0]), sigmoid(z[1]), sigmoid(z[3]), np.tanh(z[2])
-            c = f * c + i * g
-            h = o * np.tanh(c)
-            for gate, value, low in (("i", i, 0), ("f", f, 0), ("g", g, -1), ("o", o, 0)):
-                near[gate] += list((value < low + 0.05) | (value > 0.95))
-    assert set(found) == set("ifgo")
-    for gate, values in near.items():
-        assert 0 < np.mean(values) < 1
-        np.testing.assert_allclose(found[gate], np.mean(values), rtol=1e-6)
+from rnn_jax.training.watch import look, probe_batch
 
 
 def ragged_task(count=40):
@@ -78,11 +48,14 @@ def test_a_look_is_the_profile_with_lags_from_the_end_of_each_direction_and_the_
         np.testing.assert_allclose(seen.log10_norm[part], expected, rtol=1e-4, atol=1e-4)
     layers = [f"rnn/layers/{k}/{direction}_rnn" for k in (0, 1) for direction in ("forward", "backward")]
     assert set(seen.saturation) == {f"{layer}/{gate}" for layer in layers for gate in ("r", "u", "n")}
-    calls = layer_calls(lambda model: task.loss(model, batch), model)
-    assert set(calls) == set(layers)
-    lower = calls["rnn/layers/0/backward_rnn"]
-    alone = saturation(lower.layer.cell, model.embedding(batch["tokens"]), batch["lengths"], reverse=True)
-    np.testing.assert_allclose(seen.saturation["rnn/layers/0/backward_rnn/u"], alone["u"], rtol=1e-6)
+    calls = flow.layer_calls(lambda model: task.loss(model, batch), model)
+    assert list(calls) == layers
+    (lower,) = calls["rnn/layers/0/backward_rnn"]
+    assert lower.reverse
+    np.testing.assert_array_equal(lower.xs, model.embedding(batch["tokens"]))
+    np.testing.assert_allclose(
+        seen.saturation["rnn/layers/0/backward_rnn/u"], flow.gate_saturation(lower)["u"], rtol=1e-6
+    )
 
 
 def test_a_bag_of_embeddings_has_nothing_to_look_at():

@@ -1,0 +1,108 @@
+"""Gate saturation against a loop in NumPy, for gates of any shape and layers however they are called."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import rnn_jax
+from rnn_jax import RNN, flow, make_cell
+from tests import reference
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def saturation(layer, *args, **kwargs):
+    """Returns the saturation in the one call of a layer."""
+    ((call,),) = flow.layer_calls(lambda layer: layer(*args, **kwargs), layer).values()
+    return flow.gate_saturation(call)
+
+
+def is_near(value, low):
+    return (value < low + 0.05) | (value > 0.95)
+
+
+LENGTHS = [None, [7, 3, 1]]
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_saturation_is_that_of_a_loop_over_true_steps(lengths, reverse, resets):
+    cell = make_cell("lstm", 2, 5, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    xs = 6 * np.random.default_rng(0).normal(size=(3, 7, 2))
+    reset_BT = np.zeros((3, 7), bool)
+    reset_BT[:, [2, 4]] = resets
+    found = saturation(
+        RNN(cell, reverse=reverse),
+        jnp.asarray(xs),
+        seq_lengths=None if lengths is None else jnp.asarray(lengths, jnp.int32),
+        resets=jnp.asarray(reset_BT) if resets else None,
+    )
+    kernel, recurrent, bias = (np.asarray(array) for array in cell.affine())
+    near = {gate: [] for gate in "ifgo"}
+    for b, length in enumerate(lengths or [7] * 3):
+        c = h = np.zeros(5)
+        for t in range(length)[::-1] if reverse else range(length):
+            if reset_BT[b, t]:
+                c = h = np.zeros(5)
+            z = np.split(xs[b, t] @ kernel + h @ recurrent + bias, 4)
+            i, f, o, g = sigmoid(z[0]), sigmoid(z[1]), sigmoid(z[3]), np.tanh(z[2])
+            c = f * c + i * g
+            h = o * np.tanh(c)
+            for gate, value, low in (("i", i, 0), ("f", f, 0), ("g", g, -1), ("o", o, 0)):
+                near[gate] += list(is_near(value, low))
+    assert set(found) == set("ifgo")
+    for gate, values in near.items():
+        assert 0 < np.mean(values) < 1
+        np.testing.assert_allclose(found[gate], np.mean(values), rtol=1e-6)
+
+
+class OddGates(rnn_jax.Cell):
+    """A leaky integrator with a scalar gate for a sequence, and a gate of two heads of two."""
+
+    gate_ranges = {"scalar": (0.0, 1.0), "heads": (0.0, 1.0)}
+
+    def __init__(self):
+        super().__init__(4, 4, dtype=None, param_dtype=jnp.float64)
+
+    def gates(self, carry, x):
+        scalar = 1 / (1 + jnp.exp(-jnp.sum(x, axis=-1)))
+        return {"scalar": scalar, "heads": (1 / (1 + jnp.exp(-2 * x))).reshape(*x.shape[:-1], 2, 2)}
+
+    def __call__(self, carry, x):
+        gates = self.gates(carry, x)
+        h = gates["scalar"][..., None] * carry + gates["heads"].reshape(x.shape)
+        return h, h
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_gates_may_have_any_shape(lengths):
+    xs = reference.normal(0, 3, 7, 4) * 2
+    found = saturation(RNN(OddGates()), xs, seq_lengths=None if lengths is None else jnp.asarray(lengths))
+    true_steps = np.concatenate([np.asarray(row[:length]) for row, length in zip(xs, lengths or [7] * 3)])
+    np.testing.assert_allclose(found["scalar"], np.mean(is_near(sigmoid(true_steps.sum(axis=-1)), 0)), rtol=1e-6)
+    np.testing.assert_allclose(found["heads"], np.mean(is_near(sigmoid(2 * true_steps), 0)), rtol=1e-6)
+
+
+def test_a_cell_without_ranges_has_no_saturation():
+    assert saturation(RNN(nnx.GRUCell(2, 3, rngs=nnx.Rngs(0))), jnp.zeros((1, 2, 2), jnp.float32)) == {}
+
+
+def test_the_lags_of_a_layer_that_runs_in_reverse_count_from_its_own_end():
+    xs = reference.normal(0, 3, 12, 2)
+    ahead = RNN(reference.make_cell("lstm", 2, 3), return_carry=True)
+    back = RNN(ahead.cell, return_carry=True, reverse=True)
+
+    def loss(model, xs):
+        return jnp.sum(model(xs)[0].h ** 2)
+
+    of_flipped = flow.gradient_profile(loss, ahead, jnp.flip(xs, axis=1))
+    profile = flow.gradient_profile(loss, back, xs)
+    assert profile.reversed_parts == {"rnn", "rnn/c", "rnn/h"}
+    assert not of_flipped.reversed_parts
+    for part, log10_norm in profile.in_run_order().items():
+        np.testing.assert_allclose(log10_norm, of_flipped.log10_norm[part], atol=1e-5)
+    np.testing.assert_allclose(profile.log10_norm["rnn"], of_flipped.log10_norm["rnn"][::-1], atol=1e-5)
