@@ -188,10 +188,10 @@ def test_a_layer_with_rngs_is_built_within_the_transforms_of_flax():
     assert nnx.eval_shape(lambda: random_start(3)).cell.hidden_features == H
 
     @nnx.vmap
-    def build(seed):
-        return random_start(seed)
+    def build(key):
+        return random_start(key)
 
-    members = build(jnp.arange(4))
+    members = build(jax.vmap(jax.random.key)(jnp.arange(4)))
     ys = nnx.vmap(lambda rnn, xs: rnn(xs), in_axes=(0, None))(members, xs)
     np.testing.assert_allclose(ys[3], expected, rtol=1e-6)
     assert np.all(np.asarray(ys[2]) != np.asarray(expected))
