@@ -5,7 +5,8 @@
 Every check is one function below, in the order of the report, whose docstring says what is allowed. It returns what it
 measured, or raises `Failed` or `NotApplicable`; any other exception is a failure too, reported with the line of the
 cell's code that raised it. A check is not run behind the failure of one that it relies on, so that one mistake gives
-one or two failures. What the checks share: the cell and its inputs (check_subject.py), comparisons (check_numbers.py), the report (check_report.py).
+one or two failures. What the checks share: the cell and its inputs (check_subject.py), comparisons
+(check_numbers.py), the report (check_report.py).
 
 Numbers are compared in float64 (the cell is built with `param_dtype=float64`, or its parameters are cast), where
 rounding is 1e-16 and a mistake cannot hide behind a tolerance. References are slow and plain: a Python loop over time,
@@ -204,23 +205,20 @@ def exemptions_of(cell: Any) -> Mapping[str, str]:
 def contract(subject: Subject) -> str:
     """A `flax.nnx.RNNCellBase` with `num_feature_axes` (1 or more) and `initialize_carry(input_shape, rngs)`.
 
-    The carry is a pytree of arrays, each beginning with the leading axes of the input, however many these are. A
-    `rnn_jax.Cell` writes `gates`. `check_exemptions` names other checks of this file, each with a reason.
+    The carry is a pytree of arrays, each beginning with the leading axes of the input, however many these are.
+    `check_exemptions`, if there is one, names other checks of this file, each with a reason.
     """
     cell = subject.cell
     if not isinstance(cell, nnx.RNNCellBase):
         raise Failed(f"{type(cell).__name__} is no flax.nnx.RNNCellBase; allowed: a subclass of it.")
-    if isinstance(cell, Cell) and type(cell).gates is Cell.gates:
-        raise Failed(
-            f"{type(cell).__name__} is a rnn_jax.Cell without `gates(carry, x)`; allowed: that method, which returns "
-            "gate values by name, or a subclass of flax.nnx.RNNCellBase."
-        )
     exemptions = getattr(cell, "check_exemptions", {})
     if not isinstance(exemptions, Mapping):
         raise Failed(f"check_exemptions is a {type(exemptions).__name__}; allowed: a mapping of checks to reasons.")
     others = [name for name in _CHECKS if name != "contract"]
     if unknown := set(exemptions) - set(others):
-        raise Failed(f"check_exemptions names {', '.join(map(repr, unknown))}; allowed: {', '.join(others)}.")
+        raise Failed(
+            f"check_exemptions names {', '.join(map(repr, sorted(map(str, unknown))))}; allowed: {', '.join(others)}."
+        )
     if empty := [name for name, reason in exemptions.items() if not (isinstance(reason, str) and reason.strip())]:
         raise Failed(f"check_exemptions gives no reason for {', '.join(empty)}; allowed: one sentence each.")
     axes = cell.num_feature_axes
@@ -353,9 +351,9 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 def parameters(subject: Subject) -> str:
     """Every array of the cell is an `nnx.Param` of floating-point type, and none is a random state.
 
-    Every other array is a `rnn_jax.Constant`, which training leaves alone: a step of AdamW with weight decay, wrapped in
-    `rnn_jax.keep_constants`, changes no bit of any array but the `nnx.Param`s. (A plain `nnx.Variable` is moved: by its
-    gradient, or behind `jax.lax.stop_gradient` by the weight decay.)
+    Every other array is a `rnn_jax.Constant`, which training leaves alone: a step of AdamW with weight decay, wrapped
+    in `rnn_jax.keep_constants`, changes no bit of any array but the `nnx.Param`s. (A plain `nnx.Variable` is moved: by
+    its gradient, or behind `jax.lax.stop_gradient` by the weight decay.)
     """
     leaves = [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
@@ -541,7 +539,7 @@ def gradients(subject: Subject) -> str:
     in each of three spaces: parameters (every `nnx.Param`), initial carry, inputs. The step is 1e-5; the difference
     counts in relation to the norm of the gradient, unless rounding of the loss explains it. One of the 5 points may
     disagree: a kink (relu) can stand within the step, though with random numbers that happens once in thousands of
-    points. A surrogate gradient (a step function trained as if it were a sigmoid) fails here, unless the cell is exempt:
+    points. A surrogate gradient (a step function trained as if it were a sigmoid) fails here, unless the cell declares
     `check_exemptions = {"gradients": "straight-through estimator"}`.
     """
     cell = subject.at(jnp.float64)
@@ -810,12 +808,17 @@ def gates(subject: Subject) -> str:
     """`cell.gates(carry, x)` gives finite arrays `[*batch, ...]` by name, each within its `gate_ranges` (to 1e-6).
 
     For common inputs in float64, and for inputs of +-1e4 in the cell's own type. Every name of `gate_ranges` is a gate.
-    In a `rnn_jax.Cell` the step itself calls `gates` (in an `AffineCell`: `activate`): halving what that returns for one
-    gate must change the step, or an instrument would look at something that the step does not do. A gate that only
+    In a `rnn_jax.Cell` the step itself calls `gates` (in an `AffineCell`: `activate`): halving what that returns for
+    one gate must change the step, or an instrument would look at something that the step does not do. A gate that only
     another gate is computed from (the r of a GRU) may change nothing, if that is so in the jaxpr of `gates`.
     """
     if not hasattr(subject.cell, "gates"):
         raise NotApplicable("the cell has no method `gates`")
+    if isinstance(subject.cell, Cell) and type(subject.cell).gates is Cell.gates:
+        raise Failed(
+            f"{type(subject.cell).__name__} is a rnn_jax.Cell without `gates(carry, x)`; allowed: that method, "
+            "which returns gate values by name, or a subclass of flax.nnx.RNNCellBase."
+        )
     smallest: dict[str, float] = {}
     highest: dict[str, float] = {}
     double = jnp.dtype(jnp.float64)

@@ -93,9 +93,7 @@ def relative_difference(got: PyTree, want: PyTree, allowed: float, what: str) ->
     floating = [(a, b) for a, b in pairs if is_inexact(b)]
     for a, b in pairs:
         if not is_inexact(b) and not np.array_equal(a, b):
-            raise Failed(
-                f"{what}: {b.dtype}{list(b.shape)} is not equal; allowed: integers, bools, keys equal exactly."
-            )
+            raise Failed(f"{what}: {b.dtype}{list(b.shape)} differs; allowed: equal integers, bools and keys.")
     # A leaf that is zero but for rounding has no scale of its own: its rounding is that of the leaves it was computed
     # from, 1e-16 of them. A thousandth of the largest leaf keeps this below 1e-12 and hides little of a small leaf.
     least_scale = 1e-3 * largest([b for _, b in floating])
