@@ -233,6 +233,30 @@ def contract(subject: Subject) -> str:
     return f"nnx.RNNCellBase, num_feature_axes={axes}, carry {carry_text(cell, carry, 2)}"
 
 
+@check("carry", relies_on=["contract"])
+def carry_is_kept(subject: Subject) -> str:
+    """A step gives back a carry of the same pytree structure, shapes and dtypes, and an output `[*batch, ...]`."""
+    for dtype in (jnp.dtype(jnp.float64), subject.dtype):
+        cell = subject.at(dtype)
+        for batch in ((), (_BATCH,), (2, _BATCH)):
+            carry = subject.initial_carry(cell, *batch, dtype=dtype)
+            y = kept(cell, carry, subject.inputs(*batch, dtype=dtype), "")
+            if not isinstance(y, jax.ShapeDtypeStruct) or y.shape[: len(batch)] != batch:
+                raise Failed(
+                    f"the output is {structure_text(y)}; allowed: one array [*batch, ...], batch being {batch} here."
+                )
+    return f"structure, shapes and dtypes kept; output {shape_of(y, 2)}"
+
+
+def kept(cell: nnx.RNNCellBase, carry: Carry, x: Array, when: str) -> Any:
+    """Returns the abstract output of a step, or raises `Failed` if the carry does not come out as it went in."""
+    new, y = jax.eval_shape(cell, carry, x)
+    before, after = structure_text(carry), structure_text(new)
+    if before != after:
+        raise Failed(f"{when}the carry becomes {after} in a step; allowed: {before}, as before it.")
+    return y
+
+
 @check("construction")
 def construction(subject: Subject) -> str:
     """The cell is built under `jax.jit` and `jax.vmap`, as the experiments build an ensemble of seeds.
@@ -280,30 +304,6 @@ def strict_promotion(subject: Subject) -> str:
                     text = f"{dtype}, {len(batch)} batch axes: {exception_text(error)}{remedy}"
                     raise Failed(text) from error
     return f"no mixed types or ranks in {' and '.join(dict.fromkeys((str(subject.dtype), 'float64')))}"
-
-
-@check("carry", relies_on=["contract"])
-def carry_is_kept(subject: Subject) -> str:
-    """A step gives back a carry of the same pytree structure, shapes and dtypes, and an output `[*batch, ...]`."""
-    for dtype in (jnp.dtype(jnp.float64), subject.dtype):
-        cell = subject.at(dtype)
-        for batch in ((), (_BATCH,), (2, _BATCH)):
-            carry = subject.initial_carry(cell, *batch, dtype=dtype)
-            y = kept(cell, carry, subject.inputs(*batch, dtype=dtype), "")
-            if not isinstance(y, jax.ShapeDtypeStruct) or y.shape[: len(batch)] != batch:
-                raise Failed(
-                    f"the output is {structure_text(y)}; allowed: one array [*batch, ...], batch being {batch} here."
-                )
-    return f"structure, shapes and dtypes kept; output {shape_of(y, 2)}"
-
-
-def kept(cell: nnx.RNNCellBase, carry: Carry, x: Array, when: str) -> Any:
-    """Returns the abstract output of a step, or raises `Failed` if the carry does not come out as it went in."""
-    new, y = jax.eval_shape(cell, carry, x)
-    before, after = structure_text(carry), structure_text(new)
-    if before != after:
-        raise Failed(f"{when}the carry becomes {after} in a step; allowed: {before}, as before it.")
-    return y
 
 
 @check("float64", relies_on=["carry"])
