@@ -235,7 +235,9 @@ class KeyInCarry(Good):
 
 
 class MixesExamplesBesideAKey(KeyInCarry):
-    mixes = 1.0
+    """Mixes them by 1e-4, which is 1e-14 of the key."""
+
+    mixes = 1e-4
 
 
 class WrongInBfloat16BesideAKey(KeyInCarry):
