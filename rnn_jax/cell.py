@@ -124,10 +124,15 @@ class Cell(nnx.RNNCellBase):
       hidden_features: H, size of the last axis of each part of the carry.
       dtype: type of the products and the output, or None.
       param_dtype: type of the parameters and of the carry.
+      carry_type: the `NamedTuple` of a carry with several parts; None if the carry is one array.
+      gate_ranges: the least and the largest value of a gate, by name; gates that are not named here may be anything.
+      check_exemptions: checks of `rnn_jax.flow.check_cell` that the cell is meant to break, each with the reason:
+        `{"gradients": "straight-through estimator: the gradient is not the derivative"}`.
     """
 
     carry_type: ClassVar[Callable[..., Any] | None] = None
     gate_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    check_exemptions: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, in_features: int, hidden_features: int, *, dtype: Dtype | None, param_dtype: Dtype):
         for name, size in (("in_features", in_features), ("hidden_features", hidden_features)):
@@ -163,8 +168,15 @@ class Cell(nnx.RNNCellBase):
         return drawn[0] if self.carry_type is None else self.carry_type(*drawn)
 
     def gates(self, carry: Carry, x: Array) -> dict[str, Array]:
-        """Returns the values of the gates of one step by name, `[*batch, H]` each."""
-        raise NotImplementedError
+        """Returns the values of the gates of one step by name, `[*batch, H]` each.
+
+        Raises:
+          NotImplementedError: if the subclass has not written it.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no `gates(carry, x)`; write it (gate values by name, `[*batch, H]` each), "
+            "or subclass flax.nnx.RNNCellBase."
+        )
 
     @property
     def num_feature_axes(self) -> int:
@@ -249,11 +261,11 @@ class AffineCell(Cell):
 
     def activate(self, z: Mapping[str, Array], carry: Carry) -> dict[str, Array]:
         """Returns the gate values for the pre-activations z."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no `activate(z, carry)`; an AffineCell writes it.")
 
     def pointwise(self, z: Mapping[str, Array], carry: Carry) -> tuple[Carry, Array]:
         """Returns `(carry, y)` of the step, given the pre-activations z."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no `pointwise(z, carry)`; an AffineCell writes it.")
 
     def gates(self, carry: Carry, x: Array) -> dict[str, Array]:
         return self.activate(self._preactivations(carry, x)[0], carry)
@@ -304,9 +316,22 @@ def sum_gates(
             z[name] = z[name] + column if name in z else column
     if bias is not None:
         for k, name in enumerate(cell.gate_columns()):
-            row = bias[k * size : (k + 1) * size].astype(z[name].dtype)
-            z[name] = z[name] + row.reshape((1,) * (z[name].ndim - 1) + (size,))
+            z[name] = add_bias(z[name], bias[k * size : (k + 1) * size])
     return z
+
+
+def add_bias(z: Array, bias: Array) -> Array:
+    """Returns `z + bias` in the type of z, without implicit promotion of dtype or rank.
+
+    A bare `z + bias` raises under `jax_numpy_rank_promotion="raise"` where z has batch axes, and under
+    `jax_numpy_dtype_promotion="strict"` where z has another dtype, as with products in bfloat16.
+
+    Args:
+      z: `[..., G]`.
+      bias: `[G]`, in any floating-point type.
+    """
+    row = bias.astype(z.dtype)
+    return z + row.reshape((1,) * (z.ndim - 1) + bias.shape)
 
 
 def check_input(cell: nnx.RNNCellBase, x: Array) -> None:

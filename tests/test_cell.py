@@ -419,3 +419,27 @@ def test_every_file_of_the_family_folder_enters_its_cells():
     package = importlib.import_module("rnn_jax.cells")
     for cls in rnn_jax.catalogue().values():
         assert cls.__module__.startswith(package.__name__ + ".")
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+def test_add_bias_adds_in_the_type_of_z_without_implicit_promotion(batch):
+    z, bias = jnp.ones((*batch, 5), jnp.bfloat16), jnp.arange(5, dtype=jnp.float32)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        got = rnn_jax.add_bias(z, bias)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(got, np.broadcast_to(np.arange(1, 6), (*batch, 5)))
+
+
+@pytest.mark.parametrize("batch", [(3,), (2, 3)])
+def test_a_sum_without_add_bias_is_refused(batch):
+    with jax.numpy_rank_promotion("raise"), pytest.raises(ValueError, match="jax_numpy_rank_promotion"):
+        jnp.ones((*batch, 5)) + jnp.ones(5)
+
+
+def test_a_cell_without_gates_says_what_to_write():
+    class Gateless(rnn_jax.Cell):
+        pass
+
+    cell = Gateless(3, 5, dtype=None, param_dtype=jnp.float32)
+    with pytest.raises(NotImplementedError, match=r"Gateless has no `gates\(carry, x\)`; write it .*RNNCellBase"):
+        cell.gates(jnp.zeros(5), jnp.zeros(3))

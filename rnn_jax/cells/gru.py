@@ -15,7 +15,17 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer
 
-from rnn_jax.cell import AffineCell, Array, Cell, block_kernel, check_input, check_one_given, chrono_bias, register
+from rnn_jax.cell import (
+    AffineCell,
+    Array,
+    Cell,
+    add_bias,
+    block_kernel,
+    check_input,
+    check_one_given,
+    chrono_bias,
+    register,
+)
 
 
 def _update_gate_bias(
@@ -136,8 +146,7 @@ class GRUResetBeforeCell(Cell):
         x, kernel, recurrent_kernel = dtypes.promote_dtype(
             (x, self.kernel[...], self.recurrent_kernel[...]), dtype=self.dtype
         )
-        bias = self.bias[...].reshape((1,) * (x.ndim - 1) + (3 * size,))
-        zx = (x @ kernel).astype(h.dtype) + bias.astype(h.dtype)
+        zx = add_bias((x @ kernel).astype(h.dtype), self.bias[...])
         zh = (h.astype(x.dtype) @ recurrent_kernel[:, : 2 * size]).astype(h.dtype)
         r = jax.nn.sigmoid(zx[..., :size] + zh[..., :size])
         u = jax.nn.sigmoid(zx[..., size : 2 * size] + zh[..., size:])

@@ -3,42 +3,48 @@
     print(rnn_jax.flow.check_cell("my.module:MyCell"))      (or: python -m experiments.check_cell --cell=MODULE:CLASS)
 
 Every check is one function below, in the order of the report, whose docstring says what is allowed. It returns what it
-measured, or raises `Failed` or `NotApplicable`; any other exception is a failure too, told in one sentence. What the
-checks share: the cell and its inputs (check_subject.py), comparisons (check_numbers.py), the report (check_report.py).
+measured, or raises `Failed` or `NotApplicable`; any other exception is a failure too, reported with the line of the
+cell's code that raised it. A check is not run behind the failure of one that it relies on, so that one mistake gives
+one or two failures. What the checks share: the cell and its inputs (check_subject.py), comparisons
+(check_numbers.py), the report (check_report.py).
 
 Numbers are compared in float64 (the cell is built with `param_dtype=float64`, or its parameters are cast), where
 rounding is 1e-16 and a mistake cannot hide behind a tolerance. References are slow and plain: a Python loop over time,
 one example after another, differences of function values. They share no code with what they are held against. A
-relative difference is the largest difference over the largest entry.
+relative difference is the largest difference over the largest entry, of each array by itself.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from rnn_jax.cell import AffineCell, Cell, carry_names, make_cell
+from rnn_jax.constant import keep_constants
 from rnn_jax.flow.adjoint import adjoints
 from rnn_jax.flow.check_numbers import (
     Arrays,
     cast,
     counterpart,
+    difference_text,
     dot,
+    equal,
     example,
     finite,
-    found,
     inexact,
     is_inexact,
     is_variable,
+    jittered,
     largest,
     norm,
     normals,
-    same,
+    relative_difference,
     with_inexact,
 )
 from rnn_jax.flow.check_report import (
@@ -46,10 +52,11 @@ from rnn_jax.flow.check_report import (
     Check,
     Failed,
     NotApplicable,
-    described,
-    sentence,
+    carry_text,
+    exception_text,
+    first_line,
     shape_of,
-    written,
+    structure_text,
 )
 from rnn_jax.flow.check_subject import (
     LoopByExample,
@@ -60,6 +67,7 @@ from rnn_jax.flow.check_subject import (
     one_step,
     outputs_and_gradients,
     scanned,
+    trainable,
     two_loops,
     weights_for,
 )
@@ -118,7 +126,7 @@ def check_cell(
         in_features = getattr(cell_or_name, "in_features", in_features)
         subject = Subject(type(cell_or_name).__name__, None, in_features, seed, cell_or_name)
     with settings():
-        return CellReport(subject.name, tuple(run(name, subject) for name in chosen))
+        return CellReport(subject.name, run_all(chosen, subject))
 
 
 @contextlib.contextmanager
@@ -136,28 +144,58 @@ def settings() -> Iterator[None]:
 
 _CheckFunction = Callable[[Subject], str]
 _CHECKS: dict[str, _CheckFunction] = {}
+_RELIES_ON: dict[str, tuple[str, ...]] = {}
 
 
-def check(name: str) -> Callable[[_CheckFunction], _CheckFunction]:
-    """Decorator: adds a check to the end of the report."""
+def check(name: str, *, relies_on: Sequence[str] = ()) -> Callable[[_CheckFunction], _CheckFunction]:
+    """Decorator: adds a check to the end of the report; it is not run where one that it relies on has failed."""
 
     def enter(function: _CheckFunction) -> _CheckFunction:
         _CHECKS[name] = function
+        _RELIES_ON[name] = tuple(relies_on)
         return function
 
     return enter
 
 
-def run(name: str, subject: Subject) -> Check:
-    """Runs one check and writes its line."""
+def run_all(names: Sequence[str], subject: Subject) -> tuple[Check, ...]:
+    """Runs the checks of these names in this order, and writes their lines."""
+    exemptions = exemptions_of(subject.cell)
+    broken: dict[str, str] = {}  # a check that others cannot rely on, and the failure behind it
+    causes: dict[str, str] = {}  # what failed, and the first check that said so
+    lines = []
+    for name in names:
+        roots = [broken[other] for other in _RELIES_ON[name] if other in broken]
+        if name in exemptions and name != "contract":
+            line = Check(name, None, str(exemptions[name]), "exempt")
+        elif roots:
+            broken[name] = roots[0]
+            line = Check(name, None, roots[0], "not run")
+        else:
+            line, cause = run(name, subject)
+            if line.passed is False:
+                broken[name] = first = causes.setdefault(cause, name)
+                line = line if first == name else Check(name, False, first, "repeated")
+        lines.append(line)
+    return tuple(lines)
+
+
+def run(name: str, subject: Subject) -> tuple[Check, str]:
+    """Runs one check; returns its line, and the message of the exception behind a failure."""
     try:
-        return Check(name, True, _CHECKS[name](subject))
+        return Check(name, True, _CHECKS[name](subject)), ""
     except Failed as failure:
-        return Check(name, False, str(failure))
+        return Check(name, False, str(failure)), first_line(failure.__cause__ or failure)
     except NotApplicable as reason:
-        return Check(name, None, str(reason))
+        return Check(name, None, str(reason)), ""
     except Exception as error:  # whatever a cell raises is a finding about the cell
-        return Check(name, False, sentence(error))
+        return Check(name, False, exception_text(error)), first_line(error)
+
+
+def exemptions_of(cell: Any) -> Mapping[str, str]:
+    """Returns what the cell declares in `check_exemptions`, nothing if that is no mapping (`contract` fails then)."""
+    exemptions = getattr(cell, "check_exemptions", {})
+    return exemptions if isinstance(exemptions, Mapping) else {}
 
 
 # The checks, from what a cell is to what it does.
@@ -168,10 +206,21 @@ def contract(subject: Subject) -> str:
     """A `flax.nnx.RNNCellBase` with `num_feature_axes` (1 or more) and `initialize_carry(input_shape, rngs)`.
 
     The carry is a pytree of arrays, each beginning with the leading axes of the input, however many these are.
+    `check_exemptions`, if there is one, names other checks of this file, each with a reason.
     """
     cell = subject.cell
     if not isinstance(cell, nnx.RNNCellBase):
         raise Failed(f"{type(cell).__name__} is no flax.nnx.RNNCellBase; allowed: a subclass of it.")
+    exemptions = getattr(cell, "check_exemptions", {})
+    if not isinstance(exemptions, Mapping):
+        raise Failed(f"check_exemptions is a {type(exemptions).__name__}; allowed: a mapping of checks to reasons.")
+    others = [name for name in _CHECKS if name != "contract"]
+    if unknown := set(exemptions) - set(others):
+        raise Failed(
+            f"check_exemptions names {', '.join(map(repr, sorted(map(str, unknown))))}; allowed: {', '.join(others)}."
+        )
+    if empty := [name for name, reason in exemptions.items() if not (isinstance(reason, str) and reason.strip())]:
+        raise Failed(f"check_exemptions gives no reason for {', '.join(empty)}; allowed: one sentence each.")
     axes = cell.num_feature_axes
     if not isinstance(axes, int) or axes < 1:
         raise Failed(f"num_feature_axes={axes!r}; allowed: 1 or more.")
@@ -181,127 +230,83 @@ def contract(subject: Subject) -> str:
         shapes = [getattr(part, "shape", None) for part in jax.tree.leaves(carry)]
         if not shapes or any(shape is None or shape[: len(batch)] != batch for shape in shapes):
             raise Failed(f"initialize_carry({input_shape}) makes arrays of {shapes}; allowed: [*batch, ...] each.")
-    return f"nnx.RNNCellBase, num_feature_axes={axes}, carry {described(cell, carry, 2)}"
+    return f"nnx.RNNCellBase, num_feature_axes={axes}, carry {carry_text(cell, carry, 2)}"
 
 
-@check("carry")
+@check("carry", relies_on=["contract"])
 def carry_is_kept(subject: Subject) -> str:
     """A step gives back a carry of the same pytree structure, shapes and dtypes, and an output `[*batch, ...]`."""
     for dtype in (jnp.dtype(jnp.float64), subject.dtype):
         cell = subject.at(dtype)
         for batch in ((), (_BATCH,), (2, _BATCH)):
-            carry = subject.fresh(cell, *batch, dtype=dtype)
+            carry = subject.initial_carry(cell, *batch, dtype=dtype)
             y = kept(cell, carry, subject.inputs(*batch, dtype=dtype), "")
             if not isinstance(y, jax.ShapeDtypeStruct) or y.shape[: len(batch)] != batch:
-                raise Failed(f"the output is {written(y)}; allowed: one array [*batch, ...], batch being {batch} here.")
+                raise Failed(
+                    f"the output is {structure_text(y)}; allowed: one array [*batch, ...], batch being {batch} here."
+                )
     return f"structure, shapes and dtypes kept; output {shape_of(y, 2)}"
 
 
 def kept(cell: nnx.RNNCellBase, carry: Carry, x: Array, when: str) -> Any:
     """Returns the abstract output of a step, or raises `Failed` if the carry does not come out as it went in."""
     new, y = jax.eval_shape(cell, carry, x)
-    before, after = written(carry), written(new)
+    before, after = structure_text(carry), structure_text(new)
     if before != after:
         raise Failed(f"{when}the carry becomes {after} in a step; allowed: {before}, as before it.")
     return y
 
 
-@check("parameters")
-def parameters(subject: Subject) -> str:
-    """Every array of the cell is an `nnx.Param` of floating-point type, and none is a random state.
+@check("construction")
+def construction(subject: Subject) -> str:
+    """The cell is built under `jax.jit` and `jax.vmap`, as the experiments build an ensemble of seeds.
 
-    Another `nnx.Variable` is allowed as a constant, if no gradient reaches it (`jax.lax.stop_gradient`): training moves
-    every array that one reaches.
+    NumPy functions and `float(...)` cannot take the random numbers of a traced key; jax.numpy can.
     """
-    leaves = [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(subject.cell, is_leaf=is_variable)
-    ]
-    for name, leaf in leaves:
-        if isinstance(leaf, nnx.RngState):
-            raise Failed(f"{name} is a random state ({type(leaf).__name__}); allowed: none.")
-        if not is_variable(leaf):
-            raise Failed(f"{name} is a bare array; allowed: nnx.Param, or nnx.Variable for a constant.")
-        if not is_inexact(leaf):
-            raise Failed(f"{name} has dtype {leaf.dtype}, at which jax.grad stops; allowed: floating-point types.")
-    cell = subject.at(jnp.float64)
-    carry, xs = subject.reached(cell, _BATCH), subject.inputs(_BATCH, _TIME)
-    _, (gradients, _, _) = outputs_and_gradients(loop, cell, carry, xs, weights_for(subject, cell, carry, xs))
-    for (name, leaf), gradient in zip(leaves, gradients, strict=True):
-        if not isinstance(leaf, nnx.Param) and largest(gradient) != 0:
-            raise Failed(f"a gradient reaches {name}; allowed: nnx.Param, or stop_gradient around a constant.")
-    return f"{sum(leaf.size for _, leaf in leaves)} numbers in {len(leaves)} arrays, no random state"
+    build = subject.build
+    if build is None:
+        raise NotApplicable("the cell was given built")
+    keys = jax.random.split(jax.random.key(subject.seed), 2)
+    try:
+        jax.eval_shape(jax.vmap(lambda key: build(rngs=nnx.Rngs(key))), keys)
+    except Exception as error:
+        text = f"under jax.vmap and jax.jit: {exception_text(error)}; allowed: jax.numpy on all that depends on `rngs`."
+        raise Failed(text) from error
+    return "built under jax.vmap and jax.jit"
 
 
-@check("batch axes")
-def batch_axes(subject: Subject) -> str:
-    """One and two leading axes give what each example gives alone: relative difference at most 1e-12."""
-    cell = subject.at(jnp.float64)
-    carry, x = subject.reached(cell, 2, _BATCH), subject.inputs(2, _BATCH)
-    two_axes = one_step(cell, carry, x)
-    one_axis = one_step(cell, *jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), (carry, x)))
-    alone = [one_step(cell, *jax.tree.map(lambda part, i=i: part[i], (carry, x))) for i in np.ndindex(2, _BATCH)]
-    want = jax.tree.map(lambda *parts: jnp.stack(parts), *alone)
-    want_two = jax.tree.map(lambda part: part.reshape(2, _BATCH, *part.shape[1:]), want)
-    differences = [
-        same(one_axis, want, _EXACT, "one batch axis against example by example"),
-        same(two_axes, want_two, _EXACT, "two batch axes against example by example"),
-    ]
-    return found(differences, _EXACT, "none, one and two")
+@check("strict promotion", relies_on=["contract"])
+def strict_promotion(subject: Subject) -> str:
+    """A step and its gradient trace under `numpy_dtype_promotion="strict"` and `numpy_rank_promotion="raise"`.
+
+    In the cell's own type and in float64, with none, one and two batch axes. A bare `z + b`, b with one axis, does not;
+    nor does `jnp.zeros(shape)` without a dtype, which is float64 where x64 is on and takes the carry along.
+    """
+    for dtype in (subject.dtype, jnp.dtype(jnp.float64)):
+        cell = subject.at(dtype)
+        for batch in ((), (_BATCH,), (2, _BATCH)):
+            carry = cell.initialize_carry((*batch, *subject.features), nnx.Rngs(0))
+            x = subject.inputs(*batch, dtype=dtype)
+
+            def loss(leaves, cell=cell, carry=carry, x=x):
+                outputs = with_inexact(cell, leaves)(carry, x)
+                return sum(jnp.sum(jnp.real(part)).astype(jnp.float64) for part in inexact(outputs))
+
+            with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+                try:
+                    jax.eval_shape(jax.grad(loss), inexact(cell))
+                except Exception as error:
+                    remedy = ""
+                    if "numpy_rank_promotion" in str(error):
+                        remedy = "; allowed: rnn_jax.add_bias(z, bias) for a bias, or a reshape in sight."
+                    elif "TypePromotionError" in type(error).__name__:
+                        remedy = "; allowed: flax.nnx.nn.dtypes.promote_dtype, or a dtype for each new array."
+                    text = f"{dtype}, {len(batch)} batch axes: {exception_text(error)}{remedy}"
+                    raise Failed(text) from error
+    return f"no mixed types or ranks in {' and '.join(dict.fromkeys((str(subject.dtype), 'float64')))}"
 
 
-@check("jit and grad")
-def jit_and_grad(subject: Subject) -> str:
-    """`jax.jit` and `jax.grad` take the cell as an argument and closed over: relative difference at most 1e-12."""
-    cell = subject.at(jnp.float64)
-    carry, x = subject.reached(cell, _BATCH), subject.inputs(_BATCH)
-    want = cell(carry, x)
-    weights = normals(inexact(want), np.random.default_rng(subject.seed))
-
-    def loss(cell, x):
-        return dot(weights, inexact(cell(carry, x)))
-
-    _, to_x = jit_once(jax.grad(loss, argnums=(0, 1)))(cell, x)
-    differences = [
-        same(one_step(cell, carry, x), want, _EXACT, "jit, cell passed"),
-        same(jit_once(lambda c, x: cell(c, x))(carry, x), want, _EXACT, "jit, cell closed over"),
-        same(jit_once(jax.grad(lambda x: loss(cell, x)))(x), to_x, _EXACT, "grad, cell closed over"),
-    ]
-    return found(differences, _EXACT, "cell passed and closed over")
-
-
-@check("vmap")
-def vmap(subject: Subject) -> str:
-    """`jax.vmap` over examples, cell passed and closed over, and over an ensemble of cells: at most 1e-12."""
-    cell = subject.at(jnp.float64)
-    carry, x = subject.reached(cell, _BATCH), subject.inputs(_BATCH)
-    want = cell(carry, x)
-    other = with_inexact(cell, [2.0 * leaf for leaf in inexact(cell)])
-    cells = jax.tree.map(lambda *parts: jnp.stack(parts), cell, other)
-    pair = jax.tree.map(lambda *parts: jnp.stack(parts), want, other(carry, x))
-
-    def step(cell, carry, x):
-        return cell(carry, x)
-
-    differences = [
-        same(jit_once(jax.vmap(lambda c, x: cell(c, x)))(carry, x), want, _EXACT, "over examples, cell closed over"),
-        same(jit_once(jax.vmap(step, (None, 0, 0)))(cell, carry, x), want, _EXACT, "over examples, cell passed"),
-        same(jit_once(jax.vmap(step, (0, None, None)))(cells, carry, x), pair, _EXACT, "over an ensemble of cells"),
-    ]
-    return found(differences, _EXACT, "over examples and over an ensemble")
-
-
-@check("scan")
-def scan(subject: Subject) -> str:
-    """`jax.lax.scan` over the cell gives what the Python loop gives: relative difference at most 1e-12."""
-    cell = subject.at(jnp.float64)
-    carry, xs = subject.reached(cell, _BATCH), subject.inputs(_BATCH, _TIME)
-    last, ys = jit_once(partial(jax.lax.scan, lambda c, x: cell(c, x)))(carry, jnp.moveaxis(xs, 1, 0))
-    difference = same((last, jnp.moveaxis(ys, 0, 1)), loop(cell, carry, xs), _EXACT, "scan against the Python loop")
-    return found([difference], _EXACT, f"{_TIME} steps")
-
-
-@check("float64")
+@check("float64", relies_on=["carry"])
 def float64(subject: Subject) -> str:
     """With float64 parameters and inputs, parameters, carry and output are float64, and so is all in between.
 
@@ -342,32 +347,160 @@ def equations(jaxpr: Any) -> Iterator[Any]:
             yield from equations(value if hasattr(value, "eqns") else value.jaxpr)
 
 
-@check("strict promotion")
-def strict_promotion(subject: Subject) -> str:
-    """A step and its gradient trace under `numpy_dtype_promotion="strict"` and `numpy_rank_promotion="raise"`.
+@check("parameters", relies_on=["carry"])
+def parameters(subject: Subject) -> str:
+    """Every array of the cell is an `nnx.Param` of floating-point type, and none is a random state.
 
-    In the cell's own type and in float64, with none, one and two batch axes. A bare `z + b`, b with one axis, does not;
-    nor does `jnp.zeros(shape)` without a dtype, which is float64 where x64 is on and takes the carry along.
+    Every other array is a `rnn_jax.Constant`, which training leaves alone: a step of AdamW with weight decay, wrapped
+    in `rnn_jax.keep_constants`, changes no bit of any array but the `nnx.Param`s. (A plain `nnx.Variable` is moved: by
+    its gradient, or behind `jax.lax.stop_gradient` by the weight decay.)
     """
-    for dtype in (subject.dtype, jnp.dtype(jnp.float64)):
-        cell = subject.at(dtype)
-        for batch in ((), (_BATCH,), (2, _BATCH)):
-            carry = cell.initialize_carry((*batch, *subject.features), nnx.Rngs(0))
-            x = subject.inputs(*batch, dtype=dtype)
+    leaves = [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(subject.cell, is_leaf=is_variable)
+    ]
+    for name, leaf in leaves:
+        if isinstance(leaf, nnx.RngState):
+            raise Failed(f"{name} is a random state ({type(leaf).__name__}); allowed: none.")
+        if not is_variable(leaf):
+            raise Failed(f"{name} is a bare array; allowed: nnx.Param, or rnn_jax.Constant.")
+        if not is_inexact(leaf):
+            raise Failed(f"{name} has dtype {leaf.dtype}, at which jax.grad stops; allowed: floating-point types.")
+    cell = subject.at(jnp.float64)
+    carry, xs = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    _, (gradients, _, _) = outputs_and_gradients(loop, cell, carry, xs, weights_for(subject, cell, carry, xs))
+    # Weight decay leaves a zero where it is, whatever kind of variable holds it.
+    before = with_inexact(cell, [leaf + (leaf == 0) for leaf in inexact(cell)])
+    after = adamw_step(before, with_inexact(cell, gradients))
+    for (name, leaf), gradient, old, new in zip(leaves, gradients, inexact(before), inexact(after), strict=True):
+        if not isinstance(leaf, nnx.Param) and not equal(old, new):
+            what = "the weight decay of AdamW moves" if equal(gradient, 0 * gradient) else "a gradient reaches"
+            raise Failed(f"{what} {name}; allowed: nnx.Param for what is trained, rnn_jax.Constant for what is not.")
+    return f"{sum(leaf.size for _, leaf in leaves)} numbers in {len(leaves)} arrays, no random state"
 
-            def loss(leaves, cell=cell, carry=carry, x=x):
-                outputs = with_inexact(cell, leaves)(carry, x)
-                return sum(jnp.sum(jnp.real(part)).astype(jnp.float64) for part in inexact(outputs))
 
-            with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-                try:
-                    jax.eval_shape(jax.grad(loss), inexact(cell))
-                except Exception as error:
-                    raise Failed(f"{dtype}, {len(batch)} batch axes: {sentence(error)}") from error
-    return f"no mixed types or ranks in {' and '.join(dict.fromkeys((str(subject.dtype), 'float64')))}"
+@jit_once
+def adamw_step(cell: nnx.RNNCellBase, gradients: nnx.RNNCellBase) -> nnx.RNNCellBase:
+    """Returns the cell after a step of AdamW with weight decay, as `rnn_jax.training` wraps it."""
+    optimizer = keep_constants(optax.adamw(1e-2, weight_decay=0.5))
+    updates, _ = optimizer.update(gradients, optimizer.init(cell), cell)
+    return optax.apply_updates(cell, updates)
 
 
-@check("bfloat16")
+@check("usage", relies_on=["carry"])
+def usage(subject: Subject) -> str:
+    """A step changes the carry, and every `nnx.Param` changes outputs, new carry or initial carry of 4 steps.
+
+    All parameters are moved at random first, then one more at a time, by amounts of order 0.1, 1 and 10.
+    """
+    cell = subject.perturbed()
+    xs = subject.inputs(_BATCH, _TIME)
+    carries = subject.initial_carry(cell, _BATCH), subject.carry_after_steps(cell, _BATCH)
+    weights = weights_for(subject, cell, carries[0], xs)
+    steps = [one_step(cell, carry, xs[:, 0])[0] for carry in carries]
+    # A counter may go on beside a state that is thrown away.
+    if all(equal(inexact(new) or new, inexact(old) or old) for new, old in zip(steps, carries, strict=True)):
+        raise Failed("the carry is never changed in a step; allowed: a step that returns the new carry.")
+
+    def effects(cell: nnx.RNNCellBase) -> list[PyTree]:
+        initial = subject.initial_carry(cell, _BATCH)
+        runs = [outputs_and_gradients(loop, cell, carry, xs, weights)[0] for carry in carries]
+        return [initial, runs]
+
+    want, leaves = effects(cell), inexact(cell)
+    rng = np.random.default_rng([subject.seed, 17])
+    paths = jax.tree_util.tree_leaves_with_path(cell, is_leaf=is_variable)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in paths if is_inexact(leaf)]
+    unused = []
+    for k, (name, moves) in enumerate(zip(names, trainable(cell), strict=True)):
+        if not moves:
+            continue
+        (noise,) = normals([leaves[k]], rng)
+        moved = (with_inexact(cell, [*leaves[:k], leaves[k] + size * noise, *leaves[k + 1 :]]) for size in (0.1, 1, 10))
+        if all(equal(effects(other), want) for other in moved):
+            unused.append(name)
+    if unused:
+        raise Failed(f"no output, carry or initial carry depends on {', '.join(unused)}; allowed: parameters in use.")
+    return f"a step changes the carry; each of {sum(trainable(cell))} parameters changes what the cell does"
+
+
+@check("batch axes", relies_on=["float64"])
+def batch_axes(subject: Subject) -> str:
+    """One and two leading axes give what each example gives alone: relative difference at most 1e-12."""
+    cell = subject.at(jnp.float64)
+    carry, x = subject.carry_after_steps(cell, 2, _BATCH), subject.inputs(2, _BATCH)
+    two_axes = one_step(cell, carry, x)
+    one_axis = one_step(cell, *jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), (carry, x)))
+    alone = [one_step(cell, *jax.tree.map(lambda part, i=i: part[i], (carry, x))) for i in np.ndindex(2, _BATCH)]
+    want = jax.tree.map(lambda *parts: jnp.stack(parts), *alone)
+    want_two = jax.tree.map(lambda part: part.reshape(2, _BATCH, *part.shape[1:]), want)
+    differences = [
+        relative_difference(one_axis, want, _EXACT, "one batch axis against example by example"),
+        relative_difference(two_axes, want_two, _EXACT, "two batch axes against example by example"),
+    ]
+    return difference_text(differences, _EXACT, "none, one and two")
+
+
+@check("jit and grad", relies_on=["float64", "parameters"])
+def jit_and_grad(subject: Subject) -> str:
+    """`jax.jit` and `jax.grad` take the cell as an argument and closed over: relative difference at most 1e-12."""
+    cell = subject.at(jnp.float64)
+    carry, x = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH)
+    want = cell(carry, x)
+    weights = normals(inexact(want), np.random.default_rng(subject.seed))
+
+    def loss(cell, x):
+        return dot(weights, inexact(cell(carry, x)))
+
+    _, to_x = jit_once(jax.grad(loss, argnums=(0, 1)))(cell, x)
+    differences = [
+        relative_difference(one_step(cell, carry, x), want, _EXACT, "jit, cell passed"),
+        relative_difference(jit_once(lambda c, x: cell(c, x))(carry, x), want, _EXACT, "jit, cell closed over"),
+        relative_difference(jit_once(jax.grad(lambda x: loss(cell, x)))(x), to_x, _EXACT, "grad, cell closed over"),
+    ]
+    return difference_text(differences, _EXACT, "cell passed and closed over")
+
+
+@check("vmap", relies_on=["batch axes"])
+def vmap(subject: Subject) -> str:
+    """`jax.vmap` over examples, cell passed and closed over, and over an ensemble of cells: at most 1e-12."""
+    cell = subject.at(jnp.float64)
+    carry, x = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH)
+    want = cell(carry, x)
+    other = with_inexact(cell, [2.0 * leaf for leaf in inexact(cell)])
+    cells = jax.tree.map(lambda *parts: jnp.stack(parts), cell, other)
+    pair = jax.tree.map(lambda *parts: jnp.stack(parts), want, other(carry, x))
+
+    def step(cell, carry, x):
+        return cell(carry, x)
+
+    differences = [
+        relative_difference(
+            jit_once(jax.vmap(lambda c, x: cell(c, x)))(carry, x), want, _EXACT, "over examples, cell closed over"
+        ),
+        relative_difference(
+            jit_once(jax.vmap(step, (None, 0, 0)))(cell, carry, x), want, _EXACT, "over examples, cell passed"
+        ),
+        relative_difference(
+            jit_once(jax.vmap(step, (0, None, None)))(cells, carry, x), pair, _EXACT, "over an ensemble of cells"
+        ),
+    ]
+    return difference_text(differences, _EXACT, "over examples and over an ensemble")
+
+
+@check("scan", relies_on=["float64"])
+def scan(subject: Subject) -> str:
+    """`jax.lax.scan` over the cell gives what the Python loop gives: relative difference at most 1e-12."""
+    cell = subject.at(jnp.float64)
+    carry, xs = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    last, ys = jit_once(partial(jax.lax.scan, lambda c, x: cell(c, x)))(carry, jnp.moveaxis(xs, 1, 0))
+    difference = relative_difference(
+        (last, jnp.moveaxis(ys, 0, 1)), loop(cell, carry, xs), _EXACT, "scan against the Python loop"
+    )
+    return difference_text([difference], _EXACT, f"{_TIME} steps")
+
+
+@check("bfloat16", relies_on=["carry"])
 def bfloat16(subject: Subject) -> str:
     """With parameters cast to bfloat16 the carry keeps its dtype, and outputs and gradients are finite.
 
@@ -375,7 +508,7 @@ def bfloat16(subject: Subject) -> str:
     `rnn_jax.Cell` is also run with `dtype=bfloat16` and float32 parameters, where its carry stays float32.
     """
     narrow = subject.at(jnp.bfloat16)
-    carry = subject.fresh(narrow, _BATCH, dtype=jnp.bfloat16)
+    carry = subject.initial_carry(narrow, _BATCH, dtype=jnp.bfloat16)
     if any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in jax.tree.leaves((narrow, carry))):
         raise NotApplicable("the cell computes with complex numbers, which have no bfloat16")
     xs = subject.inputs(_BATCH, _TIME, dtype=jnp.bfloat16)
@@ -387,18 +520,18 @@ def bfloat16(subject: Subject) -> str:
     finite(outputs, "outputs in bfloat16")
     finite(gradients, "gradients in bfloat16")
     want, _ = outputs_and_gradients(scanned, wide, wide_carry, wide_xs, weights)
-    difference = same(cast(outputs, jnp.float64), want, _BFLOAT16, "bfloat16 against float64")
-    detail = found([difference], _BFLOAT16, "parameters cast, against float64")
+    difference = relative_difference(cast(outputs, jnp.float64), want, _BFLOAT16, "bfloat16 against float64")
+    detail = difference_text([difference], _BFLOAT16, "parameters cast, against float64")
     if isinstance(subject.cell, Cell):
         mixed = cast_cell(subject.cell, jnp.float32)
         setattr(mixed, "dtype", jnp.bfloat16)  # noqa: B010  (its type does not tell that it is a Cell)
-        carry = subject.fresh(mixed, _BATCH, dtype=jnp.float32)
+        carry = subject.initial_carry(mixed, _BATCH, dtype=jnp.float32)
         kept(mixed, carry, subject.inputs(_BATCH, dtype=jnp.float32), "with dtype=bfloat16 and float32 parameters ")
         detail += "; carry float32 with dtype=bfloat16"
     return detail
 
 
-@check("gradients")
+@check("gradients", relies_on=["float64"])
 def gradients(subject: Subject) -> str:
     """`jax.grad` through 4 steps (Python loop, float64) agrees with central differences to 1e-6.
 
@@ -406,31 +539,33 @@ def gradients(subject: Subject) -> str:
     in each of three spaces: parameters (every `nnx.Param`), initial carry, inputs. The step is 1e-5; the difference
     counts in relation to the norm of the gradient, unless rounding of the loss explains it. One of the 5 points may
     disagree: a kink (relu) can stand within the step, though with random numbers that happens once in thousands of
-    points. A surrogate gradient (a step function trained as if it were a sigmoid) fails here, and should.
+    points. A surrogate gradient (a step function trained as if it were a sigmoid) fails here, unless the cell declares
+    `check_exemptions = {"gradients": "straight-through estimator"}`.
     """
     cell = subject.at(jnp.float64)
-    trainable = [isinstance(x, nnx.Param) for x in jax.tree.leaves(cell, is_leaf=is_variable) if is_inexact(x)]
+    moving = trainable(cell)
     rng = np.random.default_rng([subject.seed, 11])
     agreeing: list[float] = []
     disagreeing: list[str] = []
     for point in range(5):
-        noise = [moves * n for moves, n in zip(trainable, normals(inexact(cell), rng), strict=True)]
-        jittered = [x * (1 + 0.1 * n) + 0.01 * n for x, n in zip(inexact(cell), noise, strict=True)]
-        carry, xs = subject.reached(cell, _BATCH, draw=point), subject.inputs(_BATCH, _TIME, draw=point)
-        at = (with_inexact(cell, jittered), carry, xs)
+        noise = [moves * n for moves, n in zip(moving, normals(inexact(cell), rng), strict=True)]
+        carry, xs = subject.carry_after_steps(cell, _BATCH, draw=point), subject.inputs(_BATCH, _TIME, draw=point)
+        at = (jittered(cell, noise), carry, xs)
         weights = weights_for(subject, *at)
-        error, told = max(worst_slope(at, space, weights, trainable, rng) for space in range(3) if inexact(at[space]))
+        error, text = max(worst_slope(at, space, weights, moving, rng) for space in range(3) if inexact(at[space]))
         if error <= _DIFFERENCES:
             agreeing.append(error)
         else:
-            disagreeing.append(told)
+            disagreeing.append(text)
     if len(disagreeing) > 1:
         raise Failed(f"{disagreeing[0]}; allowed: 1e-6 apart (so at {len(disagreeing)} of 5 points).")
-    return found(agreeing, _DIFFERENCES, "central differences" + ", 1 of 5 points on a kink" * len(disagreeing))
+    return difference_text(
+        agreeing, _DIFFERENCES, "central differences" + ", 1 of 5 points on a kink" * len(disagreeing)
+    )
 
 
 def worst_slope(
-    at: tuple[PyTree, PyTree, PyTree], space: int, weights: Arrays, trainable: list[bool], rng: np.random.Generator
+    at: tuple[PyTree, PyTree, PyTree], space: int, weights: Arrays, moving: list[bool], rng: np.random.Generator
 ) -> tuple[float, str]:
     """Compares slopes of the loss at one point, along 3 directions in one of (cell, carry, inputs).
 
@@ -445,7 +580,7 @@ def worst_slope(
     for _ in range(3):
         direction = normals(inexact(at[space]), rng)
         if space == 0:
-            direction = [moves * d for moves, d in zip(trainable, direction, strict=True)]
+            direction = [moves * d for moves, d in zip(moving, direction, strict=True)]
         direction = [d / (norm(direction) or 1.0) for d in direction]
         losses = []
         for signed in (step, -step):
@@ -458,12 +593,12 @@ def worst_slope(
         if error > _DIFFERENCES and difference <= rounding:
             error = 0.0
         where = ("parameters", "initial carry", "inputs")[space]
-        told = f"{where}: a slope of {slope:.7g} by jax.grad, of {quotient:.7g} by central differences"
-        worst = max(worst, (np.inf if np.isnan(error) else error, told))
+        text = f"{where}: a slope of {slope:.7g} by jax.grad, of {quotient:.7g} by central differences"
+        worst = max(worst, (np.inf if np.isnan(error) else error, text))
     return worst
 
 
-@check("unroll")
+@check("unroll", relies_on=["batch axes"])
 def unroll_is_the_loop(subject: Subject) -> str:
     """`rnn_jax.unroll` gives the outputs (to 1e-12) and gradients (to 1e-8) of the plain Python loop, in float64.
 
@@ -471,7 +606,7 @@ def unroll_is_the_loop(subject: Subject) -> str:
     whatever faster way `unroll` has with this kind of cell.
     """
     cell = subject.at(jnp.float64)
-    carry, xs = subject.reached(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    carry, xs = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
     args = (cell, carry, xs, weights_for(subject, cell, carry, xs))
     lengths, resets = (_TIME, _HALF, 1), ((1, _HALF), (), (0,))
     masks = np.array([[t in steps for t in range(_TIME)] for steps in resets])
@@ -484,13 +619,13 @@ def unroll_is_the_loop(subject: Subject) -> str:
     }
     differences = []
     for how, (got, want) in pairs.items():
-        differences.append(same(got[0], want[0], _EXACT, f"{how}: outputs"))
+        differences.append(relative_difference(got[0], want[0], _EXACT, f"{how}: outputs"))
         for k, of in enumerate(("parameters", "initial carry", "inputs")):
-            differences.append(same(got[1][k], want[1][k], _GRADIENT, f"{how}: gradient to the {of}"))
-    return found(differences, _GRADIENT, "outputs and gradients against the Python loop")
+            differences.append(relative_difference(got[1][k], want[1][k], _GRADIENT, f"{how}: gradient to the {of}"))
+    return difference_text(differences, _GRADIENT, "outputs and gradients against the Python loop")
 
 
-@check("adjoints")
+@check("adjoints", relies_on=["unroll", "parameters"])
 def adjoints_are_brute_force(subject: Subject) -> str:
     """`flow.gradient_profile` and `flow.adjoints` show the gradient to zeros added to every carry of a Python loop.
 
@@ -498,7 +633,7 @@ def adjoints_are_brute_force(subject: Subject) -> str:
     parameter gradients that come with the profile to 1e-8. In float64.
     """
     cell = subject.at(jnp.float64)
-    carry, xs = subject.reached(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    carry, xs = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
     weights = weights_for(subject, cell, carry, xs)
 
     @jit_once
@@ -531,18 +666,18 @@ def adjoints_are_brute_force(subject: Subject) -> str:
     if not off <= _LOG10:
         raise Failed(f"gradient_profile is {off:.1g} off in log10; allowed: {_LOG10:g}.")
     _, (to_cell, _, _) = outputs_and_gradients(loop, cell, carry, xs, weights)
-    same(inexact(profile.grads), to_cell, _GRADIENT, "parameter gradients of gradient_profile")
+    relative_difference(inexact(profile.grads), to_cell, _GRADIENT, "parameter gradients of gradient_profile")
 
     *carry_weights, y_weights = map(jnp.asarray, weights)
     carry_cotangent = with_inexact(jax.tree.map(jnp.zeros_like, carry), carry_weights)
     measured = jit_once(partial(adjoints, carry_cotangent=carry_cotangent))(cell, xs, y_weights, carry)
     scale = 10.0 ** np.asarray(measured.log10_scale, np.float64)
     vectors = [x * scale.reshape(scale.shape + (1,) * (x.ndim - 2)) for x in inexact(measured.direction)]
-    same(vectors, want, _ADJOINT, "flow.adjoints")
+    relative_difference(vectors, want, _ADJOINT, "flow.adjoints")
     return f"profile of {', '.join(expected)}: {off:.1g} off in log10, allowed {_LOG10:g}"
 
 
-@check("padding")
+@check("padding", relies_on=["unroll"])
 def padding_is_inert(subject: Subject) -> str:
     """With `lengths`, NaN in the padding changes no bit of outputs, carry or gradients.
 
@@ -550,7 +685,7 @@ def padding_is_inert(subject: Subject) -> str:
     has what it has when run alone, to 1e-12. In float64.
     """
     cell = subject.at(jnp.float64)
-    carry, xs = subject.reached(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    carry, xs = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
     weights = weights_for(subject, cell, carry, xs)
     lengths = np.array([_TIME, _HALF, 0])
     padded = np.arange(_TIME) >= lengths[:, None]
@@ -559,59 +694,65 @@ def padding_is_inert(subject: Subject) -> str:
         filled = np.where(padded.reshape(*padded.shape, *(1,) * len(subject.features)), filling, xs)
         results.append(outputs_and_gradients(scanned, cell, carry, jnp.asarray(filled), weights, jnp.asarray(lengths)))
     finite(results[0], "NaN in the padding gives")
-    same(results[0], results[1], 0.0, "NaN against zeros in the padding")
+    relative_difference(results[0], results[1], 0.0, "NaN against zeros in the padding")
     (last, ys), (_, _, (to_xs,)) = results[0]
     for what, array in (("outputs", ys), ("input gradients", to_xs)):
         if largest(np.asarray(array)[padded]) != 0:
             raise Failed(f"{what} at padded steps are not zero; allowed: exactly zero.")
-    same(example(last, 2), example(carry, 2), 0.0, "carry of a sequence of length 0")
+    relative_difference(example(last, 2), example(carry, 2), 0.0, "carry of a sequence of length 0")
     alone = loop(cell, example(carry, 1), example(xs, 1)[:, :_HALF])
     got = (example(last, 1), example(ys, 1)[:, :_HALF])
-    return found([same(got, alone, _EXACT, "a padded sequence against the same alone")], _EXACT, "against no padding")
+    return difference_text(
+        [relative_difference(got, alone, _EXACT, "a padded sequence against the same alone")],
+        _EXACT,
+        "against no padding",
+    )
 
 
-@check("resets")
+@check("resets", relies_on=["unroll"])
 def resets_part_sequences(subject: Subject) -> str:
     """A reset gives the outputs (to 1e-12) and gradients (to 1e-8) of two sequences run apart, in float64.
 
     The gradient from outputs behind the reset to inputs before it, and to the initial carry, is exactly zero.
     """
     cell = subject.at(jnp.float64)
-    carry, xs = subject.reached(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    carry, xs = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
     *carry_weights, y_weights = weights_for(subject, cell, carry, xs)
     resets = jnp.asarray(np.tile(np.arange(_TIME) == _HALF, (_BATCH, 1)))
     once = partial(outputs_and_gradients, scanned, cell, carry, xs, resets=resets)
     (last, ys), got = once([*carry_weights, y_weights])
 
     (want_last, want_ys), want = outputs_and_gradients(two_loops, cell, carry, xs, [*carry_weights, y_weights])
-    differences = [same((last, ys), (want_last, want_ys), _EXACT, "outputs and carry")]
+    differences = [relative_difference((last, ys), (want_last, want_ys), _EXACT, "outputs and carry")]
     for k, of in enumerate(("parameters", "initial carry", "inputs")):
-        differences.append(same(got[k], want[k], _GRADIENT, f"gradient to the {of}"))
+        differences.append(relative_difference(got[k], want[k], _GRADIENT, f"gradient to the {of}"))
     y_behind = np.concatenate([0 * y_weights[:, :_HALF], y_weights[:, _HALF:]], 1)
     _, (_, to_carry, (to_xs,)) = once([*carry_weights, y_behind])
     if largest([to_carry, to_xs[:, :_HALF]]) != 0:
         raise Failed("outputs behind a reset send a gradient before it; allowed: exactly zero.")
-    return found(differences, _GRADIENT, "against two sequences run apart")
+    return difference_text(differences, _GRADIENT, "against two sequences run apart")
 
 
-@check("flax.nnx.RNN")
+@check("flax.nnx.RNN", relies_on=["unroll"])
 def flax_rnn(subject: Subject) -> str:
     """`flax.nnx.RNN` runs the cell, with the outputs and the final carry of `rnn_jax.RNN` to 1e-12, in float64."""
     cell = subject.at(jnp.float64)
-    carry, xs = subject.reached(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    carry, xs = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
     got = RNN(cell, return_carry=True)(xs, initial_carry=carry)
     want = nnx.RNN(cell, return_carry=True)(xs, initial_carry=carry)
-    return found([same(got, want, _EXACT, "rnn_jax.RNN against flax.nnx.RNN")], _EXACT, "outputs and carry")
+    return difference_text(
+        [relative_difference(got, want, _EXACT, "rnn_jax.RNN against flax.nnx.RNN")], _EXACT, "outputs and carry"
+    )
 
 
-@check("extreme inputs")
+@check("extreme inputs", relies_on=["carry"])
 def extreme_inputs(subject: Subject) -> str:
     """4 steps of zeros, of 1e4, of -1e4 and of both signs give finite outputs and gradients, in the cell's own type.
 
     A linear or relu cell may grow: in 4 steps it stays far below the largest float32, 3e38.
     """
     cell = subject.cell
-    carry = subject.fresh(cell, _BATCH, dtype=subject.dtype)
+    carry = subject.initial_carry(cell, _BATCH, dtype=subject.dtype)
     xs = subject.inputs(_BATCH, _TIME, dtype=subject.dtype)
     weights = weights_for(subject, cell, carry, xs)
     seen = 0.0
@@ -624,7 +765,7 @@ def extreme_inputs(subject: Subject) -> str:
     return f"{', '.join(kinds)}: finite in {subject.dtype}, gradients too; largest output {seen:.2g}"
 
 
-@check("long run")
+@check("long run", relies_on=["carry", "parameters"])
 def long_run(subject: Subject) -> str:
     """2000 steps with standard normal inputs give neither NaN nor inf, nor do their gradients; in the cell's own type.
 
@@ -632,7 +773,7 @@ def long_run(subject: Subject) -> str:
     type at the next step (gradients are then not looked at), and gradients may where the adjoints grow so far.
     """
     cell, limit = subject.cell, float(jnp.finfo(subject.dtype).max) ** 0.5
-    carry = subject.fresh(cell, 1, dtype=subject.dtype)
+    carry = subject.initial_carry(cell, 1, dtype=subject.dtype)
     xs = subject.inputs(1, _LONG, dtype=subject.dtype)
 
     def step(carry, x):
@@ -662,16 +803,22 @@ def long_run(subject: Subject) -> str:
     return f"{_LONG} steps: finite in {subject.dtype}, gradients too; largest number {np.max(sizes_T):.2g}"
 
 
-@check("gates")
+@check("gates", relies_on=["carry"])
 def gates(subject: Subject) -> str:
     """`cell.gates(carry, x)` gives finite arrays `[*batch, ...]` by name, each within its `gate_ranges` (to 1e-6).
 
     For common inputs in float64, and for inputs of +-1e4 in the cell's own type. Every name of `gate_ranges` is a gate.
-    In a `rnn_jax.Cell` the step itself calls `gates` (in an `AffineCell`: `activate`): halving what that returns must
-    change the step, or an instrument would look at something that the step does not do.
+    In a `rnn_jax.Cell` the step itself calls `gates` (in an `AffineCell`: `activate`): halving what that returns for
+    one gate must change the step, or an instrument would look at something that the step does not do. A gate that only
+    another gate is computed from (the r of a GRU) may change nothing, if that is so in the jaxpr of `gates`.
     """
     if not hasattr(subject.cell, "gates"):
         raise NotApplicable("the cell has no method `gates`")
+    if isinstance(subject.cell, Cell) and type(subject.cell).gates is Cell.gates:
+        raise Failed(
+            f"{type(subject.cell).__name__} is a rnn_jax.Cell without `gates(carry, x)`; allowed: that method, "
+            "which returns gate values by name, or a subclass of flax.nnx.RNNCellBase."
+        )
     smallest: dict[str, float] = {}
     highest: dict[str, float] = {}
     double = jnp.dtype(jnp.float64)
@@ -679,7 +826,9 @@ def gates(subject: Subject) -> str:
         cell = subject.at(dtype)
         ranges = getattr(cell, "gate_ranges", {})
         x = subject.inputs(*batch, dtype=dtype) * size
-        values = jit_once(lambda cell, c, x: cell.gates(c, x))(cell, subject.reached(cell, *batch, dtype=dtype), x)
+        values = jit_once(lambda cell, c, x: cell.gates(c, x))(
+            cell, subject.carry_after_steps(cell, *batch, dtype=dtype), x
+        )
         if not values:
             raise NotApplicable("the cell names no gates")
         if unknown := set(ranges) - set(values):
@@ -697,26 +846,64 @@ def gates(subject: Subject) -> str:
     if not isinstance(subject.cell, Cell):
         return detail
 
-    method = "activate" if isinstance(subject.cell, AffineCell) else "gates"
-    cell = subject.at(double)
-    carry, x = subject.reached(cell, _BATCH), subject.inputs(_BATCH)
-    halved, told = jax.tree.map(lambda leaf: leaf, cell), getattr(cell, method)
-    setattr(halved, method, lambda *args: {name: 0.5 * value for name, value in told(*args).items()})
-    if all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (cell(carry, x), halved(carry, x))))):
-        raise Failed(f"halving what `{method}` returns changes nothing; allowed: a step that calls it for its gates.")
+    cell = subject.perturbed()
+    carry, x = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH)
+    want = cell(carry, x)
+    unchanged = [name for name in smallest if equal(halved_everywhere(cell, name)(carry, x), want)]
+    if unused := [name for name in unchanged if not feeds_another_gate(cell, carry, x, name)]:
+        method = "activate" if isinstance(cell, AffineCell) else "gates"
+        raise Failed(
+            f"halving what `{method}` returns for {', '.join(unused)} changes nothing in a step; "
+            f"allowed: a step that calls `{method}` for its gates."
+        )
     return f"{detail}; the step uses them"
 
 
-@check("affine")
+def halved_everywhere(cell: nnx.RNNCellBase, name: str) -> nnx.RNNCellBase:
+    """Returns the cell with one gate halved, also in the cells within it that a wrapper forwards to."""
+    halved = jax.tree.map(lambda leaf: leaf, cell)
+    for _, module in nnx.iter_modules(halved):
+        method = "activate" if isinstance(module, AffineCell) else "gates"
+        if isinstance(module, nnx.RNNCellBase) and hasattr(module, method):
+            setattr(module, method, partial(half_of_gate, getattr(module, method), name))
+    return halved
+
+
+def half_of_gate(method: Callable[..., dict[str, Array]], name: str, *args: Any) -> dict[str, Array]:
+    return {key: 0.5 * value if key == name else value for key, value in method(*args).items()}
+
+
+def feeds_another_gate(cell: Any, carry: Carry, x: Array, name: str) -> bool:
+    """Whether the variable that `gates` returns for a gate is read by an equation of its jaxpr."""
+    jaxpr, outputs = jax.make_jaxpr(lambda: cell.gates(carry, x), return_shape=True)()
+    return is_read(jaxpr.jaxpr, list(outputs).index(name))
+
+
+def is_read(jaxpr: Any, output: int) -> bool:
+    """Whether an equation reads that output variable, also within a jitted function that returns it among others."""
+    variable = jaxpr.outvars[output]
+    for equation in jaxpr.eqns:
+        if any(read is variable for read in equation.invars):
+            return True
+        inner = equation.params.get("jaxpr")
+        if hasattr(inner, "jaxpr") and len(equation.outvars) > 1 and variable in equation.outvars:
+            return is_read(inner.jaxpr, equation.outvars.index(variable))
+    return False
+
+
+@check("affine", relies_on=["float64"])
 def affine(subject: Subject) -> str:
     """For an `AffineCell`: a step is `pointwise` of the pre-activations by name, formed here one block at a time.
 
-    `z[name] = x W_name + h R_name + b_name`, to a relative difference of 1e-12; and `gates` is `activate` of them.
+    `z[name] = x W_name + h R_name + b_name`, to a relative difference of 1e-12; and `gates` is `activate` of them. Does
+    not apply to a cell that overrides `__call__`, which runs by the plain scan.
     """
     cell = subject.at(jnp.float64)
     if not isinstance(cell, AffineCell):
         raise NotApplicable("the cell is no rnn_jax.AffineCell")
-    carry, x = subject.reached(cell, _BATCH), subject.inputs(_BATCH)
+    if type(cell).__call__ is not AffineCell.__call__:
+        raise NotApplicable("the cell overrides `__call__`, so it runs by the plain scan")
+    carry, x = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH)
     kernel, recurrent_kernel, bias = cell.affine()
     names = cell.gate_columns()
     z = {name: jnp.zeros((_BATCH, cell.hidden_features)) for name in names}
@@ -729,7 +916,7 @@ def affine(subject: Subject) -> str:
     if bias is not None:
         z = {name: z[name] + part for name, part in zip(names, jnp.split(bias, len(names)), strict=True)}
     differences = [
-        same(cell(carry, x), cell.pointwise(z, carry), _EXACT, "a step against pointwise"),
-        same(cell.gates(carry, x), cell.activate(z, carry), _EXACT, "gates against activate"),
+        relative_difference(cell(carry, x), cell.pointwise(z, carry), _EXACT, "a step against pointwise"),
+        relative_difference(cell.gates(carry, x), cell.activate(z, carry), _EXACT, "gates against activate"),
     ]
-    return found(differences, _EXACT, f"a step against pointwise of {', '.join(names)}")
+    return difference_text(differences, _EXACT, f"a step against pointwise of {', '.join(names)}")

@@ -80,20 +80,57 @@ def largest(tree: PyTree) -> float:
     return float(np.max([0.0, *(np.max(np.abs(np.asarray(x)), initial=0.0) for x in jax.tree.leaves(tree))]))
 
 
-def same(got: PyTree, want: PyTree, allowed: float, what: str) -> float:
-    """Returns the relative difference, or raises `Failed` if it is above `allowed`, or NaN."""
-    pairs = list(zip(*(map(np.asarray, jax.tree.leaves(tree)) for tree in (got, want)), strict=True))
+def relative_difference(got: PyTree, want: PyTree, allowed: float, what: str) -> float:
+    """Returns the largest relative difference of the floating-point leaves, each measured on its own scale.
+
+    Raises:
+      Failed: if it is above `allowed` or NaN; if a leaf of another type (integer, bool, random key) is not equal; if
+        shapes differ.
+    """
+    pairs = list(zip(*(map(comparable, jax.tree.leaves(tree)) for tree in (got, want)), strict=True))
     if any(a.shape != b.shape for a, b in pairs):
         raise Failed(f"{what}: shapes {[a.shape for a, _ in pairs]}; allowed: {[b.shape for _, b in pairs]}.")
-    with np.errstate(invalid="ignore"):
-        difference = largest([a - b for a, b in pairs])
-        relative = difference / (largest(want) or 1.0) if difference else 0.0
+    floating = [(a, b) for a, b in pairs if is_inexact(b)]
+    for a, b in pairs:
+        if not is_inexact(b) and not np.array_equal(a, b):
+            raise Failed(f"{what}: {b.dtype}{list(b.shape)} differs; allowed: equal integers, bools and keys.")
+    # A leaf that is zero but for rounding has no scale of its own: its rounding is that of the leaves it was computed
+    # from, 1e-16 of them. A thousandth of the largest leaf keeps this below 1e-12 and hides little of a small leaf.
+    least_scale = 1e-3 * largest([b for _, b in floating])
+    relative = 0.0
+    for a, b in floating:
+        with np.errstate(invalid="ignore"):
+            difference = largest(a - b)
+        if difference:
+            relative = float(np.max([relative, difference / (max(largest(b), least_scale) or 1.0)]))
     if not relative <= allowed:
         raise Failed(f"{what}: relative difference {relative:.2g}; allowed: {allowed:g}.")
     return relative
 
 
-def found(differences: list[float], allowed: float, of: str) -> str:
+def comparable(x: Any) -> np.ndarray:
+    """Returns a leaf as a NumPy array; of a typed random key, its numbers."""
+    return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+
+
+def equal(a: PyTree, b: PyTree) -> bool:
+    """Whether two pytrees hold the same numbers, bit for bit but for NaN."""
+    return all(
+        np.array_equal(comparable(x), comparable(y), equal_nan=bool(is_inexact(x)))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def all_finite(tree: PyTree) -> bool:
+    return all(np.isfinite(largest(x)) for x in inexact(tree))
+
+
+def jittered(tree: PyTree, noise: Arrays) -> PyTree:
+    """Returns the tree with its floating-point leaves moved a little, also those that are zero."""
+    return with_inexact(tree, [x * (1 + 0.1 * n) + 0.01 * n for x, n in zip(inexact(tree), noise, strict=True)])
+
+
+def difference_text(differences: list[float], allowed: float, of: str) -> str:
     """Writes the detail of a check that compared numbers."""
     return f"{of}: relative difference {max(differences):.2g}, allowed {allowed:g}"
 

@@ -1,6 +1,10 @@
 """What the conformance kit says: a line for each check, and the verdict on the cell."""
 
 import dataclasses
+import linecache
+import os
+import sys
+import traceback
 from typing import Any
 
 import jax
@@ -11,6 +15,8 @@ from rnn_jax.cell import carry_names
 Carry = Any
 PyTree = Any
 
+_LIBRARIES = {"jax", "jaxlib", "flax", "numpy", *sys.stdlib_module_names}
+
 
 @dataclasses.dataclass(frozen=True)
 class Check:
@@ -18,13 +24,16 @@ class Check:
 
     Attributes:
       name: what was checked.
-      passed: None if the check does not apply to the cell.
-      detail: what was measured and what is allowed; or the reason.
+      passed: None if there is no verdict: the check does not apply to the cell, the cell is exempt, or it was not run.
+      detail: what was measured and what is allowed; or the reason. Of a check that was not run, or that repeats the
+        exception of another one, the name of that other check.
+      note: `exempt`, `not run` or `repeated`; empty for an ordinary line.
     """
 
     name: str
     passed: bool | None
     detail: str
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +50,8 @@ class CellReport:
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """The names of the checks that failed."""
-        return tuple(line.name for line in self.checks if line.passed is False)
+        """The names of the checks that failed, without those that only repeat the exception of another."""
+        return tuple(line.name for line in self.checks if line.passed is False and line.note != "repeated")
 
     @property
     def passed(self) -> bool:
@@ -50,16 +59,29 @@ class CellReport:
         return not self.failed
 
     def __str__(self) -> str:
-        width = max(len(line.name) for line in self.checks)
+        lines = [line for line in self.checks if line.note not in ("not run", "repeated")]
+        width = max(len(line.name) for line in lines)
         sign = {True: "ok", False: "FAIL", None: "n/a"}
-        lines = [f"{sign[line.passed]:4}  {line.name:{width}}  {line.detail}" for line in self.checks]
-        other = sum(line.passed is None for line in self.checks)
-        checks = f"{len(self.checks) - other} checks" + (f" ({other} more do not apply)" if other else "")
+        # The column is wider only where there is an exemption.
+        margin = max(len(line.note) for line in lines) or 4
+        text = [f"{line.note or sign[line.passed]:{margin}}  {line.name:{width}}  {line.detail}" for line in lines]
+        for note, before in (("not run", "not run, as they rely on"), ("repeated", "the same exception as in")):
+            for root in dict.fromkeys(line.detail for line in self.checks if line.note == note):
+                names = [line.name for line in self.checks if line.note == note and line.detail == root]
+                text.append(f"{before} {root}: {', '.join(names)}")
+        ran = [line for line in lines if line.passed is not None]
+        counts = {
+            "more do not apply": sum(line.passed is None and not line.note for line in lines),
+            "exempt": sum(line.note == "exempt" for line in lines),
+            "not run": sum(line.note == "not run" for line in self.checks),
+        }
+        others = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        checks = f"{len(ran)} checks" + (f" ({others})" if others else "")
         if self.passed:
             verdict = f"{self.cell} passes all {checks}."
         else:
             verdict = f"{self.cell} FAILS {len(self.failed)} of {checks}: {', '.join(self.failed)}."
-        return "\n".join([*lines, "", verdict])
+        return "\n".join([*text, "", verdict])
 
 
 class Failed(Exception):
@@ -70,19 +92,43 @@ class NotApplicable(Exception):
     """Raised by a check that does not apply to the cell."""
 
 
-def sentence(error: BaseException) -> str:
-    """Returns the type of an exception and the first line of what it says."""
+def first_line(error: BaseException) -> str:
+    """Returns the type of an exception and the first line of its message."""
     text = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {text[:150]}{' ...' if len(text) > 150 else ''}".rstrip(": ")
 
 
-def described(cell: nnx.RNNCellBase, carry: Carry, batch_axes: int) -> str:
+def exception_text(error: BaseException) -> str:
+    """Returns the first line of an exception, and the line of the user's code that it came from, if any."""
+    return " at ".join(filter(None, (first_line(error), user_line(error))))
+
+
+def user_line(error: BaseException) -> str:
+    """Returns file, line number and source of the last frame in the user's code: `mycells.py:17: h = z + self.bias`.
+
+    A frame of JAX, Flax, NumPy, the standard library or rnn_jax is not the user's; a cell in rnn_jax.cells counts as
+    one. Empty if there is no frame of the user's.
+    """
+    found = ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        module = frame.f_globals.get("__name__", "")
+        package = module.partition(".")[0]
+        if package in _LIBRARIES or (package == "rnn_jax" and not module.startswith("rnn_jax.cells.")):
+            continue
+        path = frame.f_code.co_filename
+        source = linecache.getline(path, number, frame.f_globals).strip()
+        short = os.path.relpath(path) if path.startswith(os.getcwd() + os.sep) else path
+        found = f"{short}:{number}: {source}".rstrip(": ")
+    return found
+
+
+def carry_text(cell: nnx.RNNCellBase, carry: Carry, batch_axes: int) -> str:
     """Writes the parts of a carry: `c float32[*batch, 5], h float32[*batch, 5]`."""
     parts = zip(carry_names(cell, carry), jax.tree.leaves(carry), strict=True)
     return ", ".join(f"{name} {shape_of(part, batch_axes)}".strip() for name, part in parts)
 
 
-def written(tree: PyTree) -> str:
+def structure_text(tree: PyTree) -> str:
     """Writes structure, dtypes and shapes: `LSTMCarry(c=float32[3, 5], h=float32[3, 5])`."""
     return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)).replace("'", "")
 

@@ -10,8 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rnn_jax.flow.check_numbers import Arrays, cast, counterpart, dot, inexact, normals, with_inexact
-from rnn_jax.flow.check_report import sentence
+from rnn_jax.flow.check_numbers import (
+    Arrays,
+    all_finite,
+    cast,
+    counterpart,
+    dot,
+    inexact,
+    is_inexact,
+    is_variable,
+    jittered,
+    normals,
+    with_inexact,
+)
+from rnn_jax.flow.check_report import exception_text
 from rnn_jax.unroll import unroll
 
 Array = jax.Array
@@ -33,6 +45,7 @@ class Subject:
       cell: a built cell.
 
     Attributes:
+      build: as given.
       cell: as it was given, or built without a word about dtypes.
       dtype: the (real) type of its parameters.
 
@@ -49,7 +62,7 @@ class Subject:
         cell: Any = None,
     ):
         self.name, self.in_features, self.seed = name, in_features, seed
-        self._build = build
+        self.build = build
         self.cell = cell if build is None else self.draw()
         floating = inexact(self.cell)
         self.dtype = jnp.finfo(floating[0].dtype).dtype if floating else jnp.dtype(jnp.float32)
@@ -57,14 +70,14 @@ class Subject:
 
     def draw(self, **kwargs: Any) -> nnx.RNNCellBase:
         """Returns a newly built cell; a cell that was given is returned as it is."""
-        if self._build is None:
+        if self.build is None:
             return self.cell
         try:
-            return self._build(rngs=nnx.Rngs(self.seed), **kwargs)
+            return self.build(rngs=nnx.Rngs(self.seed), **kwargs)
         except ValueError:
             raise
         except Exception as error:
-            raise ValueError(f"cell {self.name!r} cannot be built: {sentence(error)}") from error
+            raise ValueError(f"cell {self.name!r} cannot be built: {exception_text(error)}") from error
 
     def draw_in(self, dtype: Any) -> nnx.RNNCellBase:
         """Returns the cell built with `param_dtype`, or as it is where it takes no such argument."""
@@ -82,6 +95,16 @@ class Subject:
             self._cells[dtype] = cast_cell(self.draw_in(dtype) if dtype == jnp.float64 else self.cell, dtype)
         return self._cells[dtype]
 
+    def perturbed(self) -> nnx.RNNCellBase:
+        """Returns the cell in float64 with every `nnx.Param` moved a little, so that an initial zero hides nothing.
+
+        Where the cell is not defined there (a rate beyond 1, say), the cell as it was drawn is returned.
+        """
+        cell = self.at(jnp.float64)
+        noise = normals(inexact(cell), np.random.default_rng([self.seed, 13]))
+        moved = jittered(cell, [moves * n for moves, n in zip(trainable(cell), noise, strict=True)])
+        return moved if all_finite(one_step(moved, self.initial_carry(moved, 3), self.inputs(3))) else cell
+
     @property
     def features(self) -> tuple[int, ...]:
         """The feature axes of an input."""
@@ -92,16 +115,21 @@ class Subject:
         rng = np.random.default_rng([self.seed, draw, *leading])
         return jnp.asarray(rng.normal(size=(*leading, *self.features)), dtype)
 
-    def fresh(self, cell: nnx.RNNCellBase, *batch: int, dtype: Any = jnp.float64) -> Carry:
+    def initial_carry(self, cell: nnx.RNNCellBase, *batch: int, dtype: Any = jnp.float64) -> Carry:
         """Returns the initial carry, cast where the cell makes it of another type (`float64` tells of that)."""
         return cast(cell.initialize_carry((*batch, *self.features), nnx.Rngs(0)), dtype)
 
-    def reached(self, cell: nnx.RNNCellBase, *batch: int, dtype: Any = jnp.float64, draw: int = 0) -> Carry:
+    def carry_after_steps(self, cell: nnx.RNNCellBase, *batch: int, dtype: Any = jnp.float64, draw: int = 0) -> Carry:
         """Returns a carry as it is after two steps: not zero, and none that the cell would never be in."""
-        carry = self.fresh(cell, *batch, dtype=dtype)
+        carry = self.initial_carry(cell, *batch, dtype=dtype)
         for k in range(2):
             carry, _ = one_step(cell, carry, self.inputs(*batch, dtype=dtype, draw=100 + 2 * draw + k))
         return cast(carry, dtype)
+
+
+def trainable(cell: nnx.RNNCellBase) -> list[bool]:
+    """Tells which of the floating-point leaves are an `nnx.Param`."""
+    return [isinstance(x, nnx.Param) for x in jax.tree.leaves(cell, is_leaf=is_variable) if is_inexact(x)]
 
 
 def cast_cell(cell: nnx.RNNCellBase, dtype: Any) -> nnx.RNNCellBase:
@@ -136,14 +164,14 @@ def two_loops(cell: nnx.RNNCellBase, carry: Carry, xs: Array) -> tuple[Carry, Ar
     """The plain loop over the first half, and one over the second from the cell's own initial carry."""
     half = xs.shape[1] // 2
     _, first = loop(cell, carry, xs[:, :half])
-    last, second = loop(cell, anew(cell, carry, (xs.shape[0], *xs.shape[2:])), xs[:, half:])
+    last, second = loop(cell, reinitialized(cell, carry, (xs.shape[0], *xs.shape[2:])), xs[:, half:])
     return last, jnp.concatenate([first, second], axis=1)
 
 
-def anew(cell: nnx.RNNCellBase, carry: Carry, input_shape: tuple[int, ...]) -> Carry:
+def reinitialized(cell: nnx.RNNCellBase, carry: Carry, input_shape: tuple[int, ...]) -> Carry:
     """Returns the initial carry in the types of a given one."""
-    fresh = cell.initialize_carry(input_shape, nnx.Rngs(0))
-    return jax.tree.map(lambda new, old: new.astype(old.dtype), fresh, carry)
+    initial = cell.initialize_carry(input_shape, nnx.Rngs(0))
+    return jax.tree.map(lambda new, old: new.astype(old.dtype) if is_inexact(old) else new, initial, carry)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +190,7 @@ class LoopByExample:
             ys = [jnp.zeros(y.shape, y.dtype)] * xs.shape[1]
             for t in reversed(range(length)):
                 if t in self.resets[b]:
-                    h = anew(cell, h, xs.shape[2:])
+                    h = reinitialized(cell, h, xs.shape[2:])
                 h, ys[t] = cell(h, xs[b, t])
             rows.append((h, jnp.stack(ys)))
         return jax.tree.map(lambda *parts: jnp.stack(parts), *rows)

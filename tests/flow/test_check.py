@@ -11,8 +11,11 @@ from flax import nnx
 
 import rnn_jax
 from rnn_jax.cells.elman import ElmanCell
+from rnn_jax.cells.gru import GRUCell
+from rnn_jax.cells.lstm import LSTMCarry, LSTMCell
 from rnn_jax.flow import CellReport, check, check_cell, check_subject
-from rnn_jax.flow.check import Check
+from rnn_jax.flow.check_numbers import relative_difference
+from rnn_jax.flow.check_report import Check, Failed
 
 AFFINE_ONLY, GATED_ONLY = {"affine"}, {"affine", "gates"}
 
@@ -127,9 +130,26 @@ class HidesAParameter(Good):
         return super().__call__(carry, x * self.gain[...])
 
 
-class HasAConstant(HidesAParameter):
+class StopsAGradient(HidesAParameter):
+    """No gradient reaches the gain, but weight decay does."""
+
     def __call__(self, carry, x):
         return super(HidesAParameter, self).__call__(carry, x * jax.lax.stop_gradient(self.gain[...]))
+
+
+class StopsAGradientAtZero(StopsAGradient):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.gain[...] = jnp.zeros_like(self.gain[...])
+
+
+class HasAConstant(Good):
+    def __init__(self, in_features, hidden_features, *, param_dtype=jnp.float32, **kwargs):
+        super().__init__(in_features, hidden_features, param_dtype=param_dtype, **kwargs)
+        self.gain = rnn_jax.Constant(jnp.full((), 0.5, param_dtype))
+
+    def __call__(self, carry, x):
+        return super().__call__(carry, x * self.gain[...])
 
 
 class IgnoresParamDtype(Good):
@@ -190,17 +210,166 @@ class NaNAfter1000Steps(Good):
         return Counted(h, carry.t + 1), h
 
 
+class Keyed(NamedTuple):
+    h: jax.Array
+    key: jax.Array
+
+
+class KeyInCarry(Good):
+    """Carries numbers of 1e9 along, beside which everything else is small."""
+
+    mixes, factor = 0.0, 1.0
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        key = jnp.full((*input_shape[:-1], 2), 4_000_000_000, jnp.uint32)
+        return Keyed(super().initialize_carry(input_shape, rngs, carry_init), key)
+
+    def gates(self, carry, x):
+        return super().gates(carry.h, x)
+
+    def __call__(self, carry, x):
+        x = x - self.mixes * jnp.mean(x, axis=tuple(range(x.ndim - 1)), keepdims=True)
+        gates = self.gates(carry, x)
+        h = gates["f"] * carry.h + (1.0 - gates["f"]) * gates["g"]
+        return Keyed(h, carry.key + jnp.uint32(1)), h * (self.factor if h.dtype == jnp.bfloat16 else 1.0)
+
+
+class MixesExamplesBesideAKey(KeyInCarry):
+    """Mixes them by 1e-4, which is 1e-14 of the key."""
+
+    mixes = 1e-4
+
+
+class WrongInBfloat16BesideAKey(KeyInCarry):
+    factor = 1000.0
+
+
+class OneGateComputedOtherwise(LSTMCell):
+    """Its `activate` tells of a forget gate that the step does not use."""
+
+    def pointwise(self, z, carry):
+        gates = {**self.activate(z, carry), "f": jax.nn.sigmoid(z["f"] + 1.0)}
+        c = gates["f"] * carry.c + gates["i"] * gates["g"]
+        h = gates["o"] * jnp.tanh(c)
+        return LSTMCarry(c, h), h
+
+
+class ResetGateToldOtherwise(GRUCell):
+    """The candidate is computed from another r than the one that is returned."""
+
+    def activate(self, z, carry):
+        return {**super().activate(z, carry), "r": jax.nn.sigmoid(2.0 * z["r"])}
+
+
+class GatesUnderJit(GRUCell):
+    """The reset gate is read within the jitted function only."""
+
+    def activate(self, z, carry):
+        return jax.jit(super().activate)(dict(z), carry)
+
+
+class ThrowsItsCarryAway(Good):
+    def __call__(self, carry, x):
+        return carry, super().__call__(carry, x)[1]
+
+
+class CountsButThrowsItsCarryAway(KeyInCarry):
+    def __call__(self, carry, x):
+        new, y = super().__call__(carry, x)
+        return Keyed(carry.h, new.key), y
+
+
+class HasAnUnusedParameter(Good):
+    def __init__(self, in_features, hidden_features, *, param_dtype=jnp.float32, **kwargs):
+        super().__init__(in_features, hidden_features, param_dtype=param_dtype, **kwargs)
+        self.spare = nnx.Linear(in_features, 2, use_bias=False, param_dtype=param_dtype, rngs=kwargs["rngs"])
+
+
+class StartsAtZero(Good):
+    """Each of two factors is zero at the start and hides the other; the initial carry has a parameter of its own."""
+
+    def __init__(self, in_features, hidden_features, *, param_dtype=jnp.float32, **kwargs):
+        super().__init__(in_features, hidden_features, param_dtype=param_dtype, **kwargs)
+        self.a, self.b = nnx.Param(jnp.zeros((), param_dtype)), nnx.Param(jnp.zeros((), param_dtype))
+        self.start = nnx.Param(jnp.zeros((hidden_features,), param_dtype))
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return jnp.broadcast_to(self.start[...], (*input_shape[:-1], self.hidden_features))
+
+    def __call__(self, carry, x):
+        return super().__call__(carry, x + self.a[...] * self.b[...])
+
+
+class ResidualElman(ElmanCell):
+    """An affine cell whose step is more than `pointwise`, so that it runs by the plain scan."""
+
+    def __call__(self, carry, x):
+        new, y = super().__call__(carry, x)
+        return carry + 0.5 * new, carry + 0.5 * y
+
+
+class Zoneout(rnn_jax.Cell):
+    """A part of the state stays what it was; gates and carry are those of the cell within."""
+
+    name = "lstm"
+
+    def __init__(self, in_features, hidden_features, *, dtype=None, param_dtype=jnp.float32, rngs):
+        super().__init__(in_features, hidden_features, dtype=dtype, param_dtype=param_dtype)
+        sizes = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.inner = rnn_jax.make_cell(self.name, in_features, hidden_features, **sizes)
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return self.inner.initialize_carry(input_shape, rngs, carry_init)
+
+    def gates(self, carry, x):
+        return self.inner.gates(carry, x)
+
+    def __call__(self, carry, x):
+        new, y = self.inner(carry, x)
+        return jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, carry, new), y
+
+
+class ZoneoutGRU(Zoneout):
+    name = "gru"
+
+
+class Exempt(SurrogateGradient):
+    check_exemptions: ClassVar = {"gradients": "straight-through estimator"}
+
+
+class ExemptFromNothing(Good):
+    check_exemptions: ClassVar = {"gradient": "a slip of the pen"}
+
+
+class ExemptWithoutReason(Good):
+    check_exemptions: ClassVar = {"gradients": ""}
+
+
+class Gateless(rnn_jax.Cell):
+    def __init__(self, in_features, hidden_features, *, dtype=None, param_dtype=jnp.float32, rngs):
+        super().__init__(in_features, hidden_features, dtype=dtype, param_dtype=param_dtype)
+        self.inner = ElmanCell(in_features, hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+    def __call__(self, carry, x):
+        return self.inner(carry, x)
+
+
+class DrawsWithNumPy(Good):
+    def __init__(self, *args, rngs, **kwargs):
+        super().__init__(*args, rngs=rngs, **kwargs)
+        self.scale = float(jax.random.uniform(rngs.params()))
+
+
+class AddsABareBias(Good):
+    def preactivations(self, carry, x):
+        f, g = super().preactivations(carry, x)
+        bias = self.input.bias[: self.hidden_features]
+        return f + bias, g
+
+
 class Explodes(ElmanCell):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, activation="identity", recurrent_kernel_init=nnx.initializers.normal(2.0), **kwargs)
-
-
-class OverridesItsStep(ElmanCell):
-    """No fast path knows of this doubling: the step is not what `pointwise` says."""
-
-    def __call__(self, carry, x):
-        carry, y = super().__call__(carry, x)
-        return carry, 2.0 * y
 
 
 class PointwiseWithoutActivate(ElmanCell):
@@ -221,7 +390,7 @@ def test_every_cell_of_the_catalogue_passes(name):
     assert not_applicable(report) <= (set() if affine else AFFINE_ONLY) | {"bfloat16"}
 
 
-@pytest.mark.parametrize("cls", [nnx.LSTMCell, nnx.GRUCell, nnx.SimpleCell])
+@pytest.mark.parametrize("cls", [nnx.LSTMCell, nnx.GRUCell, nnx.OptimizedLSTMCell, nnx.SimpleCell])
 def test_the_cells_of_flax_pass(cls):
     report = check_cell(cls)
     assert report.passed, str(report)
@@ -240,7 +409,22 @@ def test_a_good_cell_passes_and_every_line_is_said():
     ("cls", "only", "names"),
     [
         (DropsAGradient, None, {"gradients"}),
-        (MixesExamples, ["batch axes", "jit and grad", "vmap", "scan", "gradients"], {"batch axes", "vmap"}),
+        (MixesExamples, ["batch axes", "jit and grad", "vmap", "scan", "gradients"], {"batch axes"}),
+        (MixesExamplesBesideAKey, ["batch axes", "jit and grad", "gradients"], {"batch axes"}),
+        (WrongInBfloat16BesideAKey, ["batch axes", "bfloat16", "extreme inputs"], {"bfloat16"}),
+        (KeyInCarry, None, set()),
+        (StartsAtZero, ["carry", "parameters", "usage", "gates"], set()),
+        (ResidualElman, None, set()),
+        (Zoneout, None, set()),
+        (ZoneoutGRU, ["carry", "usage", "unroll", "gates"], set()),
+        (GatesUnderJit, ["carry", "unroll", "gates", "affine"], set()),
+        (OneGateComputedOtherwise, ["usage", "unroll", "gates", "affine"], {"gates"}),
+        (ThrowsItsCarryAway, ["carry", "usage", "batch axes", "unroll", "gates"], {"usage"}),
+        (HasAnUnusedParameter, ["parameters", "usage", "gradients", "gates"], {"usage"}),
+        (DrawsWithNumPy, ["contract", "construction", "carry", "gates"], {"construction"}),
+        (AddsABareBias, ["strict promotion", "carry", "batch axes", "gates"], {"strict promotion"}),
+        (Gateless, ["contract", "carry", "unroll", "gates"], {"gates"}),
+        (StopsAGradient, ["carry", "parameters", "usage", "gradients"], {"parameters"}),
         (OverflowsAtLargeInput, ["float64", "gradients", "extreme inputs", "gates"], {"extreme inputs", "gates"}),
     ],
 )
@@ -262,15 +446,37 @@ def test_a_broken_cell_fails_the_checks_that_it_should_and_no_other(cls, only, n
         (KeepsARandomState, "parameters", "noise/count is a random state"),
         (KeepsARandomState, "jit and grad", "TypeError: grad requires real- or complex-valued inputs"),
         (HidesAParameter, "parameters", "a gradient reaches gain"),
+        (StopsAGradient, "parameters", "the weight decay of AdamW moves gain; allowed: nnx.Param for what is trained"),
+        (StopsAGradientAtZero, "parameters", "the weight decay of AdamW moves gain"),
+        (StopsAGradient, "parameters", "rnn_jax.Constant for what is not."),
+        (MixesExamplesBesideAKey, "batch axes", "one batch axis against example by example: relative difference"),
+        (ThrowsItsCarryAway, "usage", "the carry is never changed in a step"),
+        (CountsButThrowsItsCarryAway, "usage", "the carry is never changed in a step"),
+        (HasAnUnusedParameter, "usage", "depends on spare/kernel; allowed: parameters in use."),
+        (OneGateComputedOtherwise, "gates", "halving what `activate` returns for f changes nothing in a step"),
+        (ResetGateToldOtherwise, "gates", "halving what `activate` returns for r changes nothing in a step"),
+        (DrawsWithNumPy, "construction", "ConcretizationTypeError"),
+        (DrawsWithNumPy, "construction", "self.scale = float(jax.random.uniform(rngs.params()))"),
+        (AddsABareBias, "strict promotion", "test_check.py:"),
+        (AddsABareBias, "strict promotion", ": return f + bias, g; allowed: rnn_jax.add_bias(z, bias)"),
+        (
+            PromotesDtypes,
+            "strict promotion",
+            ": h = h * jnp.ones(())  # float64 where x64 is on; allowed: flax.nnx.nn.dtypes.",
+        ),
+        (Raises, "carry", "test_check.py:"),
+        (Gateless, "gates", "Gateless is a rnn_jax.Cell without `gates(carry, x)`; allowed: that method"),
+        (Gateless, "gates", "a subclass of flax.nnx.RNNCellBase."),
+        (ExemptFromNothing, "contract", "check_exemptions names 'gradient'; allowed: carry, "),
+        (ExemptWithoutReason, "contract", "check_exemptions gives no reason for gradients"),
         (BroadcastsInSilence, "strict promotion", "1 batch axes: ValueError: Operands could not be broadcast"),
         (NoBatchInItsCarry, "contract", "allowed: [*batch, ...] each"),
         (TwoOutputs, "carry", "the output is (float64[5], float64[5]); allowed: one array"),
         (Untraceable, "jit and grad", "TracerBoolConversionError"),
         (GateOutOfRange, "gates", "gate f is"),
         (GateRangeWithoutGate, "gates", "gate_ranges names forget; allowed: gates, f, g."),
-        (StepWithoutItsGates, "gates", "halving what `gates` returns changes nothing"),
-        (PointwiseWithoutActivate, "gates", "halving what `activate` returns changes nothing"),
-        (OverridesItsStep, "affine", "a step against pointwise: relative difference"),
+        (StepWithoutItsGates, "gates", "halving what `gates` returns for f, g changes nothing"),
+        (PointwiseWithoutActivate, "gates", "halving what `activate` returns for candidate changes nothing"),
         (OverflowsAtLargeInput, "extreme inputs", "outputs for inputs of 1e4: NaN"),
         (NoGradientAtZero, "extreme inputs", "gradients for inputs of zeros: NaN"),
         (NoGradientAtZero, "padding", "NaN in the padding gives: NaN"),
@@ -340,15 +546,78 @@ def test_an_instrument_that_goes_wrong_is_told(monkeypatch, instrument, field, s
     assert says in line.detail
 
 
-def test_an_exception_never_ends_the_report():
-    report = check_cell(Raises)
-    assert len(report.checks) == 20
-    assert {"carry", "batch axes", "gradients", "unroll", "long run"} <= set(report.failed)
-    assert "contract" not in report.failed
+@pytest.mark.parametrize(
+    ("cls", "names"),
+    [
+        (Raises, {"carry"}),
+        (Untraceable, {"carry"}),
+        (PromotesDtypes, {"strict promotion", "carry"}),
+        (GrowsItsCarry, {"carry"}),
+        (TwoOutputs, {"carry"}),
+        (NoBatchInItsCarry, {"contract"}),
+        (KeepsARandomState, {"parameters"}),
+        (MixesExamples, {"batch axes"}),
+        (ComputesInFloat32, {"float64"}),
+    ],
+)
+def test_one_cause_gives_one_or_two_failures(cls, names):
+    report = check_cell(cls)
+    assert set(report.failed) == names, str(report)
+    assert len(report.checks) == 22
+    assert sum(line.startswith("FAIL") for line in str(report).splitlines()) == len(names)
+
+
+def test_what_relies_on_a_failure_is_not_run_and_named_in_one_line():
+    report = check_cell(GrowsItsCarry, only=["carry", "float64", "batch axes", "unroll"])
+    assert [line.note for line in report.checks] == ["", "not run", "not run", "not run"]
+    assert "not run, as they rely on carry: float64, batch axes, unroll" in str(report).splitlines()
+    assert str(report).splitlines()[-1] == "GrowsItsCarry FAILS 1 of 1 checks (3 not run): carry."
+
+
+def test_an_exception_is_not_repeated():
+    report = check_cell(Raises, only=["carry", "strict promotion"])
+    assert [line.note for line in report.checks] == ["", "repeated"]
+    assert report.failed == ("carry",)
+    assert str(report).count("RuntimeError: out of ideas") == 1
+    assert "the same exception as in carry: strict promotion" in str(report).splitlines()
+
+
+def test_an_exception_names_the_line_of_the_cell():
+    (line,) = check_cell(Raises, only=["carry"]).checks
+    assert line.detail.startswith("RuntimeError: out of ideas at ")
+    assert line.detail.endswith('raise RuntimeError("out of ideas\\nand much more to say")')
+
+
+def test_an_exemption_is_a_status_of_its_own():
+    report = check_cell(Exempt, only=["contract", "gradients"])
+    assert report.passed
+    assert report.checks[1] == Check("gradients", None, "straight-through estimator", "exempt")
+    assert str(report).splitlines()[1] == "exempt  gradients  straight-through estimator"
+    assert str(report).splitlines()[-1] == "Exempt passes all 1 checks (1 exempt)."
+
+
+def test_a_built_cell_is_not_constructed():
+    cell = rnn_jax.make_cell("elman", 2, 3, rngs=nnx.Rngs(0))
+    (line,) = check_cell(cell, only=["construction"]).checks
+    assert line.passed is None
+
+
+def test_every_leaf_has_its_own_scale():
+    want = [np.array([1e9]), np.array([1.0])]
+    assert relative_difference([want[0], want[1]], want, 0.0, "") == 0.0
+    with pytest.raises(Failed, match="relative difference"):
+        relative_difference([want[0], np.array([1000.0 * 2e6])], want, 1e-12, "")
+    noise = [np.array([1.0]), np.array([1e-17])]
+    assert relative_difference([noise[0], np.array([-1e-17])], noise, 1e-12, "") < 1e-12
+    key = [np.array([2_000_000_000], np.uint32), np.array([1.0])]
+    with pytest.raises(Failed, match="allowed: equal integers"):
+        relative_difference([key[0] + np.uint32(1), key[1]], key, 0.1, "")
+    with pytest.raises(Failed, match="nan"):
+        relative_difference([key[0], np.array([np.nan])], key, 0.1, "")
 
 
 def test_a_constant_is_allowed():
-    assert check_cell(HasAConstant, only=["parameters", "gradients", "jit and grad"]).passed
+    assert check_cell(HasAConstant, only=["parameters", "usage", "gradients", "jit and grad"]).passed
 
 
 def test_a_kink_does_not_fail_a_right_cell():
