@@ -32,6 +32,7 @@ from rnn_jax.cell import split_names
 from rnn_jax.constant import parameter_count
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.report.gradient_flow import gradient_flow as draw
+from rnn_jax.report.gradient_flow import lag_text
 from rnn_jax.report.learning import learning as draw_learning
 from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
@@ -290,13 +291,6 @@ def print_table(task: tasks.Task, results: dict[str, Result]) -> None:
         print(f"{row[0]:{widths[0]}}" + "".join(f"{text:>{width}}" for text, width in zip(row[1:], widths[1:])))
     sign = "above" if task.higher_is_better else "below"
     print(f"Whoever ignores the input has {task.metric} {task.trivial_score:.3f}; {sign} that, something was learned.")
-
-
-def lag_text(lags: jax.Array, time_steps: int) -> str:
-    lag = np.median(lags)
-    if np.min(lags) < 0:
-        return "not finite"
-    return f"{lag:g}" if lag < time_steps else "never"
 
 
 def spread(values: np.ndarray, form: str) -> str:

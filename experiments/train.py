@@ -33,8 +33,9 @@ from rnn_jax import batch_mesh, flow, tasks
 from rnn_jax.constant import parameter_count
 from rnn_jax.models import LanguageModel, SequenceClassifier
 from rnn_jax.report.gradient_flow import gradient_flow as draw
+from rnn_jax.report.gradient_flow import lag_text
 from rnn_jax.report.learning import training as draw_training
-from rnn_jax.report.read import load_config, load_table
+from rnn_jax.report.read import load_config, load_profiles, load_table
 from rnn_jax.tasks.bucketing import bucket_boundaries, padding_share
 from rnn_jax.tasks.embeddings import load_embeddings
 from rnn_jax.tasks.option_flags import define_option_flags
@@ -365,8 +366,11 @@ def show(run_dir: pathlib.Path, task: tasks.Task) -> None:
     parts = [row["part"] for row in rows]
     for row in rows:
         if row["part"] and not any(row["part"].startswith(f"{other}/") for other in parts):  # a layer, not a part of it
-            lags = f"1/e at lag {row['horizon_e']}, 1/1000 at lag {row['horizon_1000']}"
-            table[f"horizon of {row['part']}, {row['stage']}"] = lags if int(row["horizon_e"]) >= 0 else "not finite"
+            time_steps = load_profiles(run_dir).log10_norm[row["cell"]][row["part"]].shape[-1]
+            lags = [lag_text(int(row[column]), time_steps) for column in ("horizon_e", "horizon_1000")]
+            levels = (f"{level} {'at lag ' * lag.isdigit()}{lag}" for level, lag in zip(("1/e", "1/1000"), lags))
+            text = "not finite" if "not finite" in lags else ", ".join(levels)
+            table[f"horizon of {row['part']}, {row['stage']}"] = text
     width = max(map(len, table)) + 2
     for name, text in table.items():
         print(f"  {name:{width}}{text}")

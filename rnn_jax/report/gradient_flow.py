@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from numpy.typing import ArrayLike
 
 from rnn_jax.report import read
 
@@ -94,6 +95,14 @@ def plot_training(ax: Axes, steps_L: np.ndarray, log10_ratio_LST: np.ndarray, *,
     ticks = np.unique(np.linspace(0, rows - 1, min(rows, 6)).round().astype(int))
     ax.set_yticks(ticks, [str(step) for step in np.asarray(steps_L)[ticks]])
     return image
+
+
+def lag_text(lags: ArrayLike, time_steps: int) -> str:
+    """Writes the median of horizons: a lag, "never" where it is the length of the sequence, or "not finite"."""
+    if np.min(lags) < 0:
+        return "not finite"
+    lag = np.median(lags)
+    return f"{lag:g}" if lag < time_steps else "never"
 
 
 def profiles_figure(profiles: read.Profiles, horizons: Sequence[Mapping[str, str]], title: str = "") -> Figure:

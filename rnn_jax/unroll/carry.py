@@ -33,10 +33,11 @@ def fit_carry(cell: nnx.RNNCellBase, carry: Carry, step_shape: tuple[int, ...]) 
     own = _own_carry(cell, step_shape)
     if own is None:
         return carry
-    own_leaves, structure = jax.tree_util.tree_flatten(own)
+    own_leaves = jax.tree.leaves(own)
+    structure: Any = jax.tree.structure(own)
     names = carry_names(cell, own)
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(carry)]
-    if not jax.tree_util.tree_structure(carry) == structure:  # noqa: SIM201
+    if structure != jax.tree.structure(carry):
         given = _path_names(carry)
         if sorted(given) == sorted(names):
             leaves = [leaves[given.index(name)] for name in names]

@@ -17,6 +17,8 @@ import time
 import numpy as np
 import pytest
 
+from rnn_jax.report.read import load_profiles
+
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 240
 FLAGS = [
@@ -152,13 +154,17 @@ def test_without_a_validation_split_the_score_is_said_to_be_that_of_the_last_ste
     assert not (out / "checkpoints" / "best").exists()
 
 
-def test_a_horizon_that_is_not_finite_is_said_to_be_that(on_digits, resumed):
+def test_a_horizon_that_is_not_finite_or_never_reached_is_said_to_be_that(on_digits, resumed):
     out, resume = resumed
     assert re.search("horizon of rnn, trained +1/e at lag", on_digits[2])
     path = out / "summary.csv"
-    path.write_text(re.sub(r"(,rnn,trained),\d+,\d+,", r"\1,-1,-1,", path.read_text()))
+    (parts,) = load_profiles(out).log10_norm.values()
+    steps = parts["rnn"].shape[-1]
+    rows = re.sub(r"(,rnn,trained),\d+,\d+,", r"\1,-1,-1,", path.read_text())
+    path.write_text(re.sub(r"(,rnn,initialisation),\d+,\d+,", rf"\1,{steps - 1},{steps},", rows))
     again = resume()
     assert re.search("horizon of rnn, trained +not finite\n", again.stdout), again.stderr
+    assert re.search(f"horizon of rnn, initialisation +1/e at lag {steps - 1}, 1/1000 never\n", again.stdout)
 
 
 def test_to_go_on_with_other_packages_is_warned_of_and_with_other_data_is_refused(resumed):
