@@ -1,6 +1,6 @@
 r"""What do many seeds in one program save over one run after another?
 
-Trains an ensemble of seeds on digits in one vmapped program, then the same seeds one after the other, a program each,
+Trains an ensemble of seeds on digits in one program, then the same seeds one after the other, a program each,
 compilation included (the cache of compiled programs is off), and holds their losses against each other.
 
     python -m experiments.ensembles                                  (16 seeds of three cells; 3 min on 2 CPU cores)
@@ -24,6 +24,7 @@ from rnn_jax import tasks
 from rnn_jax.cell import split_names
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.training import run_directory
+from rnn_jax.training.ensemble import over_members, use_cores
 from rnn_jax.training.optimizers import make_ensemble_optimizer
 from rnn_jax.training.step import make_ensemble, train_step
 
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)  # JAX and TFDS tell much on the level below
+    use_cores(_SEEDS.value)
     try:
         cells = split_names(_CELLS.value)
         task = tasks.make_task("digits")
@@ -112,7 +114,7 @@ def train_together(cell: str, task: tasks.Task) -> np.ndarray:
     seeds = range(_SEEDS.value)
     models = make_ensemble(functools.partial(make_model, cell, task), list(seeds))
     states = jax.jit(jax.vmap(optimizer.init))(models)
-    step = jax.jit(jax.vmap(functools.partial(train_step, optimizer, task.loss)), donate_argnums=(0, 1))
+    step = over_members(functools.partial(train_step, optimizer, task.loss), donate_argnums=(0, 1))
     streams = [examples(task, seed) for seed in seeds]
     losses = []
     for _ in range(_STEPS.value):

@@ -36,6 +36,7 @@ from rnn_jax.report.gradient_flow import lag_text
 from rnn_jax.report.learning import learning as draw_learning
 from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
+from rnn_jax.training.ensemble import over_members, use_cores
 from rnn_jax.training.optimizers import make_ensemble_optimizer
 from rnn_jax.training.step import evaluate, make_ensemble, train_step
 
@@ -93,6 +94,7 @@ def main(argv: list[str]) -> None:
     try:
         cells = split_names(_CELLS.value)
         learning_rates = parse_learning_rates(_LEARNING_RATE.value)
+        use_cores(_SEEDS.value * len(learning_rates))
         blanks = _BLANKS.value
         if _TASK.value == "digits" and blanks is None and _SEQ_LEN.value is None:
             blanks = 64
@@ -196,7 +198,7 @@ def train(
     clip = _CLIP.value or None
     opt_states = jax.vmap(lambda rate, model: make_ensemble_optimizer(rate, clip).init(model))(member_rates, models)
     one_member = functools.partial(train_step, make_ensemble_optimizer(0.0, clip), task.loss)
-    step_fn = jax.jit(jax.vmap(one_member), donate_argnums=(0, 1))
+    step_fn = over_members(one_member, donate_argnums=(0, 1))
     streams = [tasks.batches(task.train, _BATCH.value, seed) for seed in seeds]
 
     def label(rate: float) -> str:

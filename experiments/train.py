@@ -36,13 +36,23 @@ from rnn_jax.report.gradient_flow import gradient_flow as draw
 from rnn_jax.report.gradient_flow import lag_text
 from rnn_jax.report.learning import training as draw_training
 from rnn_jax.report.read import load_config, load_profiles, load_table
-from rnn_jax.tasks.bucketing import bucket_boundaries, padding_share
+from rnn_jax.tasks.bucketing import padding_share
 from rnn_jax.tasks.embeddings import load_embeddings
 from rnn_jax.tasks.option_flags import define_option_flags
 from rnn_jax.tasks.task import package_version
 from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
-from rnn_jax.training.loop import Interrupted, NotFinite, Outcome, Plan, batches_of, initial_state, make_update, train
+from rnn_jax.training.loop import (
+    Interrupted,
+    NotFinite,
+    Outcome,
+    Plan,
+    batches_of,
+    initial_state,
+    make_update,
+    train,
+    widths_of,
+)
 from rnn_jax.training.optimizers import OPTIMIZERS, SCHEDULES, make_optimizer
 from rnn_jax.training.watch import probe_batch
 
@@ -125,8 +135,9 @@ def main(argv: list[str]) -> None:
         print("This run is finished.")
         show(run_dir, task)
         return
-    if task.train.lengths is not None:
-        widths = bucket_boundaries(task.train.lengths)
+    widths = widths_of(task, plan)
+    if widths is not None:
+        assert task.train.lengths is not None
         bucketed, longest = (padding_share(task.train.lengths, plan.batch_size, w) for w in (widths, widths[-1:]))
         print(
             f"Batches come in {len(widths)} widths, with {bucketed:.0%} of padding; padded to the longest it would be"

@@ -12,11 +12,27 @@ import numpy as np
 
 from rnn_jax.tasks import task
 
+_MOST_WIDTHS = 8
+_STEPS_OF_A_WIDTH = 100  # of a small network take about as long as a compilation, 5 to 12 s on 2 CPU cores
 _CANDIDATES = 256  # lengths that may become a boundary: as many quantiles as tell any distribution
 _ENDLESS = 2**62  # batches; Grain wants a number
 
 
-def bucket_boundaries(lengths: np.ndarray, count: int = 8) -> tuple[int, ...]:
+def width_count(steps: int) -> int:
+    """Returns how many widths the batches of so many training steps are to have: one for each 100 of them, 2 to 8.
+
+    A short run would spend more time on the compilation of a further width than it saves on padding. With one width
+    alone, a few long sequences would make a step of texts 5 to 25 times as long.
+
+    Raises:
+      ValueError: if steps is less than 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps={steps} is out of range for a number of widths; allowed: 1 or more.")
+    return min(max(-(-steps // _STEPS_OF_A_WIDTH), 2), _MOST_WIDTHS)
+
+
+def bucket_boundaries(lengths: np.ndarray, count: int = _MOST_WIDTHS) -> tuple[int, ...]:
     """Returns at most `count` widths, ascending, the last the largest length, that need the least padding.
 
     Every sequence is padded to the smallest width that holds it. Among the quantiles of the lengths, of which there

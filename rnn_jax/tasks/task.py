@@ -179,6 +179,7 @@ def batches(
     batch_size: int,
     seed: int,
     augment: Callable[[Batch, int], Batch] | None = None,
+    widths: Sequence[int] | None = None,
 ) -> grain.DatasetIterator:
     """Endless batches, every example once an epoch, in an order drawn anew for each epoch.
 
@@ -191,21 +192,25 @@ def batches(
       batch_size: B, at most as many as there are examples.
       seed: of the order. Equal seeds give equal batches.
       augment: applied to each batch and its number, if the sequences differ in length: `rnn_jax.tasks.augmentation`.
+      widths: T of the batches, ascending, if the sequences differ in length; by default the 8 that need the least
+        padding. `rnn_jax.tasks.bucketing.width_count` says how many a short run is to have.
 
     Returns:
       an iterator over dicts of numpy arrays, [B, ...] each. `get_state()` is a small JSON-able dict; after
       `set_state`, an iterator made with the same arguments goes on with the batch that would have been next.
 
     Raises:
-      ValueError: if the batch size or the seed is out of range, or there is nothing to augment.
+      ValueError: if the batch size or the seed is out of range, the widths do not hold all sequences, or there is
+        nothing to augment or to pad.
     """
     check_batching(source, batch_size, seed)
     if source.lengths is not None:
         from rnn_jax.tasks import bucketing  # here: it builds on this file
 
-        return bucketing.bucketed_batches(
-            source, batch_size, seed, bucketing.bucket_boundaries(source.lengths), augment
-        )
+        widths = bucketing.bucket_boundaries(source.lengths) if widths is None else widths
+        return bucketing.bucketed_batches(source, batch_size, seed, widths, augment)
+    if widths is not None:
+        raise ValueError("widths are for sequences of different lengths; allowed for a source without lengths: None.")
     if augment is not None:
         raise ValueError("augment is for sequences of different lengths; allowed for a source without lengths: None.")
     examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()

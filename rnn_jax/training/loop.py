@@ -33,7 +33,7 @@ from jax.sharding import PartitionSpec as P
 from rnn_jax import tasks
 from rnn_jax.flow import layer_calls
 from rnn_jax.tasks.augmentation import make_augmentation
-from rnn_jax.tasks.bucketing import bucket_boundaries
+from rnn_jax.tasks.bucketing import bucket_boundaries, width_count
 from rnn_jax.tasks.task import NOT_ASKED
 from rnn_jax.training import run_directory
 from rnn_jax.training.watch import look, probe_batch
@@ -168,6 +168,15 @@ class State:
     bad_step: Array
 
 
+def widths_of(task: tasks.Task, plan: Plan) -> tuple[int, ...] | None:
+    """Returns the widths of the batches that a run reads: fewer if it is short. None if all sequences have one length.
+
+    They follow from the task and the number of steps alone, so that a resumed run reads the same batches.
+    """
+    lengths = task.train.lengths
+    return None if lengths is None else bucket_boundaries(lengths, width_count(plan.steps))
+
+
 def batches_of(task: tasks.Task, plan: Plan) -> grain.DatasetIterator:
     """Returns the batches a run reads.
 
@@ -185,7 +194,7 @@ def batches_of(task: tasks.Task, plan: Plan) -> grain.DatasetIterator:
     if task.stateful:
         assert isinstance(task.train, tasks.StreamSource)
         return tasks.stream_batches(task.train, plan.batch_size)
-    return tasks.batches(task.train, plan.batch_size, plan.seed, augment)
+    return tasks.batches(task.train, plan.batch_size, plan.seed, augment, widths_of(task, plan))
 
 
 def initial_state(task: tasks.Task, model: PyTree, optimizer: optax.GradientTransformation, plan: Plan) -> State:

@@ -131,7 +131,7 @@ def make_ensemble_optimizer(
     """Builds the "adam" of `make_optimizer` with its learning rate in the state that `init` makes, not in the program.
 
     So the members of an ensemble may differ in it: what `init` makes of each member's own rate is stacked, and one
-    update, of an optimiser of any rate, is vmapped over all.
+    update, of an optimiser of any rate, is mapped over all.
 
     Args:
       learning_rate: constant over training; it may be traced.

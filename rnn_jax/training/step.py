@@ -12,6 +12,7 @@ from flax import nnx
 
 from rnn_jax.flow import GradientProfile, gradient_profile
 from rnn_jax.tasks.task import NOT_ASKED
+from rnn_jax.training.ensemble import over_members
 
 PyTree = Any
 
@@ -34,7 +35,8 @@ def train_step(
 ) -> tuple[PyTree, PyTree, GradientProfile]:
     """Returns the model and optimiser state after one update, and the profile before it.
 
-    The profile comes from the backward pass of the update itself. For an ensemble, vmap over the last three.
+    The profile comes from the backward pass of the update itself. For an ensemble, map over the last three
+    (`rnn_jax.training.ensemble.over_members`).
 
     Args:
       optimizer: an optax transformation.
@@ -73,4 +75,4 @@ def evaluate(
 
 @functools.cache  # a function of its own for each call would be compiled at each call
 def _of_each_member(score: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    return jax.jit(jax.vmap(score, in_axes=(0, None)))
+    return over_members(score, in_axes=(0, None))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rnn_jax import tasks
-from rnn_jax.tasks.bucketing import bucket_boundaries, bucketed_batches, padding_share
+from rnn_jax.tasks.bucketing import bucket_boundaries, bucketed_batches, padding_share, width_count
 
 LENGTHS = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6])  # 23, a prime number
 
@@ -134,6 +134,18 @@ def test_a_step_is_compiled_once_for_each_boundary():
     assert sorted(traced) == [(16, width) for width in boundaries]
 
 
+@pytest.mark.parametrize(
+    ("steps", "count"), [(1, 2), (200, 2), (201, 3), (300, 3), (700, 7), (701, 8), (800, 8), (10**6, 8)]
+)
+def test_a_short_run_has_fewer_widths(steps, count):
+    assert width_count(steps) == count
+
+
+def test_batches_have_the_widths_asked_for():
+    batches = itertools.islice(tasks.batches(ragged(LENGTHS), 4, 0, widths=(5, 11)), 40)
+    assert {batch["tokens"].shape[1] for batch in batches} == {5, 11}
+
+
 def test_buckets_lower_the_share_of_padding():
     lengths = np.ceil(np.random.default_rng(0).lognormal(3.2, 0.8, 3000)).astype(int)
     alone = padding_share(lengths, 32, [lengths.max()])
@@ -156,6 +168,10 @@ def test_what_cannot_be_batched_is_refused_in_one_sentence():
     source = ragged(LENGTHS)
     with pytest.raises(ValueError, match=r"^count=0 is out of range for bucket boundaries; allowed: 1 or more\.$"):
         bucket_boundaries(LENGTHS, 0)
+    with pytest.raises(ValueError, match=r"^steps=0 is out of range for a number of widths; allowed: 1 or more\.$"):
+        width_count(0)
+    with pytest.raises(ValueError, match=r"^widths are for sequences of different lengths; allowed .*: None\.$"):
+        tasks.batches(tasks.ArraySource(label=np.zeros(8)), 4, 0, widths=(5,))
     for boundaries in ((), (5, 8), (9, 5), (5, 5, 9)):
         with pytest.raises(ValueError, match=r"are no widths for sequences of up to 9 steps; allowed: ascending"):
             bucketed_batches(source, 4, 0, boundaries)

@@ -24,6 +24,7 @@ from rnn_jax.training.loop import (
     make_update,
     parameter_names,
     train,
+    widths_of,
 )
 
 needs_two_devices = pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
@@ -117,6 +118,23 @@ def test_a_run_is_plain_gradient_steps_on_its_batches(tmp_path):
     weight = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(plain.rnn)))
     np.testing.assert_allclose(found[12, "gradient_norm/rnn"], norm, rtol=1e-4)
     np.testing.assert_allclose(found[12, "update_to_weight/rnn"], 0.1 * norm / weight, rtol=1e-2)
+
+
+def test_a_short_run_reads_batches_of_fewer_widths_also_after_a_resume():
+    lengths = np.random.default_rng(0).integers(1, 100, 500)
+    texts = tasks.RaggedSource({"tokens": [np.full(length, k) for k, length in enumerate(lengths)]})
+    task = make_task(texts, in_features=500)
+    for steps, count in ((12, 2), (300, 3), (800, 8)):
+        batches = batches_of(task, plan(steps=steps))
+        read = [next(batches) for _ in range(60)]
+        assert sorted({batch["tokens"].shape[1] for batch in read}) == list(widths_of(task, plan(steps=steps)))
+        assert len(widths_of(task, plan(steps=steps))) == count
+        resumed, state = batches_of(task, plan(steps=steps)), batches.get_state()
+        resumed.set_state(state)
+        np.testing.assert_array_equal(next(resumed)["tokens"], next(batches)["tokens"])
+    for batch, by_default in zip(read, tasks.batches(texts, 8, 0)):  # a long run's are what they are without a plan
+        np.testing.assert_array_equal(batch["tokens"], by_default["tokens"])
+    assert widths_of(regression(), plan()) is None
 
 
 @pytest.mark.parametrize(

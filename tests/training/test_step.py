@@ -11,6 +11,7 @@ from flax import nnx
 
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.tasks.task import accuracy
+from rnn_jax.training.ensemble import over_members
 from rnn_jax.training.optimizers import make_ensemble_optimizer
 from rnn_jax.training.step import evaluate, make_ensemble, train_step
 
@@ -60,21 +61,24 @@ def test_the_update_is_that_of_the_plain_gradient_and_the_profile_is_of_the_mode
 
 
 def test_members_of_an_ensemble_are_their_own_runs_at_their_own_learning_rates():
-    seeds, rates = [3, 5], [1e-2, 1e-3]
+    seeds, rates = [3, 5, 8], [1e-2, 1e-3, 1e-2]
     ensemble = make_ensemble(make_model, seeds)
     states = jax.vmap(lambda rate, model: make_ensemble_optimizer(rate).init(model))(
         jnp.asarray(rates, jnp.float32), ensemble
     )
-    step = jax.jit(jax.vmap(functools.partial(train_step, make_ensemble_optimizer(0.0), mean_squared_error)))
+    step = over_members(functools.partial(train_step, make_ensemble_optimizer(0.0), mean_squared_error))
     batches = jax.tree.map(lambda *arrays: jnp.stack(arrays), *[batch_of(seed) for seed in seeds])
     for _ in range(3):
-        ensemble, states, _ = step(ensemble, states, batches)
+        ensemble, states, profiles = step(ensemble, states, batches)
 
+    optimizers = {rate: make_ensemble_optimizer(rate) for rate in rates}
+    steps = {rate: jax.jit(functools.partial(train_step, o, mean_squared_error)) for rate, o in optimizers.items()}
     for k, (seed, rate) in enumerate(zip(seeds, rates)):
-        model, optimizer = make_model(nnx.Rngs(jax.random.key(seed))), make_ensemble_optimizer(rate)
-        state = optimizer.init(model)
+        model = make_model(nnx.Rngs(jax.random.key(seed)))
+        state = optimizers[rate].init(model)
         for _ in range(3):
-            model, state, _ = train_step(optimizer, mean_squared_error, model, state, batch_of(seed))
+            model, state, profile = steps[rate](model, state, batch_of(seed))
+        np.testing.assert_allclose(profiles.log10_norm["rnn"][k], profile.log10_norm["rnn"], rtol=1e-4, atol=1e-4)
         for together, alone in zip(jax.tree.leaves(ensemble), jax.tree.leaves(model), strict=True):
             np.testing.assert_allclose(together[k], alone, rtol=1e-4, atol=1e-5)
 
