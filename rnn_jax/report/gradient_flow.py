@@ -101,7 +101,7 @@ def lag_text(lags: ArrayLike, time_steps: int) -> str:
     """Writes the median of horizons: a lag, "never" where it is the length of the sequence, or "not finite"."""
     if np.min(lags) < 0:
         return "not finite"
-    lag = np.median(lags)
+    lag = np.median(np.asarray(lags))
     return f"{lag:g}" if lag < time_steps else "never"
 
 
