@@ -104,7 +104,7 @@ def build_ours(w: Workload) -> tuple[JaxModel, AllWeights]:
         weights.append([])
         for cell in layer:
             if w.cell == "gru":
-                cell.set_gate_bias("nh", 0.0)
+                cell.set_gate_bias("candidate_h", 0.0)
             arrays = (cell.kernel, cell.recurrent_kernel, cell.bias)
             weights[-1].append(Weights(*(np.asarray(array[...]) for array in arrays)))
     return JaxModel(model, lambda model, xs: model(xs), kernels), weights

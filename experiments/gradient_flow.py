@@ -74,14 +74,14 @@ class Result:
     Attributes:
       profiles: by part of the carry, `[logged steps, seeds, time]`.
       scores: on the test split, `[seeds]`.
-      trivial_score: of whoever ignores the input.
+      baseline_score: of whoever ignores the input.
       parameters: of one member.
       seconds: that the training took, with all that was trained beside it in the same program.
     """
 
     profiles: dict[str, np.ndarray]
     scores: np.ndarray
-    trivial_score: float
+    baseline_score: float
     parameters: int
     seconds: float
 
@@ -234,7 +234,7 @@ def train(
     for k, rate in enumerate(learning_rates):
         mine = slice(k * len(seeds), (k + 1) * len(seeds))
         of_rate = {part: profile[:, mine] for part, profile in profiles.items()}
-        results[label(rate)] = Result(of_rate, scores[mine], task.trivial_score, parameters, seconds)
+        results[label(rate)] = Result(of_rate, scores[mine], task.baseline_score, parameters, seconds)
     return results
 
 
@@ -251,10 +251,10 @@ def save(run_dir: pathlib.Path, results: dict[str, Result]) -> None:
                         "part": part,
                         "stage": stage,
                         "seed": _SEED.value + k,
-                        "horizon_e": int(lags.e[k]),
-                        "horizon_1000": int(lags.thousand[k]),
+                        "horizon_e": int(lags.lag_e[k]),
+                        "horizon_1000": int(lags.lag_1000[k]),
                         "test_score": result.scores[k],
-                        "trivial_score": result.trivial_score,
+                        "baseline_score": result.baseline_score,
                         "parameters": result.parameters,
                         "seconds": round(result.seconds, 1),
                     }
@@ -282,7 +282,7 @@ def print_table(task: tasks.Task, results: dict[str, Result]) -> None:
                 lags = flow.horizon(jnp.asarray(profiles_ST))
                 with np.errstate(invalid="ignore"):  # a profile of zeros leaves no share: NaN
                     left = profiles_ST[:, 0] - profiles_ST.max(axis=-1)
-                row += [lag_text(lags.e, task.seq_len), lag_text(lags.thousand, task.seq_len), spread(left, ".1f")]
+                row += [lag_text(lags.lag_e, task.seq_len), lag_text(lags.lag_1000, task.seq_len), spread(left, ".1f")]
             rows.append([*row, spread(result.scores, ".3f"), f"{result.parameters:,}", f"{result.seconds:.1f}"])
     stage = ["1/e", "1/1000", "at step 1"]
     header = ["cell", *stage, *stage, f"test {task.metric}", "parameters", "seconds"]
@@ -292,7 +292,7 @@ def print_table(task: tasks.Task, results: dict[str, Result]) -> None:
     for row in (header, *rows):
         print(f"{row[0]:{widths[0]}}" + "".join(f"{text:>{width}}" for text, width in zip(row[1:], widths[1:])))
     sign = "above" if task.higher_is_better else "below"
-    print(f"Whoever ignores the input has {task.metric} {task.trivial_score:.3f}; {sign} that, something was learned.")
+    print(f"Whoever ignores the input has {task.metric} {task.baseline_score:.3f}; {sign} that, something was learned.")
 
 
 def spread(values: np.ndarray, form: str) -> str:

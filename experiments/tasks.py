@@ -64,7 +64,7 @@ def list_tasks() -> None:
             refused.append(f"{name}: {error}")
             continue
         sizes = [f"{len(split):,}" if split else "-" for split in (task.train, task.validation, task.test)]
-        score = [task.metric, f"{task.trivial_score:.3f}"]
+        score = [task.metric, f"{task.baseline_score:.3f}"]
         if _BASELINE.value:
             score += [f"{value:.3f}" for value in tfidf_baseline(task).values()] if _is_text(task) else ["-", "-"]
         rows.append([name, *sizes, _steps(task), _reads(task), _answers(task), *score, task.licence or "generated"])
@@ -98,7 +98,7 @@ def show_task(task: tasks.Task, name: str) -> None:
     print(f"reads        {_reads(task)}{_symbols(task)}")
     print(f"answers      {_answers(task)}{_classes(task)}")
     better = "more" if task.higher_is_better else "less"
-    print(f"score        {task.metric}, {better} is better; {task.trivial_score:.4f} for whoever ignores the input")
+    print(f"score        {task.metric}, {better} is better; {task.baseline_score:.4f} for whoever ignores the input")
     if _BASELINE.value and _is_text(task):
         for features, score in tfidf_baseline(task).items():
             print(f"             {score:.4f} by logistic regression on the TF-IDF of {features}")

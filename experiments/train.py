@@ -45,8 +45,8 @@ from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.loop import (
     Interrupted,
     NotFinite,
-    Outcome,
-    Plan,
+    TrainConfig,
+    TrainResult,
     batches_of,
     initial_state,
     make_update,
@@ -97,7 +97,9 @@ _PROFILE_EVERY = flags.DEFINE_integer(
     "Steps between gradient profiles; a 20th of all, at least 25, by default. 0: none.",
     lower_bound=0,
 )
-_NAN = flags.DEFINE_enum("nan", "stop", ["stop", "skip"], "What to do with an update that is not finite.")
+_ON_NONFINITE = flags.DEFINE_enum(
+    "on_nonfinite", "stop", ["stop", "skip"], "What to do with an update that is not finite."
+)
 _OUT = flags.DEFINE_string("out", None, "Folder for the results; runs/train-<time> by default.")
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --out; the other flags must be what they were.")
 
@@ -112,19 +114,19 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_num_cpu_devices", _DEVICES.value)
     try:
         task = tasks.make_task(_TASK.value, **{name: flag.value for name, flag in _TASK_OPTIONS.items()})
-        plan = make_plan(task)
+        config = make_plan(task)
         optimizer = make_optimizer(
             _OPTIMIZER.value,
             _LEARNING_RATE.value,
             schedule=_SCHEDULE.value,
-            steps=plan.steps,
+            steps=config.steps,
             warmup_steps=_WARMUP_STEPS.value,
             weight_decay=_WEIGHT_DECAY.value,
             clip=_CLIP.value or None,
             accumulate=_ACCUMULATE.value,
         )
         embedding = None if _EMBEDDINGS.value is None else read_embeddings(task)
-        check(task, optimizer, plan, embedding)
+        check(task, optimizer, config, embedding)
         run_dir = open_run(task)
         if task.vocabulary is not None:
             task.vocabulary.save(run_dir / "vocabulary.json")
@@ -135,27 +137,27 @@ def main(argv: list[str]) -> None:
         print("This run is finished.")
         show(run_dir, task)
         return
-    widths = widths_of(task, plan)
+    widths = widths_of(task, config)
     if widths is not None:
         assert task.train.lengths is not None
-        bucketed, longest = (padding_share(task.train.lengths, plan.batch_size, w) for w in (widths, widths[-1:]))
+        bucketed, longest = (padding_share(task.train.lengths, config.batch_size, w) for w in (widths, widths[-1:]))
         print(
             f"Batches come in {len(widths)} widths, with {bucketed:.0%} of padding; padded to the longest it would be"
             f" {longest:.0%}, and {(1 - bucketed) / (1 - longest):.1f} times the steps to compute."
         )
     model = jax.jit(lambda embedding: make_model(task, nnx.Rngs(_SEED.value), embedding))(embedding)
     try:
-        outcome = train(task, model, optimizer, run_dir, plan, name=network_name())
+        result = train(task, model, optimizer, run_dir, config, name=network_name())
     except Interrupted as stop:
-        print(f"Stopped at step {stop.step} of {plan.steps}. To go on:\n  {resume_command(run_dir)}", file=sys.stderr)
+        print(f"Stopped at step {stop.step} of {config.steps}. To go on:\n  {resume_command(run_dir)}", file=sys.stderr)
         sys.exit(128 + stop.signal)
     except NotFinite as error:
         sys.exit(str(error))
-    save(run_dir, task, outcome)
+    save(run_dir, task, result)
     show(run_dir, task)
 
 
-def make_plan(task: tasks.Task) -> Plan:
+def make_plan(task: tasks.Task) -> TrainConfig:
     """Works out what the flags leave open.
 
     Raises:
@@ -174,14 +176,14 @@ def make_plan(task: tasks.Task) -> Plan:
     profile_every = _PROFILE_EVERY.value
     if profile_every is None:  # on a step that updates, of those that accumulate
         profile_every = math.ceil(max(25, steps / 20) / _ACCUMULATE.value) * _ACCUMULATE.value
-    return Plan(
+    return TrainConfig(
         steps=steps,
         batch_size=_BATCH.value,
         eval_every=_EVAL_EVERY.value or math.ceil(steps / 10),
         profile_every=profile_every if _RECURRENT.value else 0,
         seed=_SEED.value,
         patience=_PATIENCE.value,
-        nan=_NAN.value,
+        on_nonfinite=_ON_NONFINITE.value,
         dropout=_DROPOUT.value > 0,
         devices=_DEVICES.value,
         crop=_CROP.value,
@@ -246,25 +248,28 @@ def make_model(
     )
 
 
-def check(task: tasks.Task, optimizer: optax.GradientTransformation, plan: Plan, embedding: np.ndarray | None) -> None:
+def check(
+    task: tasks.Task, optimizer: optax.GradientTransformation, config: TrainConfig, embedding: np.ndarray | None
+) -> None:
     """Goes through an update on shapes alone, so that what cannot work is said before a folder is made.
 
     Raises:
       ValueError: if the network, the batch size or the task's loss cannot be as asked.
     """
-    if plan.patience is not None and task.validation is None:
+    if config.patience is not None and task.validation is None:
         raise ValueError(
-            f"--patience={plan.patience} needs a validation split, which the task {task.name!r} has not; allowed: none."
+            f"--patience={config.patience} needs a validation split, which the task {task.name!r} has not;"
+            " allowed: none."
         )
-    batches_of(task, plan)
-    batch_mesh(plan.devices)
-    batch = dict(probe_batch(task, plan.batch_size))
+    batches_of(task, config)
+    batch_mesh(config.devices)
+    batch = dict(probe_batch(task, config.batch_size))
     if task.stateful:
         batch["first"] = jnp.zeros((), bool)
 
     def one_update() -> Any:
-        state = initial_state(task, make_model(task, nnx.Rngs(0), embedding), optimizer, plan)
-        return make_update(task, optimizer, plan)(state, batch)
+        state = initial_state(task, make_model(task, nnx.Rngs(0), embedding), optimizer, config)
+        return make_update(task, optimizer, config)(state, batch)
 
     jax.eval_shape(one_update)
 
@@ -333,26 +338,28 @@ def resume_command(run_dir: pathlib.Path) -> str:
     return shlex.join(["python", "-m", "experiments.train", *given, "--resume"])
 
 
-def save(run_dir: pathlib.Path, task: tasks.Task, outcome: Outcome) -> None:
+def save(run_dir: pathlib.Path, task: tasks.Task, result: TrainResult) -> None:
     """Writes summary.csv, a row for each layer and stage; it is there once a run is finished.
 
     A horizon of -1 is that of a profile that is not finite.
     """
     common = {
-        "test_score": outcome.test_score,
-        "validation_score": outcome.validation_score,
-        "trivial_score": task.trivial_score,
-        "best_step": outcome.step,
-        "steps": outcome.steps,
-        "skipped": outcome.skipped,
-        "parameters": parameter_count(outcome.model),
-        "seconds": round(outcome.seconds, 1),
+        "test_score": result.test_score,
+        "validation_score": result.validation_score,
+        "baseline_score": task.baseline_score,
+        "best_step": result.step,
+        "steps": result.steps,
+        "skipped": result.skipped,
+        "parameters": parameter_count(result.model),
+        "seconds": round(result.seconds, 1),
     }
     rows = []
-    for part, profile_LT in outcome.profiles.items():
+    for part, profile_LT in result.profiles.items():
         for stage, profile_T in (("initialisation", profile_LT[0]), ("trained", profile_LT[-1])):
             lags = flow.horizon(jnp.asarray(profile_T))
-            rows.append({"part": part, "stage": stage, "horizon_e": int(lags.e), "horizon_1000": int(lags.thousand)})
+            rows.append(
+                {"part": part, "stage": stage, "horizon_e": int(lags.lag_e), "horizon_1000": int(lags.lag_1000)}
+            )
     rows = rows or [{"part": "", "stage": "", "horizon_e": "", "horizon_1000": ""}]
     run_directory.save_table(run_dir, [{"cell": network_name(), "seed": _SEED.value, **row, **common} for row in rows])
 
@@ -367,7 +374,7 @@ def show(run_dir: pathlib.Path, task: tasks.Task) -> None:
         f"validation {task.metric}": number(result["validation_score"])
         if result["validation_score"]
         else "none: the task has no such split, and the test score is that of the last step",
-        f"{task.metric} of ignoring the input": number(result["trivial_score"]),
+        f"{task.metric} of ignoring the input": number(result["baseline_score"]),
         "parameters": f"{int(result['parameters']):,}",
         "steps": result["steps"] + (f" (best: {result['best_step']})" if result["validation_score"] else ""),
         "seconds": result["seconds"],
@@ -389,7 +396,7 @@ def show(run_dir: pathlib.Path, task: tasks.Task) -> None:
     figures = draw_training(run_dir)
     if (run_dir / "gradient_flow.npz").exists():
         figures += draw(run_dir)
-    print(f"\nThe run directory is {run_dir}. Look at:")
+    print(f"\nThe run directory is {run_dir}. Diagnostics at:")
     for path in (*figures, *(run_dir / name for name in files if (run_dir / name).exists())):
         print(f"  {path}")
 

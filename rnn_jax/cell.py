@@ -5,7 +5,7 @@ A cell is one step of a recurrence, `(carry_{t-1}, x_t) -> (carry_t, y_t)`. It i
 
 * `flax.nnx.RNNCellBase`: any step at all. Everything in this library works on it.
 * `Cell`: names its gates, so that the instruments of `rnn_jax.flow` can look inside a step.
-* `AffineCell`: an affine map of input and hidden state, then elementwise operations. The driver fuses the gates
+* `PointwiseCell`: one matrix product of input and hidden state, then pointwise operations. The driver fuses the gates
   into one product and runs the step on its fast path, with no more work by the author of the cell.
 """
 
@@ -183,7 +183,7 @@ class Cell(nnx.RNNCellBase):
         return 1
 
 
-class AffineCell(Cell):
+class PointwiseCell(Cell):
     """A cell of the form `z = x W + h R + b`, then elementwise operations on z and the carry.
 
     A subclass names the columns of the two kernels and writes the elementwise part:
@@ -243,7 +243,7 @@ class AffineCell(Cell):
         stop = start + self.hidden_features
         self.bias[...] = self.bias[...].at[start:stop].set(jnp.asarray(value, self.bias.dtype))
 
-    def affine(self) -> tuple[Array, Array, Array | None]:
+    def weights(self) -> tuple[Array, Array, Array | None]:
         """Returns W `[F, Gx H]`, R `[H, Gh H]` and b `[G H]` as the products use them.
 
         A cell with a structured recurrent matrix (orthogonal, masked, skew) overrides this: it is called once for
@@ -261,11 +261,11 @@ class AffineCell(Cell):
 
     def activate(self, z: Mapping[str, Array], carry: Carry) -> dict[str, Array]:
         """Returns the gate values for the pre-activations z."""
-        raise NotImplementedError(f"{type(self).__name__} has no `activate(z, carry)`; an AffineCell writes it.")
+        raise NotImplementedError(f"{type(self).__name__} has no `activate(z, carry)`; an PointwiseCell writes it.")
 
     def pointwise(self, z: Mapping[str, Array], carry: Carry) -> tuple[Carry, Array]:
         """Returns `(carry, y)` of the step, given the pre-activations z."""
-        raise NotImplementedError(f"{type(self).__name__} has no `pointwise(z, carry)`; an AffineCell writes it.")
+        raise NotImplementedError(f"{type(self).__name__} has no `pointwise(z, carry)`; an PointwiseCell writes it.")
 
     def gates(self, carry: Carry, x: Array) -> dict[str, Array]:
         return self.activate(self._preactivations(carry, x)[0], carry)
@@ -289,7 +289,7 @@ class AffineCell(Cell):
 
     def _preactivations(self, carry: Carry, x: Array) -> tuple[dict[str, Array], Dtype]:
         check_input(self, x)
-        kernel, recurrent_kernel, bias = self.affine()
+        kernel, recurrent_kernel, bias = self.weights()
         h = self.hidden(carry)
         x, kernel, recurrent_kernel = dtypes.promote_dtype((x, kernel, recurrent_kernel), dtype=self.dtype)
         products = ((x @ kernel, self.input_gates), (h.astype(x.dtype) @ recurrent_kernel, self.recurrent_gates))
@@ -299,7 +299,7 @@ class AffineCell(Cell):
 
 
 def sum_gates(
-    cell: AffineCell, products: Sequence[tuple[Array, tuple[str, ...]]], bias: Array | None
+    cell: PointwiseCell, products: Sequence[tuple[Array, tuple[str, ...]]], bias: Array | None
 ) -> dict[str, Array]:
     """Splits each product `[..., G H]` into one array a gate, and adds those of one name, and the bias.
 

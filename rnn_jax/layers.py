@@ -9,7 +9,7 @@ from flax import nnx
 
 from rnn_jax.cell import make_cell
 from rnn_jax.constant import Constant
-from rnn_jax.unroll import Tap, clip_lengths, unroll, updates_variables
+from rnn_jax.unroll import Probe, clip_lengths, unroll, updates_variables
 from rnn_jax.unroll.record import CallRecorder
 
 Array = jax.Array
@@ -48,7 +48,7 @@ class RNN(nnx.Module):
         reverse: bool = False,
         keep_order: bool = False,
         unroll: int = 1,
-        method: str = "sequential",
+        method: str = "auto",
         checkpoint_every: int | None = None,
         truncate_every: int | None = None,
         state_axes: Any = None,
@@ -68,7 +68,7 @@ class RNN(nnx.Module):
         self.broadcast_rngs = broadcast_rngs
         stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
         self.carry_key = _KeptKey(stream()) if isinstance(stream, nnx.RngStream) else None
-        self.tap = nnx.data(None)
+        self.probe = nnx.data(None)
 
     def __call__(
         self,
@@ -106,7 +106,7 @@ class RNN(nnx.Module):
         rngs = self.carry_rngs() if rngs is None else rngs
         time_axis = inputs.ndim - self.cell.num_feature_axes - 1
         if self._needs_flax(inputs, initial_carry, 0 if time_major else time_axis):
-            if resets is not None or self.tap is not None:
+            if resets is not None or self.probe is not None:
                 raise ValueError(
                     f"{type(self.cell).__name__} keeps state of its own and is run by flax.nnx.RNN; allowed there:"
                     " neither resets nor a gradient profile."
@@ -143,7 +143,7 @@ class RNN(nnx.Module):
             checkpoint_every=self.checkpoint_every,
             truncate_every=self.truncate_every,
             rngs=rngs,
-            tap=self.tap,
+            probe=self.probe,
         )
         if reverse and not keep_order:
             ys = jax.tree.map(lambda y: _flip(y, seq_lengths, time_axis), ys)
@@ -161,10 +161,10 @@ class RNN(nnx.Module):
         step_shape = (*inputs.shape[:time_axis], *inputs.shape[time_axis + 1 :])
         return updates_variables(self.cell, jax.ShapeDtypeStruct(step_shape, inputs.dtype), carry)
 
-    def with_tap(self, tap: Tap | CallRecorder | None) -> "RNN":
-        """Returns the same layer with another tap; the instruments of `rnn_jax.flow` call this."""
+    def with_probe(self, probe: Probe | CallRecorder | None) -> "RNN":
+        """Returns the same layer with another probe; the instruments of `rnn_jax.flow` call this."""
         layer = jax.tree.map(lambda x: x, self)
-        layer.tap = nnx.data(tap)
+        layer.probe = nnx.data(probe)
         return layer
 
 

@@ -95,16 +95,16 @@ def test_gates_have_the_shape_of_the_state_and_stay_in_their_range(name):
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_an_affine_cell_has_one_bias_for_each_distinct_gate(name):
     cell = make(name)
-    if not isinstance(cell, rnn_jax.AffineCell):
-        pytest.skip("not an AffineCell")
-    W, R, b = cell.affine()
+    if not isinstance(cell, rnn_jax.PointwiseCell):
+        pytest.skip("not an PointwiseCell")
+    W, R, b = cell.weights()
     assert W.shape == (2, 4 * len(cell.input_gates))
     assert R.shape == (4, 4 * len(cell.recurrent_gates))
     assert b.shape == (4 * len(set(cell.input_gates) | set(cell.recurrent_gates)),)
 
 
 def test_the_columns_of_the_gru_are_those_of_its_docstring():
-    assert make("gru").gate_columns() == ("r", "u", "nx", "nh")
+    assert make("gru").gate_columns() == ("reset", "update", "candidate_x", "candidate_h")
 
 
 @pytest.mark.parametrize("name", CATALOGUE)

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 import rnn_jax
 from rnn_jax import unroll
-from rnn_jax.unroll import fast_path_obstacle
+from rnn_jax.unroll import fused_obstacle
 from tests import reference
 
 CELLS = reference.every_cell()
@@ -82,7 +82,7 @@ def test_unroll_of_every_cell_is_a_loop_in_python(name):
 @pytest.fixture
 def small_segments(monkeypatch):
     """Has the fast path go back over segments of 3 steps of an LSTM, not of megabytes, and keep carries alone."""
-    affine = importlib.import_module("rnn_jax.unroll.affine")
+    affine = importlib.import_module("rnn_jax.unroll.fused")
     monkeypatch.setattr(affine, "_SEGMENT_BYTES", 3 * 8 * 2 * 4 * H)
     monkeypatch.setattr(affine, "_SHORT_BYTES", 0)
 
@@ -155,18 +155,20 @@ def spy_on(monkeypatch, path):
 
 @pytest.mark.parametrize(("name", "fast"), [("elman", 1), ("lstm", 1), ("gru", 1), ("gru_reset_before", 0)])
 def test_an_affine_cell_really_takes_the_fast_path(monkeypatch, name, fast):
-    fast_calls, scan_calls = spy_on(monkeypatch, "scan_affine"), spy_on(monkeypatch, "scan_cell")
+    fast_calls, scan_calls = spy_on(monkeypatch, "scan_fused"), spy_on(monkeypatch, "scan_cell")
     jax.grad(lambda xs: jnp.sum(unroll(make(name), xs)[1]))(reference.normal(0, 3, 4, F))
     assert (len(fast_calls), len(scan_calls)) == (fast, 1 - fast)
 
 
 def test_the_method_scan_takes_the_plain_path(monkeypatch):
-    fast_calls = spy_on(monkeypatch, "scan_affine")
+    fast_calls = spy_on(monkeypatch, "scan_fused")
     unroll(make("lstm"), reference.normal(0, 3, 4, F), method="scan")
     assert not fast_calls
 
 
-@pytest.mark.parametrize("name", [n for n, cls in rnn_jax.catalogue().items() if issubclass(cls, rnn_jax.AffineCell)])
+@pytest.mark.parametrize(
+    "name", [n for n, cls in rnn_jax.catalogue().items() if issubclass(cls, rnn_jax.PointwiseCell)]
+)
 @pytest.mark.parametrize(("time", "how"), [(1, "plain"), (37, "plain"), (37, "padded"), (8, "padded-reverse")])
 def test_the_fast_path_is_the_plain_path(name, time, how):
     cell, xs = make(name), reference.normal(2, 3, time, F)
@@ -441,7 +443,7 @@ def test_inputs_of_another_width_are_refused_by_every_cell_and_method(name, feat
     cell = make(name)
     xs = jnp.zeros((3, 5, features))
     sentence = rf"have {features} features; allowed: {F}, the in_features of this {type(cell).__name__}"
-    for method in ("sequential", "scan"):
+    for method in ("auto", "scan"):
         with pytest.raises(ValueError, match=sentence):
             unroll(cell, xs, method=method)
     if isinstance(cell, rnn_jax.Cell):
@@ -449,7 +451,7 @@ def test_inputs_of_another_width_are_refused_by_every_cell_and_method(name, feat
             cell(cell.initialize_carry((3, F)), xs[:, 0])
 
 
-class ScaledHidden(rnn_jax.AffineCell):
+class ScaledHidden(rnn_jax.PointwiseCell):
     """An Elman cell that reads its state through a learned scale."""
 
     input_gates = recurrent_gates = ("n",)
@@ -472,12 +474,12 @@ class ScaledHidden(rnn_jax.AffineCell):
 def test_a_parameter_that_hidden_reads_has_its_gradient():
     cell, xs = ScaledHidden(F, H, param_dtype=jnp.float64, rngs=nnx.Rngs(0)), reference.normal(2, 3, 5, F)
     carry = reference.random_carry(cell, (3,), seed=3)
-    (_, grads), (_, plain) = (losses_and_grads(unroll, cell, xs, carry, method=m) for m in ("sequential", "scan"))
+    (_, grads), (_, plain) = (losses_and_grads(unroll, cell, xs, carry, method=m) for m in ("auto", "scan"))
     assert plain[0].scale[...] != 0
     reference.assert_close(grads, plain)
 
 
-class CountedElman(rnn_jax.AffineCell):
+class CountedElman(rnn_jax.PointwiseCell):
     """An Elman cell that counts its steps, in a type and with batch axes as asked."""
 
     input_gates = recurrent_gates = ("n",)
@@ -509,9 +511,9 @@ class CountedElman(rnn_jax.AffineCell):
 )
 def test_a_counter_in_the_carry_runs_and_the_path_is_told(monkeypatch, dtype, batched, obstacle):
     cell, xs, lengths = CountedElman(dtype, batched), reference.normal(2, 3, 5, F), np.array([5, 2, 0])
-    fast_calls = spy_on(monkeypatch, "scan_affine")
+    fast_calls = spy_on(monkeypatch, "scan_fused")
     final, ys = unroll(cell, xs, lengths=lengths)
-    assert fast_path_obstacle(cell, xs) == obstacle
+    assert fused_obstacle(cell, xs) == obstacle
     assert len(fast_calls) == (obstacle is None)
     np.testing.assert_array_equal(final["steps"], lengths if batched else 5)
     elman = rnn_jax.make_cell("elman", F, H, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
@@ -520,11 +522,11 @@ def test_a_counter_in_the_carry_runs_and_the_path_is_told(monkeypatch, dtype, ba
 
 def test_the_reason_for_the_plain_path_is_given():
     xs = jax.ShapeDtypeStruct((3, 5, F), jnp.float64)
-    assert fast_path_obstacle(make("lstm"), xs) is None
-    assert fast_path_obstacle(make("gru_reset_before"), xs) == "GRUResetBeforeCell is not an AffineCell"
-    assert fast_path_obstacle(make("lstm"), jax.ShapeDtypeStruct((3, 5, F), jnp.int32)) == "the inputs are int32"
+    assert fused_obstacle(make("lstm"), xs) is None
+    assert fused_obstacle(make("gru_reset_before"), xs) == "GRUResetBeforeCell is not an PointwiseCell"
+    assert fused_obstacle(make("lstm"), jax.ShapeDtypeStruct((3, 5, F), jnp.int32)) == "the inputs are int32"
     scaled = ScaledHidden(F, H, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
-    assert fast_path_obstacle(scaled, xs) == "`hidden` reads a parameter"
+    assert fused_obstacle(scaled, xs) == "`hidden` reads a parameter"
 
 
 @pytest.mark.parametrize("name", rnn_jax.catalogue())
@@ -543,7 +545,7 @@ def test_outputs_have_the_type_of_the_products_and_carries_that_of_the_parameter
     cell = rnn_jax.make_cell(name, F, H, dtype=dtype, param_dtype=param, rngs=nnx.Rngs(0))
     xs = jax.ShapeDtypeStruct((3, 5, F), x)
     with jax.numpy_dtype_promotion("standard"):
-        for method in ("sequential", "scan"):
+        for method in ("auto", "scan"):
             final, ys = jax.eval_shape(lambda xs, method=method: unroll(cell, xs, method=method), xs)
             assert ys.dtype == output
             assert {part.dtype for part in jax.tree.leaves(final)} == {jnp.dtype(param)}
@@ -574,7 +576,7 @@ def test_a_program_can_be_exported_for_any_batch(name):
         reference.assert_close(exported.call(xs), outputs_and_gradient(xs))
 
 
-@pytest.mark.parametrize("method", ["sequential", "scan"])
+@pytest.mark.parametrize("method", ["auto", "scan"])
 @pytest.mark.parametrize("name", KINDS)
 def test_replicated_weights_have_the_gradient_of_the_whole_batch_within_shard_map(name, method):
     layer, xs = rnn_jax.RNN(make(name), method=method), reference.normal(0, 4, 5, F)

@@ -8,11 +8,11 @@ References:
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rnn_jax.cell import AffineCell, Array, as_activation, register
+from rnn_jax.cell import Array, PointwiseCell, as_activation, register
 
 
 @register("elman")
-class ElmanCell(AffineCell):
+class ElmanCell(PointwiseCell):
     r"""Elman RNN (Elman 1990).
 
     .. math::
@@ -22,7 +22,7 @@ class ElmanCell(AffineCell):
 
     Args:
       activation: act, a function or the name of one (`tanh`, `relu`, `identity`, ...).
-      **kwargs: as `AffineCell`.
+      **kwargs: as `PointwiseCell`.
     """
 
     input_gates = recurrent_gates = ("candidate",)

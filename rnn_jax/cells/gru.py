@@ -16,9 +16,9 @@ from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer
 
 from rnn_jax.cell import (
-    AffineCell,
     Array,
     Cell,
+    PointwiseCell,
     add_bias,
     block_kernel,
     check_input,
@@ -43,7 +43,7 @@ def _update_gate_bias(
 
 
 @register("gru")
-class GRUCell(AffineCell):
+class GRUCell(PointwiseCell):
     r"""GRU, reset gate after the recurrent product: the form of cuDNN, PyTorch, Keras and Flax.
 
     .. math::
@@ -52,23 +52,23 @@ class GRUCell(AffineCell):
         n_t &= \tanh(x_t W_n + b_{nx} + r_t \circ (h_{t-1} R_n + b_{nh})) \\
         h_t &= u_t \circ h_{t-1} + (1 - u_t) \circ n_t, \qquad y_t = h_t
 
-    Carry: h, `[*batch, H]`. Gates: reset `r`, update `u` (PyTorch's and Flax's z; it *keeps* when it is 1, as in Cho et
-    al.), candidate `n`. Columns: r, u, n. Biases: r, u, nx, nh; Flax's `GRUCell` has no b_nh.
+    Carry: h, `[*batch, H]`. Gates: `reset` (r), `update` (u; PyTorch's and Flax's z; it keeps the state when it is 1, as
+    in Cho et al.), `candidate` (n). Columns: r, u, n. Biases: r, u, nx, nh; Flax's `GRUCell` has no b_nh.
 
     Args:
       update_bias: b_u before training; by default what `bias_init` draws, which is 0 unless given. 0 is the custom, and
         lets half of the state go at each step; 1 or more keeps the gradient alive for longer.
       chrono: in the place of `update_bias`: b_u = log(v), v uniform on [1, chrono - 1], for dependencies of up to
         `chrono` steps (Tallec, Ollivier 2018).
-      **kwargs: as `AffineCell`.
+      **kwargs: as `PointwiseCell`.
 
     Raises:
       ValueError: if `update_bias` and `chrono` are both given, or one of them with `use_bias=False`.
     """
 
-    input_gates = ("r", "u", "nx")
-    recurrent_gates = ("r", "u", "nh")
-    gate_ranges = {"r": (0.0, 1.0), "u": (0.0, 1.0), "n": (-1.0, 1.0)}
+    input_gates = ("reset", "update", "candidate_x")
+    recurrent_gates = ("reset", "update", "candidate_h")
+    gate_ranges = {"reset": (0.0, 1.0), "update": (0.0, 1.0), "candidate": (-1.0, 1.0)}
 
     def __init__(
         self,
@@ -83,15 +83,19 @@ class GRUCell(AffineCell):
         super().__init__(in_features, hidden_features, rngs=rngs, **kwargs)
         bias = _update_gate_bias(update_bias, chrono, hidden_features, self.param_dtype, rngs)
         if bias is not None:
-            self.set_gate_bias("u", bias)
+            self.set_gate_bias("update", bias)
 
     def activate(self, z: Mapping[str, Array], carry: Array) -> dict[str, Array]:
-        r = jax.nn.sigmoid(z["r"])
-        return {"r": r, "u": jax.nn.sigmoid(z["u"]), "n": jnp.tanh(z["nx"] + r * z["nh"])}
+        r = jax.nn.sigmoid(z["reset"])
+        return {
+            "reset": r,
+            "update": jax.nn.sigmoid(z["update"]),
+            "candidate": jnp.tanh(z["candidate_x"] + r * z["candidate_h"]),
+        }
 
     def pointwise(self, z: Mapping[str, Array], carry: Array) -> tuple[Array, Array]:
         gates = self.activate(z, carry)
-        h = gates["u"] * carry + (1.0 - gates["u"]) * gates["n"]
+        h = gates["update"] * carry + (1.0 - gates["update"]) * gates["candidate"]
         return h, h
 
 
@@ -105,19 +109,19 @@ class GRUResetBeforeCell(Cell):
         n_t &= \tanh(x_t W_n + (r_t \circ h_{t-1}) R_n + b_n) \\
         h_t &= u_t \circ h_{t-1} + (1 - u_t) \circ n_t, \qquad y_t = h_t
 
-    Carry: h, `[*batch, H]`. Gates: `r`, `u` (keeps when it is 1), `n`. Columns of kernels and bias: r, u, n. The second
-    product waits for the first, so this form is not affine-then-pointwise and runs by the plain scan.
+    Carry: h, `[*batch, H]`. Gates: `reset`, `update` (keeps when it is 1), `candidate`. Columns of kernels and bias: r, u, n. The second
+    product waits for the first, so this form is no `PointwiseCell` and runs by the plain scan.
 
     Args:
       update_bias: b_u before training; 0 by default, as are the other biases.
       chrono: in the place of `update_bias`, as in `GRUCell`.
-      kernel_init, recurrent_kernel_init, dtype, param_dtype, rngs: as `AffineCell`.
+      kernel_init, recurrent_kernel_init, dtype, param_dtype, rngs: as `PointwiseCell`.
 
     Raises:
       ValueError: if `update_bias` and `chrono` are both given.
     """
 
-    gate_ranges = {"r": (0.0, 1.0), "u": (0.0, 1.0), "n": (-1.0, 1.0)}
+    gate_ranges = {"reset": (0.0, 1.0), "update": (0.0, 1.0), "candidate": (-1.0, 1.0)}
 
     def __init__(
         self,
@@ -151,9 +155,9 @@ class GRUResetBeforeCell(Cell):
         r = jax.nn.sigmoid(zx[..., :size] + zh[..., :size])
         u = jax.nn.sigmoid(zx[..., size : 2 * size] + zh[..., size:])
         reset_product = (r * h).astype(x.dtype) @ recurrent_kernel[:, 2 * size :]
-        return {"r": r, "u": u, "n": jnp.tanh(zx[..., 2 * size :] + reset_product.astype(h.dtype))}
+        return {"reset": r, "update": u, "candidate": jnp.tanh(zx[..., 2 * size :] + reset_product.astype(h.dtype))}
 
     def __call__(self, carry: Array, x: Array) -> tuple[Array, Array]:
         gates = self.gates(carry, x)
-        h = gates["u"] * carry + (1.0 - gates["u"]) * gates["n"]
+        h = gates["update"] * carry + (1.0 - gates["update"]) * gates["candidate"]
         return h, h.astype(dtypes.canonicalize_dtype(x, self.kernel[...], self.recurrent_kernel[...], dtype=self.dtype))

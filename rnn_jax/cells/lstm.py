@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Initializer
 
-from rnn_jax.cell import AffineCell, Array, check_one_given, chrono_bias, register
+from rnn_jax.cell import Array, PointwiseCell, check_one_given, chrono_bias, register
 
 
 class LSTMCarry(NamedTuple):
@@ -26,7 +26,7 @@ class LSTMCarry(NamedTuple):
 
 
 @register("lstm")
-class LSTMCell(AffineCell):
+class LSTMCell(PointwiseCell):
     r"""LSTM with a forget gate (Hochreiter, Schmidhuber 1997; Gers, Schmidhuber, Cummins 2000), without peepholes.
 
     .. math::
@@ -37,8 +37,8 @@ class LSTMCell(AffineCell):
         c_t &= f_t \circ c_{t-1} + i_t \circ g_t \\
         h_t &= o_t \circ \tanh(c_t), \qquad y_t = h_t
 
-    Carry: `LSTMCarry(c, h)`. Gates: input `i`, forget `f`, candidate `g`, output `o`: the order of the columns, which
-    is PyTorch's. One bias; PyTorch has the sum of two.
+    Carry: `LSTMCarry(c, h)`. Gates: `input` (i), `forget` (f), `candidate` (g), `output` (o): the order of the columns,
+    which is PyTorch's. One bias; PyTorch has the sum of two.
 
     Args:
       forget_bias: b_f before training. By default 1 (Jozefowicz et al. 2015), where PyTorch and Flax have 0, or what
@@ -46,14 +46,14 @@ class LSTMCell(AffineCell):
       chrono: in the place of `forget_bias`: b_f = log(u), u uniform on [1, chrono - 1], and b_i = -b_f, for
         dependencies of up to `chrono` steps (Tallec, Ollivier 2018).
       bias_init: draws all biases that `forget_bias` or `chrono` does not set; zeros by default.
-      **kwargs: as `AffineCell`.
+      **kwargs: as `PointwiseCell`.
 
     Raises:
       ValueError: if `forget_bias` and `chrono` are both given, or one of them with `use_bias=False`.
     """
 
-    input_gates = recurrent_gates = ("i", "f", "g", "o")
-    gate_ranges = {"i": (0.0, 1.0), "f": (0.0, 1.0), "g": (-1.0, 1.0), "o": (0.0, 1.0)}
+    input_gates = recurrent_gates = ("input", "forget", "candidate", "output")
+    gate_ranges = {"input": (0.0, 1.0), "forget": (0.0, 1.0), "candidate": (-1.0, 1.0), "output": (0.0, 1.0)}
     carry_type = LSTMCarry
 
     def __init__(
@@ -71,23 +71,23 @@ class LSTMCell(AffineCell):
         check_one_given("bias of the forget gate", forget_bias=forget_bias, chrono=chrono)
         if chrono is not None:
             b_f = chrono_bias(rngs.params(), chrono, hidden_features, self.param_dtype)
-            self.set_gate_bias("f", b_f)
-            self.set_gate_bias("i", -b_f)
+            self.set_gate_bias("forget", b_f)
+            self.set_gate_bias("input", -b_f)
         elif forget_bias is not None:
-            self.set_gate_bias("f", forget_bias)
+            self.set_gate_bias("forget", forget_bias)
         elif self.bias is not None and bias_init is None:
-            self.set_gate_bias("f", 1.0)
+            self.set_gate_bias("forget", 1.0)
 
     def activate(self, z: Mapping[str, Array], carry: LSTMCarry) -> dict[str, Array]:
         return {
-            "i": jax.nn.sigmoid(z["i"]),
-            "f": jax.nn.sigmoid(z["f"]),
-            "g": jnp.tanh(z["g"]),
-            "o": jax.nn.sigmoid(z["o"]),
+            "input": jax.nn.sigmoid(z["input"]),
+            "forget": jax.nn.sigmoid(z["forget"]),
+            "candidate": jnp.tanh(z["candidate"]),
+            "output": jax.nn.sigmoid(z["output"]),
         }
 
     def pointwise(self, z: Mapping[str, Array], carry: LSTMCarry) -> tuple[LSTMCarry, Array]:
         gates = self.activate(z, carry)
-        c = gates["f"] * carry.c + gates["i"] * gates["g"]
-        h = gates["o"] * jnp.tanh(c)
+        c = gates["forget"] * carry.c + gates["input"] * gates["candidate"]
+        h = gates["output"] * jnp.tanh(c)
         return LSTMCarry(c, h), h

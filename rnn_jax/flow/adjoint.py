@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rnn_jax.unroll import Tap, check_lengths, fit_carry, unroll
+from rnn_jax.unroll import Probe, check_lengths, fit_carry, unroll
 from rnn_jax.unroll.running_scale import log2_of_whole, times_power_of_two
 
 Array = jax.Array
@@ -74,12 +74,12 @@ def adjoints(
     def one_example(x, y_cotangent, carry, carry_cotangent, length, reset):
         directions = jax.tree.map(lambda part: jnp.zeros((time, *part.shape), part.dtype), carry)
         zeros = (directions, jnp.zeros((time,), jnp.float32))
-        tap = Tap(zeros, jnp.zeros((), jnp.float32), _direction_and_scale)
+        probe = Probe(zeros, jnp.zeros((), jnp.float32), _direction_and_scale)
 
-        def run(tap):
-            return unroll(cell, x, carry, lengths=length, resets=reset, reverse=reverse, tap=tap)
+        def run(probe):
+            return unroll(cell, x, carry, lengths=length, resets=reset, reverse=reverse, probe=probe)
 
-        _, pullback = jax.vjp(run, tap)
+        _, pullback = jax.vjp(run, probe)
         return pullback((carry_cotangent, y_cotangent))[0].zeros
 
     run = one_example

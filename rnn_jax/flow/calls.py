@@ -7,7 +7,7 @@ import jax
 
 from rnn_jax.layers import RNN
 from rnn_jax.unroll.record import CallRecorder, LayerCall
-from rnn_jax.unroll.running_scale import Tap
+from rnn_jax.unroll.running_scale import Probe
 
 PyTree = Any
 
@@ -26,26 +26,26 @@ def layer_calls(function: Callable[[PyTree], Any], model: PyTree) -> dict[str, l
       missing. Within a traced function the records hold traced arrays.
     """
     calls: list[tuple[str, LayerCall]] = []
-    function(with_taps(model, {name: CallRecorder(name, calls) for name in layer_names(model)}))
+    function(with_probes(model, {name: CallRecorder(name, calls) for name in layer_names(model)}))
     by_layer: dict[str, list[LayerCall]] = {}
     for name, call in calls:
         by_layer.setdefault(name, []).append(call)
     return by_layer
 
 
-def with_taps(model: PyTree, taps: Mapping[str, Tap | CallRecorder | None]) -> PyTree:
-    """Returns the model with the taps of its layers replaced."""
+def with_probes(model: PyTree, probes: Mapping[str, Probe | CallRecorder | None]) -> PyTree:
+    """Returns the model with the probes of its layers replaced."""
 
     def replace(path: tuple[Any, ...], node: Any) -> Any:
-        return node.with_tap(taps[_name(path)]) if _is_rnn(node) else node
+        return node.with_probe(probes[_name(path)]) if _is_rnn(node) else node
 
     return jax.tree_util.tree_map_with_path(replace, model, is_leaf=_is_rnn)
 
 
-def get_taps(model: PyTree) -> dict[str, Tap]:
-    """Returns the taps of the layers by name."""
+def get_probes(model: PyTree) -> dict[str, Probe]:
+    """Returns the probes of the layers by name."""
     leaves = jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_rnn)
-    return {_name(path): node.tap for path, node in leaves if _is_rnn(node)}
+    return {_name(path): node.probe for path, node in leaves if _is_rnn(node)}
 
 
 def _is_rnn(node: Any) -> bool:

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from rnn_jax.cell import AffineCell, Cell, carry_names, make_cell
+from rnn_jax.cell import Cell, PointwiseCell, carry_names, make_cell
 from rnn_jax.constant import keep_constants
 from rnn_jax.flow.adjoint import adjoints
 from rnn_jax.flow.check_numbers import (
@@ -808,7 +808,7 @@ def gates(subject: Subject) -> str:
     """`cell.gates(carry, x)` gives finite arrays `[*batch, ...]` by name, each within its `gate_ranges` (to 1e-6).
 
     For common inputs in float64, and for inputs of +-1e4 in the cell's own type. Every name of `gate_ranges` is a gate.
-    In a `rnn_jax.Cell` the step itself calls `gates` (in an `AffineCell`: `activate`): halving what that returns for
+    In a `rnn_jax.Cell` the step itself calls `gates` (in an `PointwiseCell`: `activate`): halving what that returns for
     one gate must change the step, or an instrument would look at something that the step does not do. A gate that only
     another gate is computed from (the r of a GRU) may change nothing, if that is so in the jaxpr of `gates`.
     """
@@ -851,7 +851,7 @@ def gates(subject: Subject) -> str:
     want = cell(carry, x)
     unchanged = [name for name in smallest if equal(halved_everywhere(cell, name)(carry, x), want)]
     if unused := [name for name in unchanged if not feeds_another_gate(cell, carry, x, name)]:
-        method = "activate" if isinstance(cell, AffineCell) else "gates"
+        method = "activate" if isinstance(cell, PointwiseCell) else "gates"
         raise Failed(
             f"halving what `{method}` returns for {', '.join(unused)} changes nothing in a step; "
             f"allowed: a step that calls `{method}` for its gates."
@@ -863,7 +863,7 @@ def halved_everywhere(cell: nnx.RNNCellBase, name: str) -> nnx.RNNCellBase:
     """Returns the cell with one gate halved, also in the cells within it that a wrapper forwards to."""
     halved = jax.tree.map(lambda leaf: leaf, cell)
     for _, module in nnx.iter_modules(halved):
-        method = "activate" if isinstance(module, AffineCell) else "gates"
+        method = "activate" if isinstance(module, PointwiseCell) else "gates"
         if isinstance(module, nnx.RNNCellBase) and hasattr(module, method):
             setattr(module, method, partial(half_of_gate, getattr(module, method), name))
     return halved
@@ -891,20 +891,20 @@ def is_read(jaxpr: Any, output: int) -> bool:
     return False
 
 
-@check("affine", relies_on=["float64"])
-def affine(subject: Subject) -> str:
-    """For an `AffineCell`: a step is `pointwise` of the pre-activations by name, formed here one block at a time.
+@check("pointwise", relies_on=["float64"])
+def pointwise(subject: Subject) -> str:
+    """For an `PointwiseCell`: a step is `pointwise` of the pre-activations by name, formed here one block at a time.
 
     `z[name] = x W_name + h R_name + b_name`, to a relative difference of 1e-12; and `gates` is `activate` of them. Does
     not apply to a cell that overrides `__call__`, which runs by the plain scan.
     """
     cell = subject.at(jnp.float64)
-    if not isinstance(cell, AffineCell):
-        raise NotApplicable("the cell is no rnn_jax.AffineCell")
-    if type(cell).__call__ is not AffineCell.__call__:
+    if not isinstance(cell, PointwiseCell):
+        raise NotApplicable("the cell is no rnn_jax.PointwiseCell")
+    if type(cell).__call__ is not PointwiseCell.__call__:
         raise NotApplicable("the cell overrides `__call__`, so it runs by the plain scan")
     carry, x = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH)
-    kernel, recurrent_kernel, bias = cell.affine()
+    kernel, recurrent_kernel, bias = cell.weights()
     names = cell.gate_columns()
     z = {name: jnp.zeros((_BATCH, cell.hidden_features)) for name in names}
     for vector, matrix, columns in (

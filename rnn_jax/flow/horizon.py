@@ -10,7 +10,7 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["e", "thousand"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["lag_e", "lag_1000"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Horizon:
     """The lag from which on the norm stays below a share of its largest value; `time` if it never does.
@@ -18,12 +18,12 @@ class Horizon:
     -1 where the profile holds a NaN or +inf: then it is unknown.
 
     Attributes:
-      e: for 1/e, int32 `[...]`.
-      thousand: for 1/1000, int32 `[...]`.
+      lag_e: for 1/e, int32 `[...]`.
+      lag_1000: for 1/1000, int32 `[...]`.
     """
 
-    e: Array
-    thousand: Array
+    lag_e: Array
+    lag_1000: Array
 
 
 def horizon(log10_norm: Array, *, reverse: bool = False) -> Horizon:
@@ -47,4 +47,4 @@ def horizon(log10_norm: Array, *, reverse: bool = False) -> Horizon:
         lag = jnp.max(jnp.where(above, lags.reshape((1,) * (above.ndim - 1) + lags.shape), 0), axis=-1)
         return jnp.where(known, lag, jnp.full_like(lag, -1))
 
-    return Horizon(e=beyond(-math.log10(math.e)), thousand=beyond(-3.0))
+    return Horizon(lag_e=beyond(-math.log10(math.e)), lag_1000=beyond(-3.0))

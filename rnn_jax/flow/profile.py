@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnn_jax.cell import carry_names
-from rnn_jax.flow.calls import get_taps, layer_calls, layer_names, with_taps
-from rnn_jax.unroll.running_scale import Tap, log2_of_whole
+from rnn_jax.flow.calls import get_probes, layer_calls, layer_names, with_probes
+from rnn_jax.unroll.running_scale import Probe, log2_of_whole
 
 Array = jax.Array
 PyTree = Any
@@ -85,7 +85,7 @@ def gradient_profile(loss_fn: Callable[..., Any], model: PyTree, *args: Any, has
 
     calls: dict[str, list[Any]] = {}
     jax.eval_shape(lambda m: calls.update(layer_calls(lambda m: loss_fn(m, *args), m)), model)
-    taps, parts = {}, {}
+    probes, parts = {}, {}
     for name in names:
         runs = calls.get(name, [])
         if len(runs) != 1:
@@ -93,11 +93,11 @@ def gradient_profile(loss_fn: Callable[..., Any], model: PyTree, *args: Any, has
         parts[name] = carry_names(runs[0].cell, runs[0].carry)
         zeros = jnp.zeros((runs[0].time, len(parts[name]) + 1), jnp.float32)
         record = partial(_log10_norms, math.prod(runs[0].batch_shape))
-        taps[name] = Tap(zeros, jnp.zeros((), jnp.float32), record)
+        probes[name] = Probe(zeros, jnp.zeros((), jnp.float32), record)
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=has_aux, allow_int=True)
-    value, grads = grad_fn(with_taps(model, taps), *args)
-    recorded = get_taps(grads)
+    value, grads = grad_fn(with_probes(model, probes), *args)
+    recorded = get_probes(grads)
     log10_norm: dict[str, Array] = {}
     reversed_parts: set[str] = set()
     for name in names:
@@ -109,10 +109,10 @@ def gradient_profile(loss_fn: Callable[..., Any], model: PyTree, *args: Any, has
         if calls[name][0].reverse:
             reversed_parts |= set(of_layer)
     loss, aux = value if has_aux else (value, None)
-    return GradientProfile(loss, log10_norm, with_taps(grads, dict.fromkeys(names)), aux, frozenset(reversed_parts))
+    return GradientProfile(loss, log10_norm, with_probes(grads, dict.fromkeys(names)), aux, frozenset(reversed_parts))
 
 
-def _checked(name: str, recorded: Tap) -> Array:
+def _checked(name: str, recorded: Probe) -> Array:
     """Returns the recording, NaN (or, where its value is known, an error) if it is a sum over several runs."""
     if not isinstance(recorded.count, jax.core.Tracer) and np.any(np.asarray(recorded.count) != 1):
         raise ValueError(

@@ -68,14 +68,14 @@ class Comparison:
     Attributes:
       task: its name.
       metric: what the score is called.
-      trivial_score: of whoever ignores the input.
+      baseline_score: of whoever ignores the input.
       machine: what the runs ran on.
       results: in the order in which their first runs were given.
     """
 
     task: str
     metric: str
-    trivial_score: float
+    baseline_score: float
     machine: str
     results: list[Result]
 
@@ -111,7 +111,7 @@ def compare(run_dirs: Iterable[read.StrPath]) -> Comparison:
     labels = _labels([alike[0] for alike in groups.values()])
     results = [_result(label, sorted(alike, key=lambda run: run.seed)) for label, alike in zip(labels, groups.values())]
     machine = "; ".join(dict.fromkeys(run.machine for run in runs))
-    return Comparison(first.task, first.metric, first.trivial_score, machine, results)
+    return Comparison(first.task, first.metric, first.baseline_score, machine, results)
 
 
 def rows(comparison: Comparison) -> list[dict[str, Any]]:
@@ -123,7 +123,7 @@ def rows(comparison: Comparison) -> list[dict[str, Any]]:
             least, most = float(scores_S.min()), float(scores_S.max())
             row |= {f"{split}_mean": float(scores_S.mean()), f"{split}_least": least, f"{split}_most": most}
         row |= {
-            "trivial_score": comparison.trivial_score,
+            "baseline_score": comparison.baseline_score,
             "seeds": " ".join(map(str, result.seeds)),
             "parameters": result.parameters,
             "seconds": float(np.median(result.seconds_S)),
@@ -153,7 +153,7 @@ def markdown(comparison: Comparison, baselines: Mapping[str, float] | None = Non
         lines.append("| " + " | ".join([*cells, f"{np.median(result.seconds_S):.0f}", *horizons]) + " |")
     for name, score in ({} if baselines is None else baselines).items():
         lines.append(f"| {name} | {score:.3f} |  |  |  |  |  |")
-    lines.append(f"| ignoring the input | {comparison.trivial_score:.3f} |  |  |  |  |  |")
+    lines.append(f"| ignoring the input | {comparison.baseline_score:.3f} |  |  |  |  |  |")
     seeds = sorted({seed for result in comparison.results for seed in result.seeds})
     lines += [
         "",
@@ -180,7 +180,7 @@ def plot_scores(ax: Axes, comparison: Comparison, baselines: Mapping[str, float]
         ax.plot(result.test_S, np.full(len(result.test_S), row), "o", color=_COLOR, alpha=0.6, markersize=6)
         mean = float(result.test_S.mean())
         ax.plot([mean, mean], [row - 0.3, row + 0.3], color=_COLOR, linewidth=2)
-    lines = {**({} if baselines is None else baselines), "ignoring the input": comparison.trivial_score}
+    lines = {**({} if baselines is None else baselines), "ignoring the input": comparison.baseline_score}
     for k, (name, score) in enumerate(sorted(lines.items(), key=lambda item: item[1])):
         ax.axvline(score, color="0.35", linewidth=1, linestyle=("--", ":", "-.")[k % 3], zorder=1, label=name)
     ax.set_yticks(range(len(results)), [result.label for result in results])
@@ -254,8 +254,8 @@ class _Run:
         return self.flags["seed"]
 
     @property
-    def trivial_score(self) -> float:
-        return float(self.table[0]["trivial_score"])
+    def baseline_score(self) -> float:
+        return float(self.table[0]["baseline_score"])
 
     @property
     def machine(self) -> str:

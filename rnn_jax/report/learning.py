@@ -108,7 +108,7 @@ def learning_figure(
 
     Args:
       curves: of the cells, at least one.
-      rows: of summary.csv: cell, part, stage, horizon_e, horizon_1000, test_score, trivial_score. Without
+      rows: of summary.csv: cell, part, stage, horizon_e, horizon_1000, test_score, baseline_score. Without
         rows there is one panel.
       time: steps in a sequence, where a horizon says that the gradient lives over all of it.
       title: of the figure.
@@ -125,7 +125,7 @@ def learning_figure(
         plot_learning(
             ax, curve, color=COLORS[i % len(COLORS)], linestyle=LINESTYLES[i // len(COLORS) % len(LINESTYLES)]
         )
-    trivial = {float(row["trivial_score"]) for row in rows if row.get("trivial_score")}
+    trivial = {float(row["baseline_score"]) for row in rows if row.get("baseline_score")}
     for score in trivial:
         ax.axhline(score, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         ax.annotate(
@@ -323,7 +323,7 @@ def training_figure(
 
     Args:
       metrics: of metrics.csv: train/loss, and validation/<metric> if there is such a split.
-      rows: of summary.csv: test_score, trivial_score, best_step. None if the run is not finished.
+      rows: of summary.csv: test_score, baseline_score, best_step. None if the run is not finished.
       profiles: of the run; None without recurrent layers.
       title: of the figure.
     """
@@ -341,7 +341,7 @@ def training_figure(
         test, trivial = None, None
         if rows:
             test = int(rows[0]["best_step"]), float(rows[0]["test_score"])
-            trivial = float(rows[0]["trivial_score"])
+            trivial = float(rows[0]["baseline_score"])
         plot_scores(ax, metric, metrics.get(f"validation/{metric}", {}), test=test, trivial=trivial)
         ax.set_title("what was learned", fontsize=11)
     if profiles is not None:

@@ -3,7 +3,7 @@
     task = make_task("digits", blanks=64)
     for batch in itertools.islice(batches(task.train, batch_size=64, seed=0), 1000):
         loss, grads = jax.value_and_grad(task.loss)(model, batch)
-    task.score(model, as_batch(task.test)), task.trivial_score
+    task.score(model, as_batch(task.test)), task.baseline_score
 
 A new task is a function that returns a `Task`, in a file of its own, and an entry in `TASKS`; or, if it reads data of
 the user's own, in `PREFIXES`.

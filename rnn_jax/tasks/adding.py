@@ -54,7 +54,7 @@ def adding(seq_len: int = 100, train_size: int = 100_000, test_size: int = 1_000
         seq_len=seq_len,
         in_features=2,
         out_features=1,
-        trivial_score=1 / 6,
+        baseline_score=1 / 6,
         **generated.VALUES,
     )
 

@@ -65,7 +65,7 @@ def copy(
         in_features=alphabet + 2,
         out_features=alphabet,
         per_step=True,
-        trivial_score=1 / alphabet,
+        baseline_score=1 / alphabet,
         **generated.CLASSES,
     )
 
@@ -122,7 +122,7 @@ def delayed_copy(
         in_features=alphabet,
         out_features=alphabet,
         per_step=True,
-        trivial_score=1 / alphabet,
+        baseline_score=1 / alphabet,
         **generated.CLASSES,
     )
 

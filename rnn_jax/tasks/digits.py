@@ -113,7 +113,7 @@ def digits(
         score=task.accuracy,
         metric="accuracy",
         higher_is_better=True,
-        trivial_score=float(np.mean(test.arrays["label"] == commonest)),
+        baseline_score=float(np.mean(test.arrays["label"] == commonest)),
         fingerprint=task.fingerprint(
             train, test, ("numpy", "grain", "scikit-learn", "tensorflow-datasets", "array-record")
         ),

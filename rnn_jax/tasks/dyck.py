@@ -68,7 +68,7 @@ def dyck(
         in_features=2 * brackets,
         out_features=brackets,
         per_step=True,
-        trivial_score=1 / brackets,
+        baseline_score=1 / brackets,
         **generated.CLASSES,
     )
 

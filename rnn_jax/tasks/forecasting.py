@@ -74,7 +74,7 @@ def sine(
         in_features=1,
         out_features=1,
         per_step=True,
-        trivial_score=1 / 2,
+        baseline_score=1 / 2,
         **generated.VALUES,
     )
 
@@ -132,7 +132,7 @@ def mackey_glass(
         in_features=1,
         out_features=1,
         per_step=True,
-        trivial_score=_MACKEY_GLASS_VARIANCE,
+        baseline_score=_MACKEY_GLASS_VARIANCE,
         **generated.VALUES,
     )
 

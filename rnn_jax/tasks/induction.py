@@ -58,7 +58,7 @@ def induction(
         reads_tokens=True,
         in_features=alphabet + 1,
         out_features=alphabet,
-        trivial_score=1 / alphabet,
+        baseline_score=1 / alphabet,
         **generated.CLASSES,
     )
 

@@ -57,7 +57,7 @@ def parity(
         in_features=2,
         out_features=2,
         per_step=True,
-        trivial_score=1 / 2,
+        baseline_score=1 / 2,
         class_names=("even", "odd"),
         **generated.CLASSES,
     )

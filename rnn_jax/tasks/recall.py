@@ -63,7 +63,7 @@ def associative_recall(
         in_features=2 * alphabet + 1,
         out_features=alphabet,
         per_step=True,
-        trivial_score=1 / alphabet,
+        baseline_score=1 / alphabet,
         **generated.CLASSES,
     )
 

@@ -61,7 +61,7 @@ def s5(
         in_features=len(_PERMUTATIONS),
         out_features=len(_PERMUTATIONS),
         per_step=True,
-        trivial_score=1 / len(_PERMUTATIONS),
+        baseline_score=1 / len(_PERMUTATIONS),
         class_names=tuple("".join(map(str, permutation)) for permutation in _PERMUTATIONS),
         **generated.CLASSES,
     )

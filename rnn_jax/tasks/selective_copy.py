@@ -64,7 +64,7 @@ def selective_copy(
         in_features=alphabet + 2,
         out_features=alphabet,
         per_step=True,
-        trivial_score=1 / alphabet,
+        baseline_score=1 / alphabet,
         **generated.CLASSES,
     )
 

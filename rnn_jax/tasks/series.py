@@ -100,7 +100,7 @@ def series(path: str | os.PathLike[str], *, split_seed: int = 0) -> task.Task:
         score=task.accuracy,
         metric="accuracy",
         higher_is_better=True,
-        trivial_score=float(np.mean(test_label == np.bincount(train_label).argmax())),
+        baseline_score=float(np.mean(test_label == np.bincount(train_label).argmax())),
         fingerprint=task.fingerprint(
             sources["train"], sources["test"], ("numpy", "grain"), validation=sources.get("validation")
         )

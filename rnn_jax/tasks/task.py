@@ -73,7 +73,7 @@ class Task:
       score: `(model, batch) -> scalar`, the metric averaged over the batch (over the steps asked, if per step).
       metric: what the score is called: "accuracy", "mse", "bits per character", ...
       higher_is_better: whether a larger score is a better one.
-      trivial_score: the score of the best answer that ignores the input. A curve that does not leave it has
+      baseline_score: the score of the best answer that ignores the input. A curve that does not leave it has
         learned nothing.
       fingerprint: versions of packages and SHA-256 of the content, for the `config.json` of a run.
       class_names: of the classes, in the order of their labels; () if they have none.
@@ -92,7 +92,7 @@ class Task:
     score: Callable[[Model, Batch], jax.Array]
     metric: str
     higher_is_better: bool
-    trivial_score: float
+    baseline_score: float
     fingerprint: dict[str, str]
     licence: str = ""
     validation: Source | None = None

@@ -62,7 +62,7 @@ def temporal_order(
         reads_tokens=True,
         in_features=8,
         out_features=2**symbols,
-        trivial_score=1 / 2**symbols,
+        baseline_score=1 / 2**symbols,
         class_names=tuple("".join(word) for word in itertools.product("XY", repeat=symbols)),
         **generated.CLASSES,
     )

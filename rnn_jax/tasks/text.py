@@ -70,7 +70,7 @@ def text_classification(
         score=task.accuracy,
         metric="accuracy",
         higher_is_better=True,
-        trivial_score=float(np.mean(labels["test"] == commonest)),
+        baseline_score=float(np.mean(labels["test"] == commonest)),
         fingerprint=task.fingerprint(sources["train"], sources["test"], packages, validation=sources.get("validation")),
         class_names=tuple(class_names),
         vocabulary=vocabulary,
@@ -140,7 +140,7 @@ def language_modelling(
         score=_bits,
         metric=f"bits per {tokens}",
         higher_is_better=False,
-        trivial_score=float(-np.mean(np.log2(counts / counts.sum())[asked])),
+        baseline_score=float(-np.mean(np.log2(counts / counts.sum())[asked])),
         fingerprint=task.fingerprint(sources["train"], sources["test"], packages, validation=sources["validation"]),
         vocabulary=vocabulary,
     )

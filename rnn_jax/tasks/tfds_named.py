@@ -224,7 +224,7 @@ def _image_task(
         score=task.accuracy,
         metric="accuracy",
         higher_is_better=True,
-        trivial_score=float(np.mean(of_part["test"] == np.bincount(of_part["train"]).argmax())),
+        baseline_score=float(np.mean(of_part["test"] == np.bincount(of_part["train"]).argmax())),
         fingerprint=task.fingerprint(
             sources["train"], sources["test"], _PACKAGES, _FINGERPRINTED, validation=sources["validation"]
         ),

@@ -36,7 +36,7 @@ from rnn_jax.tasks.augmentation import make_augmentation
 from rnn_jax.tasks.bucketing import bucket_boundaries, width_count
 from rnn_jax.tasks.task import NOT_ASKED
 from rnn_jax.training import run_directory
-from rnn_jax.training.watch import look, probe_batch
+from rnn_jax.training.watch import diagnose, probe_batch
 from rnn_jax.unroll import BATCH, batch_mesh
 
 Array = jax.Array
@@ -49,7 +49,7 @@ _STREAMS = 64  # into which the one stream of a language model's split is cut
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrainConfig:
     """What a run does when.
 
     Attributes:
@@ -59,7 +59,7 @@ class Plan:
       profile_every: steps between looks at the gradient flow; 0 never looks.
       seed: of the order of the data and of dropout.
       patience: evaluations without a better score after which training stops; None goes on.
-      nan: "stop" at a loss or gradient that is not finite, or "skip" that update and count it.
+      on_nonfinite: "stop" at a loss or gradient that is not finite, or "skip" that update and count it.
       dropout: whether the model takes a `dropout_key`.
       devices: over which each batch is spread, as `rnn_jax.batch_mesh` has them.
       crop, token_dropout: of the texts it trains on, as `rnn_jax.tasks.augmentation`; 1 and 0 leave them as they are.
@@ -71,7 +71,7 @@ class Plan:
     profile_every: int
     seed: int = 0
     patience: int | None = None
-    nan: str = "stop"
+    on_nonfinite: str = "stop"
     dropout: bool = False
     devices: int = 1
     crop: float = 1.0
@@ -89,12 +89,12 @@ class Plan:
             )
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience={self.patience} is out of range; allowed: 1 or more evaluations, or None.")
-        if self.nan not in ("stop", "skip"):
-            raise ValueError(f"nan={self.nan!r} is unknown; allowed: stop, skip.")
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f"on_nonfinite={self.on_nonfinite!r} is unknown; allowed: stop, skip.")
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class TrainResult:
     """What a run came to.
 
     Attributes:
@@ -168,48 +168,50 @@ class State:
     bad_step: Array
 
 
-def widths_of(task: tasks.Task, plan: Plan) -> tuple[int, ...] | None:
+def widths_of(task: tasks.Task, config: TrainConfig) -> tuple[int, ...] | None:
     """Returns the widths of the batches that a run reads: fewer if it is short. None if all sequences have one length.
 
     They follow from the task and the number of steps alone, so that a resumed run reads the same batches.
     """
     lengths = task.train.lengths
-    return None if lengths is None else bucket_boundaries(lengths, width_count(plan.steps))
+    return None if lengths is None else bucket_boundaries(lengths, width_count(config.steps))
 
 
-def batches_of(task: tasks.Task, plan: Plan) -> grain.DatasetIterator:
+def batches_of(task: tasks.Task, config: TrainConfig) -> grain.DatasetIterator:
     """Returns the batches a run reads.
 
     Raises:
       ValueError: if the batch size is out of range, or texts are to be changed that the task does not have.
     """
     augment = None
-    if plan.crop != 1 or plan.token_dropout:
+    if config.crop != 1 or config.token_dropout:
         if task.vocabulary is None or task.per_step:
             raise ValueError(
-                f"crop={plan.crop} and token_dropout={plan.token_dropout} change texts to be classified, which the task"
-                f" {task.name!r} has not; allowed: crop=1 and token_dropout=0."
+                f"crop={config.crop} and token_dropout={config.token_dropout} change texts to be classified, which the"
+                f" task {task.name!r} has not; allowed: crop=1 and token_dropout=0."
             )
-        augment = make_augmentation(plan.seed, crop=plan.crop, token_dropout=plan.token_dropout)
+        augment = make_augmentation(config.seed, crop=config.crop, token_dropout=config.token_dropout)
     if task.stateful:
         assert isinstance(task.train, tasks.StreamSource)
-        return tasks.stream_batches(task.train, plan.batch_size)
-    return tasks.batches(task.train, plan.batch_size, plan.seed, augment, widths_of(task, plan))
+        return tasks.stream_batches(task.train, config.batch_size)
+    return tasks.batches(task.train, config.batch_size, config.seed, augment, widths_of(task, config))
 
 
-def initial_state(task: tasks.Task, model: PyTree, optimizer: optax.GradientTransformation, plan: Plan) -> State:
+def initial_state(
+    task: tasks.Task, model: PyTree, optimizer: optax.GradientTransformation, config: TrainConfig
+) -> State:
     """Returns the state before the first update."""
     zero = jnp.zeros((), jnp.int32)
-    carry = model.initialize_carry((plan.batch_size,)) if task.stateful else None
-    key = jax.random.key_data(jax.random.key(plan.seed))
+    carry = model.initialize_carry((config.batch_size,)) if task.stateful else None
+    key = jax.random.key_data(jax.random.key(config.seed))
     return State(model, optimizer.init(model), carry, key, zero, jnp.zeros((), jnp.float32), zero, zero, zero)
 
 
 def make_update(
-    task: tasks.Task, optimizer: optax.GradientTransformation, plan: Plan
+    task: tasks.Task, optimizer: optax.GradientTransformation, config: TrainConfig
 ) -> Callable[[State, tasks.Batch], tuple[State, dict[str, Array]]]:
     """Makes the update: `(state, batch) -> (state, squared norms of gradient, update and weights, [P leaves] each)`."""
-    grad_fn = jax.value_and_grad(_training_loss(task, plan), has_aux=True)
+    grad_fn = jax.value_and_grad(_training_loss(task, config), has_aux=True)
 
     def update(state: State, batch: tasks.Batch) -> tuple[State, dict[str, Array]]:
         (loss, carry), grads = grad_fn(state.model, state.carry, batch, state.key, state.step)
@@ -218,7 +220,7 @@ def make_update(
             finite &= jnp.all(jnp.isfinite(leaf))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
         model = optax.apply_updates(state.model, updates)
-        taken = finite if plan.nan == "skip" else finite & (state.bad_step == 0)
+        taken = finite if config.on_nonfinite == "skip" else finite & (state.bad_step == 0)
 
         def choose(new: PyTree, old: PyTree) -> PyTree:
             return jax.tree.map(partial(jnp.where, taken), new, old)
@@ -241,12 +243,12 @@ def make_update(
     return update
 
 
-def _training_loss(task: tasks.Task, plan: Plan) -> Callable[..., tuple[Array, PyTree]]:
+def _training_loss(task: tasks.Task, config: TrainConfig) -> Callable[..., tuple[Array, PyTree]]:
     """Returns `(model, carry, batch, key, step) -> (loss, new carry)`."""
 
     def loss_of(model: PyTree, carry: PyTree, batch: tasks.Batch, key: Array, step: Array) -> tuple[Array, PyTree]:
         kwargs: dict[str, Any] = {}
-        if plan.dropout:
+        if config.dropout:
             kwargs["dropout_key"] = jax.random.fold_in(jax.random.wrap_key_data(key), step)
         if not task.stateful:
             return task.loss(partial(model, **kwargs), batch), None
@@ -299,14 +301,14 @@ def layer_of(parameter: str) -> str:
     return "/".join(words[:-1] if words[-1:] == ["cell"] else words) or parameter
 
 
-def describe_not_finite(task: tasks.Task, plan: Plan, state: State, batch: tasks.Batch, step: int) -> str:
+def describe_not_finite(task: tasks.Task, config: TrainConfig, state: State, batch: tasks.Batch, step: int) -> str:
     """Says where a loss or gradient that is not finite begins: of the state before that update, and its batch.
 
     A loss is followed forward: the first recurrent layer whose outputs are not finite, or else what stands behind
     them all. A gradient is followed backward: of the layers where it is not finite, the one next to the loss.
     """
     index = np.int32(step - 1)
-    (loss, _), grads = jax.value_and_grad(_training_loss(task, plan), has_aux=True)(
+    (loss, _), grads = jax.value_and_grad(_training_loss(task, config), has_aux=True)(
         state.model, state.carry, batch, state.key, index
     )
     names = parameter_names(state.model)
@@ -318,7 +320,7 @@ def describe_not_finite(task: tasks.Task, plan: Plan, state: State, batch: tasks
         if not np.all(np.isfinite(array)):
             return f"the batch is not finite, in {name!r}, before any layer or parameter"
 
-    loss_fn = _training_loss(task, plan)
+    loss_fn = _training_loss(task, config)
     calls = layer_calls(lambda model: loss_fn(model, state.carry, batch, state.key, index), state.model)
     rank = {layer: position for position, layer in enumerate(calls)}
 
@@ -454,10 +456,10 @@ def train(
     model: PyTree,
     optimizer: optax.GradientTransformation,
     run_dir: run_directory.StrPath,
-    plan: Plan,
+    config: TrainConfig,
     *,
     name: str = "model",
-) -> Outcome:
+) -> TrainResult:
     """Trains a model, or goes on where the last checkpoint in the run directory stands.
 
     It writes metrics.csv, timing.csv, TensorBoard events, the checkpoints "last" and, where there is a validation
@@ -468,15 +470,15 @@ def train(
       model: with its initial weights, also where the run goes on.
       optimizer: an optax transformation.
       run_dir: as `run_directory.create` makes it.
-      plan: what to do when.
+      config: what to do when.
       name: of the network in gradient_flow.npz.
 
     Raises:
       Interrupted: SIGINT or SIGTERM came; the checkpoint "last" has been written.
-      NotFinite: a loss or gradient was not finite, and the plan says to stop.
-      ValueError: the plan asks for patience where there is no validation split; or as `batches_of`.
+      NotFinite: a loss or gradient was not finite, and the config says to stop.
+      ValueError: the config asks for patience where there is no validation split; or as `batches_of`.
     """
-    return _Run(task, model, optimizer, pathlib.Path(run_dir), plan, name).run()
+    return _Run(task, model, optimizer, pathlib.Path(run_dir), config, name).run()
 
 
 class _Run:
@@ -488,33 +490,33 @@ class _Run:
         model: PyTree,
         optimizer: optax.GradientTransformation,
         run_dir: pathlib.Path,
-        plan: Plan,
+        config: TrainConfig,
         name: str,
     ):
-        if plan.patience is not None and task.validation is None:
+        if config.patience is not None and task.validation is None:
             raise ValueError(
-                f"patience={plan.patience} needs a validation split, which the task {task.name!r} has not;"
+                f"patience={config.patience} needs a validation split, which the task {task.name!r} has not;"
                 " allowed: None."
             )
-        self.task, self.run_dir, self.plan, self.name = task, run_dir, plan, name
-        self.stream = batches_of(task, plan)
+        self.task, self.run_dir, self.config, self.name = task, run_dir, config, name
+        self.stream = batches_of(task, config)
         # A copy of every array, as updates take them over. By way of NumPy it loses JAX's weak types, which do not come
         # back from a checkpoint either, and with which the update would be another program.
-        state = initial_state(task, model, optimizer, plan)
+        state = initial_state(task, model, optimizer, config)
         self.state = jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf)), state)
         self.names = parameter_names(model)
-        self.mesh = batch_mesh(plan.devices) if plan.devices > 1 else None
+        self.mesh = batch_mesh(config.devices) if config.devices > 1 else None
         places = None
         if self.mesh is not None:  # the state everywhere, but for what belongs to one sequence
             everywhere, shared = NamedSharding(self.mesh, P()), NamedSharding(self.mesh, P(BATCH))
             places = jax.tree.map(lambda _: everywhere, self.state)
             places = dataclasses.replace(places, carry=jax.tree.map(lambda _: shared, self.state.carry))
             self.state = jax.device_put(self.state, places)
-        update = make_update(task, optimizer, plan)
+        update = make_update(task, optimizer, config)
         self.update = jax.jit(update, donate_argnums=0, out_shardings=None if places is None else (places, None))
-        self.look = jax.jit(partial(look, task))
+        self.diagnose = jax.jit(partial(diagnose, task))
         self.evaluate = Evaluator(task, self._place)
-        self.probe = probe_batch(task, plan.batch_size)
+        self.probe = probe_batch(task, config.batch_size)
         self.best: float | None = None
         self.best_step = 0
         self.stale = 0
@@ -527,11 +529,11 @@ class _Run:
             self._restore()
         self.first_step = self.step
 
-    def run(self) -> Outcome:
-        plan = self.plan
-        examples = plan.steps * plan.batch_size
+    def run(self) -> TrainResult:
+        config = self.config
+        examples = config.steps * config.batch_size
         bar = tqdm.tqdm(
-            total=examples, initial=self.step * plan.batch_size, unit="example", unit_scale=True, disable=None
+            total=examples, initial=self.step * config.batch_size, unit="example", unit_scale=True, disable=None
         )
         with (
             run_directory.MetricWriter(self.run_dir, self.position) as self.writer,
@@ -546,19 +548,19 @@ class _Run:
             return self._finish()
 
     def _train(self, signals: list[int]) -> None:
-        plan = self.plan
+        config = self.config
         # What was read since the device was last waited for, to find out where a number that is not finite began.
         recent: collections.deque[tasks.Batch] = collections.deque()
         shown = self.step
-        while self.step < plan.steps and not self._out_of_patience():
+        while self.step < config.steps and not self._out_of_patience():
             batch = next(self.stream)
             recent.append(batch)
             self.state, squares = self.update(self.state, self._place(batch))
             self.step += 1
-            last = self.step == plan.steps
+            last = self.step == config.steps
             logs = last or self.step % LOG_EVERY == 0
-            looks = plan.profile_every > 0 and (last or self.step % plan.profile_every == 0)
-            evaluates = last or self.step % plan.eval_every == 0
+            looks = config.profile_every > 0 and (last or self.step % config.profile_every == 0)
+            evaluates = last or self.step % config.eval_every == 0
             if not (logs or looks or evaluates or signals):
                 continue
             self._check_finite(recent)
@@ -572,7 +574,7 @@ class _Run:
                 self._evaluate()
             if evaluates or signals:
                 self._save()
-            self.bar.update((self.step - shown) * plan.batch_size)
+            self.bar.update((self.step - shown) * config.batch_size)
             shown = self.step
             if signals and not last:
                 raise Interrupted(signals[0], self.step)
@@ -591,10 +593,10 @@ class _Run:
 
     def _check_finite(self, recent: collections.deque[tasks.Batch]) -> None:
         bad_step = int(self.state.bad_step)
-        if not bad_step or self.plan.nan == "skip":
+        if not bad_step or self.config.on_nonfinite == "skip":
             return
         batch = recent[bad_step - 1 - (self.step - len(recent))]
-        where = describe_not_finite(self.task, self.plan, self.state, batch, bad_step)
+        where = describe_not_finite(self.task, self.config, self.state, batch, bad_step)
         saved = "no checkpoint has been written yet"
         if run_directory.has_checkpoint(self.run_dir, "last"):
             step = run_directory.load_note(self.run_dir, "last")["step"]
@@ -602,7 +604,7 @@ class _Run:
         raise NotFinite(f"Stopped at step {bad_step}: {where}; {saved}.")
 
     def _out_of_patience(self) -> bool:
-        return self.plan.patience is not None and self.stale >= self.plan.patience
+        return self.config.patience is not None and self.stale >= self.config.patience
 
     def _log(self) -> None:
         count = int(self.state.loss_count)
@@ -632,15 +634,15 @@ class _Run:
         self.writer.write(self.step, rows)
 
     def _profile(self) -> None:
-        if self.plan.profile_every == 0:
+        if self.config.profile_every == 0:
             return
-        seen = jax.device_get(self.look(self.state.model, self.probe))
+        seen = jax.device_get(self.diagnose(self.state.model, self.probe))
         if seen.log10_norm:
             self.profiles[self.step] = seen.log10_norm
         self.writer.write(self.step, seen.saturation, prefix="saturation")
 
     def _evaluate(self) -> None:
-        rows = {"train/skipped": float(self.state.skipped)} if self.plan.nan == "skip" else {}
+        rows = {"train/skipped": float(self.state.skipped)} if self.config.on_nonfinite == "skip" else {}
         if self.task.validation is not None:
             score = self.evaluate(self.state.model, self.task.validation)
             rows[f"validation/{self.task.metric}"] = score
@@ -651,7 +653,7 @@ class _Run:
                 run_directory.save_checkpoint(self.run_dir, "best", self.state.model, {"step": self.step})
         self.writer.write(self.step, rows)
         seconds = self._seconds()
-        rate = (self.step - self.first_step) * self.plan.batch_size / (seconds - self.seconds_before)
+        rate = (self.step - self.first_step) * self.config.batch_size / (seconds - self.seconds_before)
         with (self.run_dir / "timing.csv").open("a", encoding="utf-8") as file:
             if file.tell() == 0:
                 file.write("step,seconds,examples_per_second\n")
@@ -695,14 +697,14 @@ class _Run:
             step: profile for step, profile in _saved_profiles(self.run_dir, self.name).items() if step <= self.step
         }
 
-    def _finish(self) -> Outcome:
+    def _finish(self) -> TrainResult:
         model, step = self.state.model, self.step
         if self.task.validation is not None:
             model, step = run_directory.restore_checkpoint(self.run_dir, "best", model), self.best_step
         score = self.evaluate(model, self.task.test)
         self.writer.write(self.step, {f"test/{self.task.metric}": score})
         steps, profiles = self._profile_arrays()
-        return Outcome(
+        return TrainResult(
             model, step, self.step, self.best, score, int(self.state.skipped), self._seconds(), steps, profiles
         )
 

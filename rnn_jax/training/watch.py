@@ -21,7 +21,7 @@ PyTree = Any
 
 @partial(jax.tree_util.register_dataclass, data_fields=["log10_norm", "saturation"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
-class Look:
+class Diagnostics:
     """What one look at a model showed.
 
     Attributes:
@@ -44,12 +44,12 @@ def probe_batch(task: tasks.Task, batch_size: int) -> tasks.Batch:
     return tasks.collate([task.train[int(index)] for index in by_length[stop - count : stop]], ragged=True)
 
 
-def look(task: tasks.Task, model: PyTree, batch: tasks.Batch) -> Look:
+def diagnose(task: tasks.Task, model: PyTree, batch: tasks.Batch) -> Diagnostics:
     """Measures a model on a batch; nothing is dropped out. A model without recurrent layers shows nothing."""
     if not layer_names(model):
-        return Look({}, {})
+        return Diagnostics({}, {})
     profile = gradient_profile(task.loss, model, batch).in_run_order()
     shares: dict[str, Array] = {}
     for name, calls in layer_calls(lambda recorded: task.loss(recorded, batch), model).items():
         shares |= {f"{name}/{gate}": share for gate, share in gate_saturation(calls[-1]).items()}
-    return Look(profile, shares)
+    return Diagnostics(profile, shares)

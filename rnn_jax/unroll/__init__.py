@@ -11,13 +11,13 @@ import numpy as np
 from flax import nnx
 from jax.interpreters.ad import JVPTracer
 
-from rnn_jax.cell import AffineCell, carry_names, check_input
+from rnn_jax.cell import PointwiseCell, carry_names, check_input
 from rnn_jax.constant import Constant
-from rnn_jax.unroll.affine import hidden_reads_parameters, known_size, scan_affine
 from rnn_jax.unroll.carry import fit_carry as fit_carry
+from rnn_jax.unroll.fused import hidden_reads_parameters, known_size, scan_fused
 from rnn_jax.unroll.record import CallRecorder, LayerCall
-from rnn_jax.unroll.running_scale import Tap, is_inexact, zero_like_all
-from rnn_jax.unroll.sequential import State, Steps, has_batch_axes, over_segments, scan_cell, start_of_scale, where
+from rnn_jax.unroll.running_scale import Probe, is_inexact, zero_like_all
+from rnn_jax.unroll.scan import State, Steps, has_batch_axes, over_segments, scan_cell, start_of_scale, where
 from rnn_jax.unroll.sharded import BATCH as BATCH
 from rnn_jax.unroll.sharded import batch_mesh as batch_mesh
 from rnn_jax.unroll.sharded import over_batch
@@ -25,7 +25,7 @@ from rnn_jax.unroll.sharded import over_batch
 Array = jax.Array
 Carry = Any
 
-METHODS = ("sequential", "scan")
+METHODS = ("auto", "fused", "scan")
 
 _KEPT_BYTES = 2**30
 
@@ -38,12 +38,12 @@ def unroll(
     lengths: Array | None = None,
     resets: Array | None = None,
     reverse: bool = False,
-    method: str = "sequential",
+    method: str = "auto",
     unroll: int = 1,
     checkpoint_every: int | None = None,
     truncate_every: int | None = None,
     rngs: nnx.Rngs | nnx.RngStream | None = None,
-    tap: Tap | CallRecorder | None = None,
+    probe: Probe | CallRecorder | None = None,
 ) -> tuple[Carry, Any]:
     """Carries a cell through time: `carry, y_t = cell(carry, x_t)` for every step.
 
@@ -62,11 +62,11 @@ def unroll(
       resets: bool `[*batch, time]`. Where True, the carry is made new before that step: a sequence begins there.
         (In the direction of the run: with `reverse`, a sequence's last step is where one resets.)
       reverse: runs from the last step to the first. Outputs stay at the step of their input.
-      method: `sequential` takes the fast path if it can, and else the plain scan (`fast_path_obstacle` says which, and
-        why); `scan` always takes the plain one. Both give the same results, and gradients of any order. For a
-        forward-mode derivative (`jax.jvp`, `jax.jacfwd`) `sequential` takes the plain scan by itself where it sees one
-        coming; it cannot inside `jax.jit`, `jax.vmap` or `jax.linearize`, where JAX then complains of a `custom_vjp`:
-        say `scan`.
+      method: `fused`, the fast path of a `PointwiseCell`; `scan`, the plain scan of any cell; or `auto`, the fast path
+        where it can run and else the plain scan (`fused_obstacle` says why). All give the same results, and gradients
+        of any order. For a forward-mode derivative (`jax.jvp`, `jax.jacfwd`) `auto` takes the plain scan where it sees
+        one coming. It cannot see it inside `jax.jit`, `jax.vmap` or `jax.linearize`, where JAX then raises an error
+        about `custom_vjp`: use `scan` there.
       unroll: steps in one iteration of the loop, as in `jax.lax.scan`.
       checkpoint_every: keeps only every so many-th carry for the backward pass and computes the steps between anew:
         memory for sqrt(time) steps instead of time, for the price of one more forward pass. 0 keeps all. By default
@@ -74,14 +74,14 @@ def unroll(
       truncate_every: truncated back-propagation through time: no gradient flows between pieces of so many steps.
         Outputs are the same.
       rngs: for a random initial carry.
-      tap: what to record of the adjoint on its way back, or of the call; `rnn_jax.flow` makes these.
+      probe: what to record of the adjoint on its way back, or of the call; `rnn_jax.flow` makes these.
 
     Returns:
       The final carry (after step `lengths` of each sequence), and ys: the outputs, `[*batch, time, ...]` each.
 
     Raises:
-      ValueError: for shapes that do not fit, a length beyond the sequence, an unknown method, a cell whose step updates
-        variables of its own.
+      ValueError: for shapes that do not fit, a length beyond the sequence, a method that is unknown or cannot run the
+        cell, a cell whose step updates variables of its own.
     """
     for name, value, least in (("checkpoint_every", checkpoint_every, 0), ("truncate_every", truncate_every, 1)):
         if value is not None and value < least:
@@ -110,11 +110,13 @@ def unroll(
     if carry is None or resets is not None:
         fresh_carry = cell.initialize_carry(step_shape, nnx.Rngs(0) if rngs is None else rngs)
     carry = fresh_carry if carry is None else fit_carry(cell, carry, step_shape)
-    recorder, tap = (tap, None) if isinstance(tap, CallRecorder) else (None, tap)
+    recorder, probe = (probe, None) if isinstance(probe, CallRecorder) else (None, probe)
     call = LayerCall(cell, xs, carry, lengths, resets, reverse, batch_shape, time)
 
-    obstacle = fast_path_obstacle(cell, xs, carry)
-    fast = method == "sequential" and obstacle is None
+    obstacle = fused_obstacle(cell, xs, carry)
+    if method == "fused" and obstacle is not None:
+        raise ValueError(f"method='fused' cannot run this cell, as {obstacle}; allowed: auto, scan.")
+    fast = method != "scan" and obstacle is None
     carry, fresh_carry = _varying((carry, fresh_carry), (cell, xs, carry))
     if fast:  # so that the gradient of what all devices share is summed over them, once for each parameter
         cell, xs = _varying((cell, xs), (xs, carry))
@@ -124,18 +126,18 @@ def unroll(
         active = jnp.arange(time, dtype=jnp.int32).reshape((time,) + (1,) * lengths.ndim) < lengths[None]
         xs = where(active, xs, jnp.zeros_like(xs))  # padding may hold anything, NaN included
     resets = None if resets is None else jnp.moveaxis(resets, -1, 0)
-    steps = Steps(xs, active, resets, None if tap is None else tap.zeros)
+    steps = Steps(xs, active, resets, None if probe is None else probe.zeros)
 
-    scan: Callable[..., tuple[State, Any]] = scan_affine if fast else scan_cell
+    scan: Callable[..., tuple[State, Any]] = scan_fused if fast else scan_cell
     state = (carry, jnp.zeros((), jnp.float32))
-    if tap is not None:
-        state = start_of_scale(tap, carry, zero_like_all((cell, xs, carry)))
+    if probe is not None:
+        state = start_of_scale(probe, carry, zero_like_all((cell, xs, carry)))
     if checkpoint_every is None:
         checkpoint_every = _default_checkpoint(carry, xs, fast)
 
     def run(operands: tuple[nnx.RNNCellBase, Carry | None], state: State, steps: Steps) -> tuple[State, Any]:
         cell, fresh_carry = operands
-        record = None if tap is None else tap.record
+        record = None if probe is None else probe.record
         run = partial(scan, cell, fresh_carry=fresh_carry, record=record, reverse=reverse, unroll=unroll)
         if checkpoint_every:
             run = partial(over_segments, jax.checkpoint(run), reverse=reverse, size=checkpoint_every)
@@ -143,7 +145,7 @@ def unroll(
             run = partial(_truncated, run, reverse=reverse, size=truncate_every)
         return run(state, steps)
 
-    spread = run if tap is not None else over_batch(run, (carry, fresh_carry), batch_shape)
+    spread = run if probe is not None else over_batch(run, (carry, fresh_carry), batch_shape)
     state, ys = spread((cell, fresh_carry), state, steps)
     ys = jax.tree.map(lambda y: jnp.moveaxis(y, 0, time_axis), ys)
     if recorder is not None:
@@ -167,24 +169,24 @@ def _truncated(
     """Runs pieces of the sequence between which no gradient flows; the first one hangs on the caller's carry."""
 
     def piece(first_and_state, steps):
-        first, (carry, e) = first_and_state
+        first, (carry, scale_token) = first_and_state
         carry = jax.tree.map(lambda part: jnp.where(first, part, jax.lax.stop_gradient(part)), carry)
-        state, ys = run((carry, e), steps)
+        state, ys = run((carry, scale_token), steps)
         return (jnp.zeros_like(first), state), ys
 
     (_, state), ys = over_segments(piece, (jnp.ones((), bool), state), steps, reverse=reverse, size=size)
     return state, ys
 
 
-def fast_path_obstacle(cell: nnx.RNNCellBase, xs: Array, carry: Carry | None = None) -> str | None:
+def fused_obstacle(cell: nnx.RNNCellBase, xs: Array, carry: Carry | None = None) -> str | None:
     """Says why `unroll` runs a cell by the plain scan; None if it takes the fast path.
 
     Args:
       cell, xs, carry: as `unroll`; `xs` and `carry` may be abstract (`jax.ShapeDtypeStruct`).
     """
-    if not isinstance(cell, AffineCell):
-        return f"{type(cell).__name__} is not an AffineCell"
-    if type(cell).__call__ is not AffineCell.__call__:
+    if not isinstance(cell, PointwiseCell):
+        return f"{type(cell).__name__} is not an PointwiseCell"
+    if type(cell).__call__ is not PointwiseCell.__call__:
         return f"{type(cell).__name__} has a __call__ of its own"
     if xs.ndim < 2 or not isinstance(xs.shape[-2], int):
         return "the number of time steps is symbolic"

@@ -2,18 +2,24 @@
 
 The adjoint of a carry, a_t = dL/d carry_t, shrinks or grows by a factor a step: in float32 it is 0 after a few
 hundred steps, and its square long before. Here the backward pass carries a pair (a', s) with a_t = a' 2^s and a norm
-of a' of about 1. The trick is to let JAX do it: a scalar e of value 0 is threaded through
-the scan beside the carry, and two identity functions around each step *define* what the cotangent of e is, namely s:
+of a' of about 1. JAX itself propagates the pair: a scalar of value 0, the scale token, runs through the scan beside the
+carry, and two identity functions around each step define that the cotangent of the token is s.
 
-    carry, e -> unscale -> cell -> rescale -> carry, e          (forward: every one an identity but the cell)
+                           one step                                      backward, the same wires carry
 
-* `rescale`, behind the cell, meets the scaled cotangent a' of the carry and the unscaled cotangent g of the output.
+    carry ------> unscale ----> cell ----> rescale ------> carry         a'  the scaled adjoint
+                  |   ^          | y        |   |
+    token --------+---|----------|----------+---+--------> token         s   its log2 scale
+                      |          |          |
+    parameters, x ----+          +----> y   +---- probe_t                gradients, dL/dy; what is recorded
+
+* `rescale`, behind the cell, receives the scaled cotangent a' of the carry and the unscaled cotangent g of the output.
   It takes the larger of the two scales, a whole power of two, and brings both to it.
 * `unscale`, in front of the cell, multiplies what the cell sends to its parameters and its input by 2^s.
 
 As every factor is a power of two, parameter gradients are those of the plain backward pass, bit for bit, unless that
-one met denormal numbers. `rescale` also takes a `Tap`: zeros, one element a step, whose cotangent is whatever the
-tap wants to record of (a', s). So a recording comes out of `jax.grad` beside the gradients, in one pass.
+one met denormal numbers. `rescale` also takes a `Probe`: zeros, one element a step, whose cotangent is what the probe
+records of (a', s). So a recording comes out of `jax.grad` beside the gradients, in one pass.
 """
 
 import dataclasses
@@ -26,17 +32,17 @@ import jax.numpy as jnp
 
 Array = jax.Array
 PyTree = Any
-Record = Callable[[PyTree, Array, Array], PyTree]  # of a `Tap`
+Record = Callable[[PyTree, Array, Array], PyTree]  # of a `Probe`
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["zeros", "count"], meta_fields=["record"])
 @dataclasses.dataclass(frozen=True)
-class Tap:
+class Probe:
     """What to record of the adjoint at every step of an unroll.
 
     Attributes:
       zeros: pytree of zeros, `[time, ...]` each. Their cotangents are the recording.
-      count: a float32 zero. Its cotangent counts how often the tap ran; more than once, the recording is a sum.
+      count: a float32 zero. Its cotangent counts how often the probe ran; more than once, the recording is a sum.
       record: `(adjoint, norms, log2_scale) -> pytree` of the shapes in `zeros`, less the time axis. The true adjoint is
         `adjoint * 2**log2_scale`; norms are `log2_norms(adjoint)`.
     """
@@ -150,26 +156,26 @@ def wide_dtype(x: Array) -> jnp.dtype:
 
 
 def zero_like_all(tree: PyTree) -> Array:
-    """Returns the scalar e: a float32 zero that is mapped by `jax.vmap` wherever an array of the tree is.
+    """Returns the scale token: a float32 zero that is mapped by `jax.vmap` wherever an array of the tree is.
 
-    A loss may map a model over examples. An e that was not mapped would then have one cotangent, the sum of theirs.
+    A loss may map a model over examples. A token that was not mapped would then have one cotangent, the sum of theirs.
     """
-    e = jnp.zeros((), jnp.float32)
+    token = jnp.zeros((), jnp.float32)
     for leaf in jax.tree.leaves(tree):
         if leaf.size:
-            e = jnp.where(leaf[(0,) * leaf.ndim] == 0, e, e)
-    return jax.lax.stop_gradient(e)
+            token = jnp.where(leaf[(0,) * leaf.ndim] == 0, token, token)
+    return jax.lax.stop_gradient(token)
 
 
 @jax.custom_vjp
-def unscale(tree: PyTree, e: Array) -> tuple[PyTree, Array]:
-    """Identity whose backward pass multiplies the cotangent of `tree` by 2**(cotangent of e)."""
-    # Where e is mapped by `jax.vmap` the tree must be, too: cotangents of different scales are not to be added.
-    return jax.tree.map(lambda x: jnp.where(e == 0, x, x), tree), e
+def unscale(tree: PyTree, scale_token: Array) -> tuple[PyTree, Array]:
+    """Identity whose backward pass multiplies the cotangent of `tree` by 2**(cotangent of the token)."""
+    # Where the token is mapped by `jax.vmap` the tree must be, too: cotangents of different scales are not to be added.
+    return jax.tree.map(lambda x: jnp.where(scale_token == 0, x, x), tree), scale_token
 
 
-def _unscale_fwd(tree, e):
-    return unscale(tree, e), None
+def _unscale_fwd(tree, scale_token):
+    return unscale(tree, scale_token), None
 
 
 def _unscale_bwd(_, cotangents):
@@ -181,15 +187,17 @@ unscale.defvjp(_unscale_fwd, _unscale_bwd)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def rescale(record: Record, carry: PyTree, y: PyTree, e: Array, tap_t: PyTree) -> tuple[PyTree, PyTree, Array]:
-    """Identity on (carry, y, e) whose backward pass records the adjoint and brings both cotangents to one scale."""
-    del record, tap_t
-    return carry, y, e
+def rescale(
+    record: Record, carry: PyTree, y: PyTree, scale_token: Array, probe_t: PyTree
+) -> tuple[PyTree, PyTree, Array]:
+    """Identity on carry, y and token; its backward pass records the adjoint and brings both cotangents to one scale."""
+    del record, probe_t
+    return carry, y, scale_token
 
 
-def _rescale_fwd(record, carry, y, e, tap_t):
-    del record, tap_t
-    return (carry, y, e), None
+def _rescale_fwd(record, carry, y, scale_token, probe_t):
+    del record, probe_t
+    return (carry, y, scale_token), None
 
 
 def _rescale_bwd(record, _, cotangents):

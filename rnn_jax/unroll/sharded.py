@@ -16,7 +16,7 @@ import jax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from rnn_jax.unroll.sequential import State, Steps
+from rnn_jax.unroll.scan import State, Steps
 
 Array = jax.Array
 PyTree = Any

@@ -65,8 +65,8 @@ def check_step(cell, x, h, r, u, n):
     np.testing.assert_allclose(carry, u * h + (1.0 - u) * n, rtol=1e-12)
     np.testing.assert_array_equal(y, carry)
     gates = cell.gates(jnp.asarray(h), jnp.asarray(x))
-    assert set(gates) == {"r", "u", "n"}
-    for name, expected in {"r": r, "u": u, "n": n}.items():
+    assert set(gates) == {"reset", "update", "candidate"}
+    for name, expected in {"reset": r, "update": u, "candidate": n}.items():
         np.testing.assert_allclose(gates[name], expected, rtol=1e-12)
 
 

@@ -17,7 +17,7 @@ def make(hidden=4, dtype=jnp.float64, **kwargs):
 
 def biases(cell):
     """Returns the bias of each gate, in the documented order i, f, g, o."""
-    return dict(zip("ifgo", np.asarray(cell.bias[...]).reshape(4, -1), strict=True))
+    return dict(zip(("input", "forget", "candidate", "output"), np.asarray(cell.bias[...]).reshape(4, -1), strict=True))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance", "layers", "bidirectional", "padded"), reference.torch_cases())
@@ -44,19 +44,19 @@ def test_a_step_is_the_equations_and_the_gates_are_theirs():
     np.testing.assert_allclose(result.h, h_next, rtol=1e-12)
     np.testing.assert_array_equal(y, result.h)
     gates = cell.gates(carry, jnp.asarray(x))
-    for name, expected in {"i": i, "f": f, "g": np.tanh(g), "o": o}.items():
+    for name, expected in {"input": i, "forget": f, "candidate": np.tanh(g), "output": o}.items():
         np.testing.assert_allclose(gates[name], expected, rtol=1e-12)
 
 
 def test_the_forget_bias_is_one_and_every_other_bias_zero():
     for name, value in biases(make()).items():
-        np.testing.assert_array_equal(value, np.full(4, float(name == "f")))
+        np.testing.assert_array_equal(value, np.full(4, float(name == "forget")))
 
 
 @pytest.mark.parametrize("value", [0.0, -1.5, 3])
 def test_the_forget_bias_can_be_given(value):
     for name, bias in biases(make(forget_bias=value)).items():
-        np.testing.assert_array_equal(bias, np.full(4, value if name == "f" else 0.0))
+        np.testing.assert_array_equal(bias, np.full(4, value if name == "forget" else 0.0))
 
 
 def test_forget_bias_does_not_change_the_kernels():
@@ -67,13 +67,13 @@ def test_forget_bias_does_not_change_the_kernels():
 @pytest.mark.parametrize("t_max", [3, 20, 1000])
 def test_chrono_draws_time_scales_up_to_t_max(t_max):
     bias = biases(make(hidden=400, chrono=t_max, recurrent_kernel_init="zeros"))
-    assert np.all(bias["f"] >= 0.0)
-    assert np.all(bias["f"] <= np.log(t_max - 1))
-    np.testing.assert_array_equal(bias["i"], -bias["f"])
-    np.testing.assert_array_equal(bias["g"], np.zeros(400))
-    np.testing.assert_array_equal(bias["o"], np.zeros(400))
+    assert np.all(bias["forget"] >= 0.0)
+    assert np.all(bias["forget"] <= np.log(t_max - 1))
+    np.testing.assert_array_equal(bias["input"], -bias["forget"])
+    np.testing.assert_array_equal(bias["candidate"], np.zeros(400))
+    np.testing.assert_array_equal(bias["output"], np.zeros(400))
     # exp(b_f) is uniform on [1, t_max - 1]: 400 draws have its mean to 5 standard errors, and fill the range.
-    drawn, width = np.exp(bias["f"]), t_max - 2
+    drawn, width = np.exp(bias["forget"]), t_max - 2
     assert abs(np.mean(drawn) - t_max / 2) < 5 * width / np.sqrt(12 * 400)
     assert drawn.min() < 1 + 0.05 * width
     assert drawn.max() > t_max - 1 - 0.05 * width
@@ -105,7 +105,7 @@ def test_chrono_refuses_a_time_scale_that_is_none(t_max):
 
 
 def test_chrono_without_a_bias_is_refused():
-    with pytest.raises(ValueError, match=r"use_bias=False leaves no bias .*'f'; allowed: use_bias=True"):
+    with pytest.raises(ValueError, match=r"use_bias=False leaves no bias .*'forget'; allowed: use_bias=True"):
         make(chrono=20, use_bias=False)
 
 

@@ -81,7 +81,7 @@ def test_the_learning_curve_ends_with_the_test_score_where_no_validation_split_w
         of_seed = [row for row in summary if (row["cell"], row["seed"]) == (cell, str(seed))]
         assert {row["test_score"] for row in of_seed} == {score}
         for row in of_seed:
-            assert float(row["trivial_score"]) == pytest.approx(trivial)
+            assert float(row["baseline_score"]) == pytest.approx(trivial)
 
 
 def test_a_learning_curve_is_of_the_model_as_it_stood_at_its_step(tmp_path):

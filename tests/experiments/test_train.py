@@ -120,7 +120,7 @@ def test_a_run_leaves_its_results_and_says_where(alone):
     with (out / "metrics.csv").open() as file:
         names = {row["name"] for row in csv.DictReader(file)}
     layers = {f"{what}/{layer}" for what in ("gradient_norm", "update_to_weight") for layer in ("rnn", "head")}
-    saturated = {f"saturation/rnn/{gate}" for gate in ("r", "u", "n")}
+    saturated = {f"saturation/rnn/{gate}" for gate in ("reset", "update", "candidate")}
     assert names == {"train/loss", "validation/mse", "test/mse"} | layers | saturated
     with np.load(out / "gradient_flow.npz") as arrays:
         assert arrays["steps"].tolist() == [0, 60, 120, 180, 240]

@@ -61,7 +61,7 @@ def test_a_csv_goes_from_file_to_a_reported_model_in_one_command(table, tmp_path
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "run/summary.csv", newline="", encoding="utf-8") as file:
         row = next(csv.DictReader(file))
-    assert float(row["trivial_score"]) == pytest.approx(1 / 3)
+    assert float(row["baseline_score"]) == pytest.approx(1 / 3)
     assert float(row["test_score"]) > 0.6  # of 30 texts; 0.33 with a standard deviation of 0.09 by chance
     assert f"{float(row['test_score']):.4g}" in done.stdout
     config = json.loads((tmp_path / "run/config.json").read_text())

@@ -223,10 +223,10 @@ def test_one_linear_unit_falls_by_its_weight(w, dtype):
     np.testing.assert_allclose(profile.log10_norm["rnn"], lag * np.log10(abs(w)), rtol=2e-6, atol=1e-6)
     horizon = flow.horizon(profile.log10_norm["rnn"])
     if abs(w) < 1.0:
-        assert int(horizon.e) == min(time, np.ceil(1.0 / abs(np.log(abs(w)))))
-        assert int(horizon.thousand) == min(time, np.ceil(np.log(1000.0) / abs(np.log(abs(w)))))
+        assert int(horizon.lag_e) == min(time, np.ceil(1.0 / abs(np.log(abs(w)))))
+        assert int(horizon.lag_1000) == min(time, np.ceil(np.log(1000.0) / abs(np.log(abs(w)))))
     elif w == 1.0:
-        assert int(horizon.e) == int(horizon.thousand) == time
+        assert int(horizon.lag_e) == int(horizon.lag_1000) == time
 
 
 def test_an_orthogonal_matrix_keeps_the_norm_for_10000_steps():

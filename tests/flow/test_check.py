@@ -17,7 +17,7 @@ from rnn_jax.flow import CellReport, check, check_cell, check_subject
 from rnn_jax.flow.check_numbers import relative_difference
 from rnn_jax.flow.check_report import Check, Failed
 
-AFFINE_ONLY, GATED_ONLY = {"affine"}, {"affine", "gates"}
+POINTWISE_ONLY, GATED_ONLY = {"pointwise"}, {"pointwise", "gates"}
 
 
 class Good(rnn_jax.Cell):
@@ -248,9 +248,9 @@ class OneGateComputedOtherwise(LSTMCell):
     """Its `activate` tells of a forget gate that the step does not use."""
 
     def pointwise(self, z, carry):
-        gates = {**self.activate(z, carry), "f": jax.nn.sigmoid(z["f"] + 1.0)}
-        c = gates["f"] * carry.c + gates["i"] * gates["g"]
-        h = gates["o"] * jnp.tanh(c)
+        gates = {**self.activate(z, carry), "forget": jax.nn.sigmoid(z["forget"] + 1.0)}
+        c = gates["forget"] * carry.c + gates["input"] * gates["candidate"]
+        h = gates["output"] * jnp.tanh(c)
         return LSTMCarry(c, h), h
 
 
@@ -258,7 +258,7 @@ class ResetGateToldOtherwise(GRUCell):
     """The candidate is computed from another r than the one that is returned."""
 
     def activate(self, z, carry):
-        return {**super().activate(z, carry), "r": jax.nn.sigmoid(2.0 * z["r"])}
+        return {**super().activate(z, carry), "reset": jax.nn.sigmoid(2.0 * z["reset"])}
 
 
 class GatesUnderJit(GRUCell):
@@ -301,7 +301,7 @@ class StartsAtZero(Good):
 
 
 class ResidualElman(ElmanCell):
-    """An affine cell whose step is more than `pointwise`, so that it runs by the plain scan."""
+    """A pointwise cell whose step is more than `pointwise`, so that it runs by the plain scan."""
 
     def __call__(self, carry, x):
         new, y = super().__call__(carry, x)
@@ -386,8 +386,8 @@ def not_applicable(report):
 def test_every_cell_of_the_catalogue_passes(name):
     report = check_cell(name)
     assert report.passed, str(report)
-    affine = issubclass(rnn_jax.catalogue()[name], rnn_jax.AffineCell)
-    assert not_applicable(report) <= (set() if affine else AFFINE_ONLY) | {"bfloat16"}
+    is_pointwise = issubclass(rnn_jax.catalogue()[name], rnn_jax.PointwiseCell)
+    assert not_applicable(report) <= (set() if is_pointwise else POINTWISE_ONLY) | {"bfloat16"}
 
 
 @pytest.mark.parametrize("cls", [nnx.LSTMCell, nnx.GRUCell, nnx.OptimizedLSTMCell, nnx.SimpleCell])
@@ -400,7 +400,7 @@ def test_the_cells_of_flax_pass(cls):
 def test_a_good_cell_passes_and_every_line_is_said():
     report = check_cell(Good)
     assert report.passed, str(report)
-    assert not_applicable(report) == AFFINE_ONLY
+    assert not_applicable(report) == POINTWISE_ONLY
     assert all(line.detail for line in report.checks)
     assert len({line.name for line in report.checks}) == len(report.checks)
 
@@ -417,8 +417,8 @@ def test_a_good_cell_passes_and_every_line_is_said():
         (ResidualElman, None, set()),
         (Zoneout, None, set()),
         (ZoneoutGRU, ["carry", "usage", "unroll", "gates"], set()),
-        (GatesUnderJit, ["carry", "unroll", "gates", "affine"], set()),
-        (OneGateComputedOtherwise, ["usage", "unroll", "gates", "affine"], {"gates"}),
+        (GatesUnderJit, ["carry", "unroll", "gates", "pointwise"], set()),
+        (OneGateComputedOtherwise, ["usage", "unroll", "gates", "pointwise"], {"gates"}),
         (ThrowsItsCarryAway, ["carry", "usage", "batch axes", "unroll", "gates"], {"usage"}),
         (HasAnUnusedParameter, ["parameters", "usage", "gradients", "gates"], {"usage"}),
         (DrawsWithNumPy, ["contract", "construction", "carry", "gates"], {"construction"}),
@@ -453,8 +453,8 @@ def test_a_broken_cell_fails_the_checks_that_it_should_and_no_other(cls, only, n
         (ThrowsItsCarryAway, "usage", "the carry is never changed in a step"),
         (CountsButThrowsItsCarryAway, "usage", "the carry is never changed in a step"),
         (HasAnUnusedParameter, "usage", "depends on spare/kernel; allowed: parameters in use."),
-        (OneGateComputedOtherwise, "gates", "halving what `activate` returns for f changes nothing in a step"),
-        (ResetGateToldOtherwise, "gates", "halving what `activate` returns for r changes nothing in a step"),
+        (OneGateComputedOtherwise, "gates", "halving what `activate` returns for forget changes nothing in a step"),
+        (ResetGateToldOtherwise, "gates", "halving what `activate` returns for reset changes nothing in a step"),
         (DrawsWithNumPy, "construction", "ConcretizationTypeError"),
         (DrawsWithNumPy, "construction", "self.scale = float(jax.random.uniform(rngs.params()))"),
         (AddsABareBias, "strict promotion", "test_check.py:"),
@@ -657,7 +657,7 @@ def test_the_report_does_not_depend_on_settings_nor_change_them(x64):
 
 def test_a_specification_with_arguments_is_a_name():
     report = check_cell(
-        "lstm(use_bias=False, dtype='bfloat16')", hidden_features=2, only=["carry", "float64", "affine"]
+        "lstm(use_bias=False, dtype='bfloat16')", hidden_features=2, only=["carry", "float64", "pointwise"]
     )
     assert report.passed, str(report)
     assert "output bfloat16[*batch, 2]" in report.checks[0].detail

@@ -41,8 +41,8 @@ def test_saturation_is_that_of_a_loop_over_true_steps(lengths, reverse, resets):
         seq_lengths=None if lengths is None else jnp.asarray(lengths, jnp.int32),
         resets=jnp.asarray(reset_BT) if resets else None,
     )
-    kernel, recurrent, bias = (np.asarray(array) for array in cell.affine())
-    near = {gate: [] for gate in "ifgo"}
+    kernel, recurrent, bias = (np.asarray(array) for array in cell.weights())
+    near = {gate: [] for gate in ("input", "forget", "candidate", "output")}
     for b, length in enumerate(lengths or [7] * 3):
         c = h = np.zeros(5)
         for t in range(length)[::-1] if reverse else range(length):
@@ -52,9 +52,9 @@ def test_saturation_is_that_of_a_loop_over_true_steps(lengths, reverse, resets):
             i, f, o, g = sigmoid(z[0]), sigmoid(z[1]), sigmoid(z[3]), np.tanh(z[2])
             c = f * c + i * g
             h = o * np.tanh(c)
-            for gate, value, low in (("i", i, 0), ("f", f, 0), ("g", g, -1), ("o", o, 0)):
+            for gate, value, low in (("input", i, 0), ("forget", f, 0), ("candidate", g, -1), ("output", o, 0)):
                 near[gate] += list(is_near(value, low))
-    assert set(found) == set("ifgo")
+    assert set(found) == set(near)
     for gate, values in near.items():
         assert 0 < np.mean(values) < 1
         np.testing.assert_allclose(found[gate], np.mean(values), rtol=1e-6)

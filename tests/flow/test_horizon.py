@@ -11,7 +11,7 @@ from rnn_jax import flow
 def horizons(by_lag, **kwargs):
     """Returns (e, thousand) for a profile given by lag: lag 0 first."""
     result = flow.horizon(jnp.flip(jnp.asarray(by_lag, jnp.float32), -1), **kwargs)
-    return int(result.e), int(result.thousand)
+    return int(result.lag_e), int(result.lag_1000)
 
 
 def by_definition(by_lag, share):
@@ -64,10 +64,10 @@ def test_an_exponential_has_the_horizon_of_its_closed_form(w):
 def test_the_horizon_of_a_layer_that_ran_backward_counts_from_the_first_step():
     profile = jnp.array([0.0, -0.4, -1.0, -3.5], jnp.float32)
     result = flow.horizon(profile, reverse=True)
-    assert (int(result.e), int(result.thousand)) == (2, 3)
+    assert (int(result.lag_e), int(result.lag_1000)) == (2, 3)
     flipped = flow.horizon(profile[::-1])
-    assert (int(flipped.e), int(flipped.thousand)) == (2, 3)
-    assert int(flow.horizon(profile).e) == 4
+    assert (int(flipped.lag_e), int(flipped.lag_1000)) == (2, 3)
+    assert int(flow.horizon(profile).lag_e) == 4
 
 
 def test_leading_axes_are_kept_and_the_result_goes_through_jit_and_vmap():
@@ -75,9 +75,9 @@ def test_leading_axes_are_kept_and_the_result_goes_through_jit_and_vmap():
     expected = np.array([[3, 1], [2, 0]])
     for run in (flow.horizon, jax.jit(flow.horizon), jax.vmap(flow.horizon)):
         result = run(profiles)
-        np.testing.assert_array_equal(result.e, expected)
-        assert result.e.dtype == result.thousand.dtype == jnp.int32
-    np.testing.assert_array_equal(flow.horizon(profiles).thousand, [[3, 2], [2, 0]])
+        np.testing.assert_array_equal(result.lag_e, expected)
+        assert result.lag_e.dtype == result.lag_1000.dtype == jnp.int32
+    np.testing.assert_array_equal(flow.horizon(profiles).lag_1000, [[3, 2], [2, 0]])
 
 
 @pytest.mark.parametrize("by_lag", [[np.nan] * 3, [0.0, np.nan, 0.0], [0.0, np.inf, -1.0], [-np.inf, np.nan, 0.0]])
@@ -85,4 +85,4 @@ def test_a_profile_that_is_not_finite_has_no_horizon(by_lag):
     """Neither the full length, which would say that the gradient lives, nor 0, which would say that it is gone."""
     assert horizons(by_lag) == (-1, -1)
     together = flow.horizon(jnp.array([by_lag, [0.0, 0.0, -9.0]]))
-    np.testing.assert_array_equal(together.e, [-1, 3])
+    np.testing.assert_array_equal(together.lag_e, [-1, 3])

@@ -489,10 +489,10 @@ def test_a_tapped_affine_cell_still_takes_the_fast_path(monkeypatch):
 
         return run
 
-    for path in ("scan_affine", "scan_cell"):
+    for path in ("scan_fused", "scan_cell"):
         monkeypatch.setattr(module, path, spied(path, getattr(module, path)))
     flow.gradient_profile(last_output_loss, RNN(cell()), inputs())
-    assert calls == ["scan_affine"] * 2  # an abstract run, and the one that counts
+    assert calls == ["scan_fused"] * 2  # an abstract run, and the one that counts
 
 
 def test_where_the_plain_adjoint_overflows_the_profile_does_not():

@@ -25,7 +25,7 @@ def finished(tmp_path, monkeypatch):
         monkeypatch.setattr("sys.argv", ["experiments/train.py", *argv])
         folder = run_directory.create(str(tmp_path / name), flags)
         result = {
-            "test_score": test, "validation_score": test + 0.01, "trivial_score": 0.05, "best_step": 5, "steps": 5,
+            "test_score": test, "validation_score": test + 0.01, "baseline_score": 0.05, "best_step": 5, "steps": 5,
             "skipped": 0, "parameters": 1234, "seconds": seconds,
         }  # fmt: skip
         if not flags["recurrent"]:
@@ -50,7 +50,7 @@ def finished(tmp_path, monkeypatch):
 def test_runs_that_differ_in_their_seed_alone_make_one_result(finished):
     runs = [finished("a1", 0.80, seed=1, seconds=9), finished("b", 0.5, cell="gru"), finished("a0", 0.90, seconds=5)]
     compared = comparison.compare(runs)
-    assert (compared.task, compared.metric, compared.trivial_score) == ("language_id", "accuracy", 0.05)
+    assert (compared.task, compared.metric, compared.baseline_score) == ("language_id", "accuracy", 0.05)
     lstm, gru = compared.results
     assert (lstm.seeds, gru.seeds) == ((0, 1), (0,))
     np.testing.assert_array_equal(lstm.test_S, [0.90, 0.80])
@@ -120,7 +120,7 @@ def test_rows_hold_mean_least_and_most(finished):
     (row,) = comparison.rows(comparison.compare(runs))
     assert (row["test_mean"], row["test_least"], row["test_most"]) == (pytest.approx(0.5), 0.2, 0.8)
     assert row["validation_mean"] == pytest.approx(0.51)
-    assert (row["seconds"], row["seeds"], row["trivial_score"]) == (0.5, "0 1 2", 0.05)
+    assert (row["seconds"], row["seeds"], row["baseline_score"]) == (0.5, "0 1 2", 0.05)
 
 
 def test_the_table_for_people_has_every_network_baseline_and_command(finished):

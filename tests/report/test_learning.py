@@ -17,7 +17,7 @@ SCORES = {  # cell -> [seeds, L]
 }
 
 
-def summary(trivial_score=1 / 6):
+def summary(baseline_score=1 / 6):
     lags = {  # cell, part -> (horizon_e, horizon_1000) by seed: before training, after it
         ("elman", "rnn"): ([(3, 30), (4, 40), (9, 50)], [(1, 10), (2, 20), (2, 25)]),
         ("lstm(forget_bias=2)", "rnn"): ([(5, 60), (6, 70), (7, 64)], [(64, 64), (60, 64), (50, 64)]),
@@ -32,7 +32,7 @@ def summary(trivial_score=1 / 6):
             "horizon_e": e,
             "horizon_1000": thousand,
             "test_score": 0.1,
-            "trivial_score": trivial_score,
+            "baseline_score": baseline_score,
         }
         for (cell, part), stages in lags.items()
         for stage, of_seeds in zip(("initialisation", "trained"), stages, strict=True)
@@ -241,7 +241,7 @@ def trained(tmp_path):
             run_directory.save_profiles(folder, [0, 10, 20], {"lstm": log10_norm})
         if finished:
             best = 10 if validation else 20
-            run_directory.save_table(folder, [{"best_step": best, "test_score": 0.55, "trivial_score": 0.1}])
+            run_directory.save_table(folder, [{"best_step": best, "test_score": 0.55, "baseline_score": 0.1}])
         return folder
 
     return make
@@ -307,7 +307,7 @@ def test_a_short_reach_is_not_flattened_by_the_length_of_the_sequence():
 def test_the_reach_is_the_horizon_of_the_instrument():
     profiles = np.cumsum(np.random.default_rng(0).normal(0.1, 0.5, size=(50, 20)), axis=-1).astype(np.float32)
     profiles[0], profiles[1, 3:9], profiles[2, 4], profiles[3, 5] = -np.inf, -np.inf, np.nan, np.inf
-    expected = np.asarray(flow.horizon(jnp.asarray(profiles)).e, np.float64)
+    expected = np.asarray(flow.horizon(jnp.asarray(profiles)).lag_e, np.float64)
     assert {-1, 0} < set(expected)
     np.testing.assert_array_equal(learning.reach(profiles), np.where(expected < 0, np.nan, expected))
 

@@ -66,7 +66,7 @@ def test_a_constant_scores_as_derived_and_none_beats_one(constant):
     d = constant - 1
     variance = 1 / 15 - 1 / 36 + 4 * d**2 / 6
     assert abs(score - (1 / 6 + d**2)) < 4 * np.sqrt(variance / 4000)
-    assert task.trivial_score == pytest.approx(1 / 6)
+    assert task.baseline_score == pytest.approx(1 / 6)
     assert not task.higher_is_better
 
 

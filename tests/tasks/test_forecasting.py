@@ -51,7 +51,7 @@ def test_the_scores_of_zero_and_of_persistence_are_as_derived(horizon):
     batch = as_batch(task.test)
     # The score of an example lies in [0, 4], so its standard deviation is 2 at the most.
     error = 4.5 * 2 / np.sqrt(4000)
-    assert task.trivial_score == 1 / 2
+    assert task.baseline_score == 1 / 2
     assert abs(float(task.score(lambda xs: np.zeros_like(xs), batch)) - 1 / 2) < error / 4
     derived = 1 - (math.sin(math.pi * horizon / 5) - math.sin(math.pi * horizon / 25)) / (4 * math.pi * horizon / 25)
     assert abs(float(task.score(lambda xs: xs, batch)) - derived) < error
@@ -141,7 +141,7 @@ def test_the_variance_of_mackey_glass_is_its_trivial_score(count):
     targets_BT = np.stack([task.test[index]["targets"][:, 0] for index in range(count)]).astype(np.float64)
     squares_B = np.mean((targets_BT - targets_BT.mean()) ** 2, axis=1)
     # 0.00005: the score is given to the third decimal and a half.
-    assert abs(squares_B.mean() - task.trivial_score) < 4.5 * squares_B.std() / np.sqrt(count) + 0.00005
+    assert abs(squares_B.mean() - task.baseline_score) < 4.5 * squares_B.std() / np.sqrt(count) + 0.00005
     assert abs(targets_BT.mean() - 0.930) < 0.002
     assert targets_BT.min() > 0.416
     assert targets_BT.max() < 1.32

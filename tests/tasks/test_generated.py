@@ -130,8 +130,8 @@ def test_whatever_ignores_the_input_scores_as_derived(name):
     for constant in answers:
         right_B = (read_on == constant).sum(axis=1)
         # The share of right answers is a ratio of two sums over examples; the answers within one may depend.
-        error = np.std(right_B - task.trivial_score * asked_B) / asked_B.mean() / np.sqrt(count)
-        assert abs(right_B.sum() / asked_B.sum() - task.trivial_score) < 4.5 * error
+        error = np.std(right_B - task.baseline_score * asked_B) / asked_B.mean() / np.sqrt(count)
+        assert abs(right_B.sum() / asked_B.sum() - task.baseline_score) < 4.5 * error
     assert task.higher_is_better
 
 

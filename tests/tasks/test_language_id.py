@@ -47,7 +47,7 @@ def test_the_messages_are_as_measured(task):
     assert (lengths.min(), np.median(lengths)) == (10, pytest.approx(26, abs=1))
     assert lengths.max() == task.seq_len < 420
     assert task.out_features == len(task.class_names) == len(LANGUAGES) == 20
-    assert task.trivial_score == pytest.approx(0.056, abs=0.003)
+    assert task.baseline_score == pytest.approx(0.056, abs=0.003)
     shares = np.array([len(source) for source in (task.train, task.validation, task.test)]) / len(lengths)
     np.testing.assert_allclose(shares, [0.7, 0.1, 0.2], atol=0.02)
     for source in (task.train, task.validation, task.test):

@@ -51,7 +51,7 @@ def test_the_score_is_in_bits():
 
     assert float(task.score(always_half, batch)) == pytest.approx(1, abs=1e-6)
     # Four a and four b seen, one added to each of four counts, so that p(a) = p(b) = 5 / 12.
-    assert task.trivial_score == pytest.approx(np.log2(12 / 5))
+    assert task.baseline_score == pytest.approx(np.log2(12 / 5))
 
 
 def test_the_trivial_score_is_that_of_the_frequencies(data_dir):
@@ -61,12 +61,12 @@ def test_the_trivial_score_is_that_of_the_frequencies(data_dir):
     logits = jnp.asarray(np.log(counts), jnp.float32)
     batch = tasks.as_batch(task.test)
     score = task.score(lambda tokens: jnp.broadcast_to(logits, (*tokens.shape, len(logits))), batch)
-    assert task.trivial_score == pytest.approx(float(score), abs=1e-4)
+    assert task.baseline_score == pytest.approx(float(score), abs=1e-4)
     # The entropy of the test split itself is what nobody can go below without looking at the text.
     shares = np.bincount(batch["labels"].ravel()) / batch["labels"].size
     entropy = -np.sum(shares[shares > 0] * np.log2(shares[shares > 0]))
-    assert entropy <= task.trivial_score < entropy + 0.1
-    assert task.trivial_score == pytest.approx(4.74, abs=0.1)
+    assert entropy <= task.baseline_score < entropy + 0.1
+    assert task.baseline_score == pytest.approx(4.74, abs=0.1)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_the_names_are_as_measured(task):
     assert (lengths.min(), np.median(lengths), lengths.max()) == (2, 7, 40)
     assert len(lengths) == pytest.approx(17_900, abs=200)
     assert task.out_features == len(LOCALE_LISTS) == 23
-    assert task.trivial_score == pytest.approx(0.135, abs=0.005)
+    assert task.baseline_score == pytest.approx(0.135, abs=0.005)
 
 
 def test_every_list_has_names_in_every_split(task):

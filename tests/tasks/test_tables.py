@@ -78,7 +78,7 @@ def test_every_class_has_its_share_in_every_split_and_a_seed_draws_it(tmp_path):
     }
     assert first.fingerprint == again.fingerprint
     assert first.fingerprint["test_sha256"] != other.fingerprint["test_sha256"]
-    assert first.trivial_score == 0.9
+    assert first.baseline_score == 0.9
 
 
 def test_a_test_file_of_one_s_own_is_left_whole(tmp_path):

@@ -63,8 +63,8 @@ def test_the_trivial_score_is_that_of_the_commonest_training_class():
     score = task.score(
         lambda tokens, lengths: jnp.tile(jnp.array([0.0, 1.0]), (len(tokens), 1)), tasks.as_batch(task.test)
     )
-    assert task.trivial_score == pytest.approx(float(score), abs=1e-7)
-    assert task.trivial_score == pytest.approx(1 / 3)
+    assert task.baseline_score == pytest.approx(float(score), abs=1e-7)
+    assert task.baseline_score == pytest.approx(1 / 3)
 
 
 def test_a_fingerprint_shows_a_change_in_each_split():

@@ -17,7 +17,7 @@ from rnn_jax.training import run_directory
 from rnn_jax.training.loop import (
     Evaluator,
     NotFinite,
-    Plan,
+    TrainConfig,
     batches_of,
     initial_state,
     layer_of,
@@ -54,7 +54,7 @@ def make_task(train, test=None, validation=None, **changes):
             "score": mean_squared_error,
             "metric": "mse",
             "higher_is_better": False,
-            "trivial_score": 1.0,
+            "baseline_score": 1.0,
             "fingerprint": {},
             "reads_tokens": reads_tokens,
             **changes,
@@ -75,8 +75,8 @@ def small_model(cell="gru(update_bias=1)"):
     return SequenceClassifier(cell, 1, 4, 1, rngs=nnx.Rngs(0))
 
 
-def plan(**changes):
-    return Plan(**{"steps": 12, "batch_size": 8, "eval_every": 4, "profile_every": 6, **changes})
+def config(**changes):
+    return TrainConfig(**{"steps": 12, "batch_size": 8, "eval_every": 4, "profile_every": 6, **changes})
 
 
 def new_run(tmp_path, name="run"):
@@ -94,8 +94,8 @@ def assert_same_weights(a, b, rtol=0.0):
 
 
 def test_a_run_is_plain_gradient_steps_on_its_batches(tmp_path):
-    task, model, optimizer, chosen = regression(), small_model(), optax.sgd(0.1), plan()
-    outcome = train(task, model, optimizer, run_dir := new_run(tmp_path), chosen)
+    task, model, optimizer, chosen = regression(), small_model(), optax.sgd(0.1), config()
+    result = train(task, model, optimizer, run_dir := new_run(tmp_path), chosen)
     plain, losses = model, []
     for _, batch in zip(range(12), batches_of(task, chosen)):
         loss, grads = jax.value_and_grad(task.loss)(plain, batch)
@@ -110,10 +110,10 @@ def test_a_run_is_plain_gradient_steps_on_its_batches(tmp_path):
         found[12, "validation/mse"], task.score(plain, tasks.as_batch(task.validation)), rtol=1e-5
     )
     best = min((score, step) for (step, name), score in found.items() if name == "validation/mse")
-    assert (outcome.validation_score, outcome.step) == best
-    np.testing.assert_allclose(outcome.test_score, task.score(outcome.model, tasks.as_batch(task.test)), rtol=1e-5)
-    assert outcome.profile_steps == [0, 6, 12]
-    assert outcome.profiles["rnn"].shape == (3, 6)
+    assert (result.validation_score, result.step) == best
+    np.testing.assert_allclose(result.test_score, task.score(result.model, tasks.as_batch(task.test)), rtol=1e-5)
+    assert result.profile_steps == [0, 6, 12]
+    assert result.profiles["rnn"].shape == (3, 6)
     norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(grads.rnn)))
     weight = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(plain.rnn)))
     np.testing.assert_allclose(found[12, "gradient_norm/rnn"], norm, rtol=1e-4)
@@ -125,16 +125,16 @@ def test_a_short_run_reads_batches_of_fewer_widths_also_after_a_resume():
     texts = tasks.RaggedSource({"tokens": [np.full(length, k) for k, length in enumerate(lengths)]})
     task = make_task(texts, in_features=500)
     for steps, count in ((12, 2), (300, 3), (800, 8)):
-        batches = batches_of(task, plan(steps=steps))
+        batches = batches_of(task, config(steps=steps))
         read = [next(batches) for _ in range(60)]
-        assert sorted({batch["tokens"].shape[1] for batch in read}) == list(widths_of(task, plan(steps=steps)))
-        assert len(widths_of(task, plan(steps=steps))) == count
-        resumed, state = batches_of(task, plan(steps=steps)), batches.get_state()
+        assert sorted({batch["tokens"].shape[1] for batch in read}) == list(widths_of(task, config(steps=steps)))
+        assert len(widths_of(task, config(steps=steps))) == count
+        resumed, state = batches_of(task, config(steps=steps)), batches.get_state()
         resumed.set_state(state)
         np.testing.assert_array_equal(next(resumed)["tokens"], next(batches)["tokens"])
-    for batch, by_default in zip(read, tasks.batches(texts, 8, 0)):  # a long run's are what they are without a plan
+    for batch, by_default in zip(read, tasks.batches(texts, 8, 0)):  # a long run's are what they are without a config
         np.testing.assert_array_equal(batch["tokens"], by_default["tokens"])
-    assert widths_of(regression(), plan()) is None
+    assert widths_of(regression(), config()) is None
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_short_run_reads_batches_of_fewer_widths_also_after_a_resume():
 def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes_and_weights(tmp_path, monkeypatch, kind, devices):
     # A language model reads its stream in passes of five batches here, and carries its state from one to the next.
     task, model = language() if kind == "language model" else (regression(), small_model())
-    chosen = plan(steps=20, batch_size=4, devices=devices)
+    chosen = config(steps=20, batch_size=4, devices=devices)
     optimizer = optax.adam(1e-2)
     alone = train(task, model, optimizer, new_run(tmp_path, "alone"), chosen)
     run_dir = new_run(tmp_path)
@@ -173,7 +173,7 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes_and_weights(tmp_pat
 def test_a_run_on_two_devices_is_the_run_on_one(tmp_path, kind):
     task, model = language() if kind == "language model" else (regression(), small_model())
     one, two = (
-        train(task, model, optax.sgd(0.1), new_run(tmp_path, str(n)), plan(batch_size=4, devices=n)) for n in (1, 2)
+        train(task, model, optax.sgd(0.1), new_run(tmp_path, str(n)), config(batch_size=4, devices=n)) for n in (1, 2)
     )
     assert_same_weights(two.model, one.model, rtol=1e-5)
     one, two = (metrics(tmp_path / str(n)) for n in (1, 2))
@@ -187,12 +187,12 @@ def test_patience_stops_and_the_best_weights_are_tested(tmp_path):
         return mean_squared_error(model, {**batch, "target": -batch["target"]})
 
     task = regression(loss=opposite)
-    chosen = plan(steps=400, eval_every=20, patience=2, profile_every=0)
-    outcome = train(task, small_model(), optax.adam(1e-2), run_dir := new_run(tmp_path), chosen)
+    chosen = config(steps=400, eval_every=20, patience=2, profile_every=0)
+    result = train(task, small_model(), optax.adam(1e-2), run_dir := new_run(tmp_path), chosen)
     scores = {step: value for (step, name), value in metrics(run_dir).items() if name == "validation/mse"}
-    assert outcome.step == min(scores, key=scores.get)
-    assert outcome.steps == outcome.step + 40 < 400
-    assert max(step for step, _ in metrics(run_dir)) == outcome.steps
+    assert result.step == min(scores, key=scores.get)
+    assert result.steps == result.step + 40 < 400
+    assert max(step for step, _ in metrics(run_dir)) == result.steps
 
 
 def poisoned(where):
@@ -212,15 +212,19 @@ def in_order(source, batch_size, seed, augment=None):
 def test_an_update_that_is_not_finite_is_skipped_and_counted(tmp_path, monkeypatch, where):
     monkeypatch.setattr(tasks, "batches", in_order)
     task = poisoned(where)
-    outcome = train(
-        task, model := small_model(), optax.sgd(0.1), run_dir := new_run(tmp_path), plan(nan="skip", profile_every=0)
+    result = train(
+        task,
+        model := small_model(),
+        optax.sgd(0.1),
+        run_dir := new_run(tmp_path),
+        config(on_nonfinite="skip", profile_every=0),
     )
-    assert outcome.skipped == 3  # one batch in four, of twelve
+    assert result.skipped == 3  # one batch in four, of twelve
     plain = model
     for k, batch in zip(range(12), in_order(task.train, 8, 0)):
         if k % 4 != 2:
             plain = jax.tree.map(lambda p, g: p - 0.1 * g, plain, jax.grad(task.loss)(plain, batch))
-    assert_same_weights(outcome.model, plain, rtol=1e-5)
+    assert_same_weights(result.model, plain, rtol=1e-5)
     assert metrics(run_dir)[12, "train/skipped"] == 3
     assert all(np.isfinite(value) for value in metrics(run_dir).values())
 
@@ -229,7 +233,7 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_named(tmp_path, monkeyp
     monkeypatch.setattr(tasks, "batches", in_order)
     sentence = "^Stopped at step 3: the batch is not finite, in 'xs', .*; no checkpoint has been written yet.$"
     with pytest.raises(NotFinite, match=sentence):
-        train(poisoned("xs"), small_model(), optax.sgd(0.1), new_run(tmp_path), plan(profile_every=0))
+        train(poisoned("xs"), small_model(), optax.sgd(0.1), new_run(tmp_path), config(profile_every=0))
 
 
 def test_a_layer_whose_outputs_overflow_stops_the_run_and_is_named_with_the_last_good_checkpoint(tmp_path):
@@ -246,7 +250,7 @@ def test_a_layer_whose_outputs_overflow_stops_the_run_and_is_named_with_the_last
         f"the last good checkpoint is {re.escape(str(run_dir))}/checkpoints/last, of step 4."
     )
     with pytest.raises(NotFinite, match=f"^{sentence}$"):
-        train(task, small_model("irnn"), optimizer, run_dir, plan(profile_every=0))
+        train(task, small_model("irnn"), optimizer, run_dir, config(profile_every=0))
     note = run_directory.load_note(run_dir, "last")
     assert note["step"] == 4
 
@@ -266,7 +270,7 @@ def test_a_gradient_that_is_not_finite_is_followed_back_to_the_layer_next_to_the
     with pytest.raises(
         NotFinite, match=r"Stopped at step 1: a gradient .* layer 'rnn/layers/0', parameter 'rnn/layers/0/cell/bias'"
     ):
-        train(regression(), model, optax.sgd(0.1), new_run(tmp_path), plan(profile_every=0))
+        train(regression(), model, optax.sgd(0.1), new_run(tmp_path), config(profile_every=0))
 
 
 def test_scores_are_means_over_all_examples_of_any_length():
@@ -318,7 +322,7 @@ def test_a_language_model_is_scored_with_the_state_it_carries_over(monkeypatch):
 
 def test_an_update_goes_on_from_the_carry_of_the_batch_before_and_begins_anew_with_each_pass():
     task, model = language()
-    chosen = plan(batch_size=4)
+    chosen = config(batch_size=4)
     optimizer = optax.sgd(0.0)
     update = jax.jit(make_update(task, optimizer, chosen))
     state, losses = initial_state(task, model, optimizer, chosen), []
@@ -337,7 +341,7 @@ def test_an_update_goes_on_from_the_carry_of_the_batch_before_and_begins_anew_wi
 def test_dropout_is_drawn_anew_at_each_step_and_the_same_in_each_run(tmp_path):
     task = regression()
     model = SequenceClassifier("gru", 1, 16, 1, dropout=0.5, rngs=nnx.Rngs(0))
-    optimizer, chosen = optax.sgd(0.0), plan(dropout=True)
+    optimizer, chosen = optax.sgd(0.0), config(dropout=True)
     update = jax.jit(make_update(task, optimizer, chosen))
     batch = tasks.collate([task.train[k] for k in range(8)])
     sums = []
@@ -357,7 +361,7 @@ def test_runs_of_other_seeds_drop_other_units_in_the_same_program():
     batch = tasks.collate([task.train[k] for k in range(8)])
     programs, losses = set(), set()
     for seed in range(2):
-        chosen = plan(dropout=True, seed=seed)
+        chosen = config(dropout=True, seed=seed)
         update = jax.jit(make_update(task, optax.sgd(0.0), chosen))
         state = initial_state(task, model, optax.sgd(0.0), chosen)
         programs.add(update.lower(state, batch).as_text())
@@ -379,7 +383,7 @@ def test_parameters_have_the_names_of_their_layers():
     [
         ({"steps": 0}, "steps=0 is out of range; allowed: 1 or more."),
         ({"patience": 0}, "patience=0 is out of range; allowed: 1 or more evaluations, or None."),
-        ({"nan": "ignore"}, "nan='ignore' is unknown; allowed: stop, skip."),
+        ({"on_nonfinite": "ignore"}, "on_nonfinite='ignore' is unknown; allowed: stop, skip."),
         ({"devices": 0}, "devices=0 is out of range; allowed: 1 or more."),
         (
             {"batch_size": 9, "devices": 2},
@@ -389,15 +393,15 @@ def test_parameters_have_the_names_of_their_layers():
 )
 def test_an_impossible_plan_is_refused_in_one_sentence(changes, sentence):
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
-        plan(**changes)
+        config(**changes)
 
 
 def test_patience_without_a_validation_split_is_refused(tmp_path):
     task = make_task(tasks.ArraySource(**numbers()))
     with pytest.raises(ValueError, match="patience=2 needs a validation split, which the task 'small' has not"):
-        train(task, small_model(), optax.sgd(0.1), new_run(tmp_path), plan(patience=2))
+        train(task, small_model(), optax.sgd(0.1), new_run(tmp_path), config(patience=2))
 
 
 def test_texts_that_are_not_there_are_not_augmented():
     with pytest.raises(ValueError, match=r"^crop=0\.5 and token_dropout=0\.0 change texts to be classified, which the"):
-        batches_of(regression(), plan(crop=0.5))
+        batches_of(regression(), config(crop=0.5))

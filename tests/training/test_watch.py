@@ -8,7 +8,7 @@ from flax import nnx
 from rnn_jax import flow, tasks
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.tasks.task import cross_entropy
-from rnn_jax.training.watch import look, probe_batch
+from rnn_jax.training.watch import diagnose, probe_batch
 
 
 def ragged_task(count=40):
@@ -20,7 +20,7 @@ def ragged_task(count=40):
     )
     return tasks.Task(
         name="ragged", description="", source="", train=source, test=source, seq_len=11, in_features=9, out_features=3,
-        loss=cross_entropy, score=cross_entropy, metric="nats", higher_is_better=False, trivial_score=1.0,
+        loss=cross_entropy, score=cross_entropy, metric="nats", higher_is_better=False, baseline_score=1.0,
         fingerprint={}, reads_tokens=True,
     )  # fmt: skip
 
@@ -39,7 +39,7 @@ def test_a_look_is_the_profile_with_lags_from_the_end_of_each_direction_and_the_
         "gru", 9, 4, 3, emb_size=5, layers=2, bidirectional=True, rngs=nnx.Rngs(0), param_dtype=jnp.float64
     )
     batch = probe_batch(task, 8)
-    seen = jax.jit(lambda model, batch: look(task, model, batch))(model, batch)
+    seen = jax.jit(lambda model, batch: diagnose(task, model, batch))(model, batch)
     profile = flow.gradient_profile(task.loss, model, batch).log10_norm
     assert set(seen.log10_norm) == set(profile)
     for part, expected in profile.items():
@@ -47,18 +47,18 @@ def test_a_look_is_the_profile_with_lags_from_the_end_of_each_direction_and_the_
         expected = expected[::-1] if "backward_rnn" in part else expected
         np.testing.assert_allclose(seen.log10_norm[part], expected, rtol=1e-4, atol=1e-4)
     layers = [f"rnn/layers/{k}/{direction}_rnn" for k in (0, 1) for direction in ("forward", "backward")]
-    assert set(seen.saturation) == {f"{layer}/{gate}" for layer in layers for gate in ("r", "u", "n")}
+    assert set(seen.saturation) == {f"{layer}/{gate}" for layer in layers for gate in ("reset", "update", "candidate")}
     calls = flow.layer_calls(lambda model: task.loss(model, batch), model)
     assert list(calls) == layers
     (lower,) = calls["rnn/layers/0/backward_rnn"]
     assert lower.reverse
     np.testing.assert_array_equal(lower.xs, model.embedding(batch["tokens"]))
     np.testing.assert_allclose(
-        seen.saturation["rnn/layers/0/backward_rnn/u"], flow.gate_saturation(lower)["u"], rtol=1e-6
+        seen.saturation["rnn/layers/0/backward_rnn/update"], flow.gate_saturation(lower)["update"], rtol=1e-6
     )
 
 
 def test_a_bag_of_embeddings_has_nothing_to_look_at():
     task = ragged_task()
     model = SequenceClassifier("gru", 9, 4, 3, emb_size=5, recurrent=False, rngs=nnx.Rngs(0))
-    assert look(task, model, probe_batch(task, 8)) == look(task, {}, {})
+    assert diagnose(task, model, probe_batch(task, 8)) == diagnose(task, {}, {})

@@ -24,7 +24,7 @@ class Unrelated(NamedTuple):
     memory: jax.Array
 
 
-@pytest.mark.parametrize("method", ["sequential", "scan"])
+@pytest.mark.parametrize("method", ["auto", "scan"])
 @pytest.mark.parametrize("name", ["lstm", "flax.nnx:LSTMCell"])
 def test_parts_with_names_are_matched_by_name(name, method):
     cell, xs = reference.make_cell(name, F, H), reference.normal(2, 4, 5, F)

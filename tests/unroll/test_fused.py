@@ -13,7 +13,7 @@ import rnn_jax
 from rnn_jax import flow
 from rnn_jax.unroll import affine, unroll
 
-AFFINE = [name for name, cls in rnn_jax.catalogue().items() if issubclass(cls, rnn_jax.AffineCell)]
+AFFINE = [name for name, cls in rnn_jax.catalogue().items() if issubclass(cls, rnn_jax.PointwiseCell)]
 F, H = 3, 4
 
 
@@ -62,7 +62,7 @@ def test_fast_is_plain(name, batch, time, padded, reset, reverse):
         "resets": jnp.asarray(rng.random((*batch, time)) < 0.4) if reset else None,
         "reverse": reverse,
     }
-    fast, plain = (outputs_and_gradients(cell, xs, carry, method, **kwargs) for method in ("sequential", "scan"))
+    fast, plain = (outputs_and_gradients(cell, xs, carry, method, **kwargs) for method in ("auto", "scan"))
     assert_trees_close(fast, plain, rtol=1e-9, atol=1e-12)
 
 
@@ -75,9 +75,7 @@ def test_fast_is_plain_over_several_segments_whether_preactivations_are_kept_or_
     cell, xs = make(name), draw(3, 11, F)
     carry = cell.initialize_carry((3, F))
     for reverse in (False, True):
-        fast, plain = (
-            outputs_and_gradients(cell, xs, carry, method, reverse=reverse) for method in ("sequential", "scan")
-        )
+        fast, plain = (outputs_and_gradients(cell, xs, carry, method, reverse=reverse) for method in ("auto", "scan"))
         assert_trees_close(fast, plain, rtol=1e-9, atol=1e-12)
 
 
@@ -85,14 +83,14 @@ def test_fast_is_plain_over_several_segments_whether_preactivations_are_kept_or_
 def test_fast_is_plain_in_lower_precision(dtype, tolerance):
     cell, xs = make("lstm", dtype), draw(3, 6, F, dtype=dtype)
     carry = cell.initialize_carry((3, F))
-    fast, plain = (outputs_and_gradients(cell, xs, carry, method) for method in ("sequential", "scan"))
+    fast, plain = (outputs_and_gradients(cell, xs, carry, method) for method in ("auto", "scan"))
     assert {leaf.dtype for leaf in jax.tree.leaves(fast)} == {jnp.dtype(dtype)}
     assert_trees_close(fast, plain, rtol=tolerance, atol=tolerance)
 
 
 def test_products_in_bfloat16_leave_the_state_in_float32():
     cell = make("lstm", jnp.float32, dtype=jnp.bfloat16)
-    for method in ("sequential", "scan"):
+    for method in ("auto", "scan"):
         carry, ys = unroll(cell, draw(3, 6, F, dtype=jnp.float32), method=method)
         assert ys.dtype == jnp.bfloat16
         assert carry.c.dtype == carry.h.dtype == jnp.float32
@@ -103,9 +101,9 @@ def test_the_fast_path_runs_for_affine_cells_and_only_for_them(monkeypatch):
 
     def spy(cell, *args, **kwargs):
         ran.append(type(cell).__name__)
-        return affine.scan_affine(cell, *args, **kwargs)
+        return affine.scan_fused(cell, *args, **kwargs)
 
-    monkeypatch.setattr(sys.modules["rnn_jax.unroll"], "scan_affine", spy)  # the name is the function, too
+    monkeypatch.setattr(sys.modules["rnn_jax.unroll"], "scan_fused", spy)  # the name is the function, too
     for name in rnn_jax.catalogue():
         unroll(make(name), draw(2, 3, F))
     unroll(nnx.GRUCell(F, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64), draw(2, 3, F))
@@ -126,7 +124,7 @@ def test_second_derivatives_are_those_of_the_plain_path(name):
         return jax.jacfwd(jax.grad(f))
 
     for twice in (reverse_over_reverse, forward_over_reverse):
-        fast, plain = (twice(functools.partial(loss, method))(xs[0]) for method in ("sequential", "scan"))
+        fast, plain = (twice(functools.partial(loss, method))(xs[0]) for method in ("auto", "scan"))
         np.testing.assert_allclose(fast, plain, rtol=1e-8, atol=1e-12)
 
 
@@ -151,7 +149,7 @@ def test_an_ensemble_is_its_members():
         assert_trees_close(jax.tree.map(lambda leaf, k=k: leaf[k], ensemble), gradient(cell, xs[k]), rtol=1e-10)
 
 
-class PeepholeLike(rnn_jax.AffineCell):
+class PeepholeLike(rnn_jax.PointwiseCell):
     """An affine cell whose elementwise part has a parameter, and whose recurrent matrix is made of another."""
 
     input_gates = recurrent_gates = ("u", "n")
@@ -160,8 +158,8 @@ class PeepholeLike(rnn_jax.AffineCell):
         super().__init__(in_features, hidden_features, rngs=rngs, **kwargs)
         self.peephole = nnx.Param(jnp.linspace(-1.0, 1.0, hidden_features, dtype=self.param_dtype))
 
-    def affine(self):
-        kernel, recurrent_kernel, bias = super().affine()
+    def weights(self):
+        kernel, recurrent_kernel, bias = super().weights()
         return kernel, jnp.tanh(recurrent_kernel), bias
 
     def activate(self, z, carry):
@@ -177,7 +175,7 @@ class PeepholeLike(rnn_jax.AffineCell):
 def test_parameters_outside_the_products_get_their_gradients():
     cell = PeepholeLike(F, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     xs, carry = draw(3, 6, F), cell.initialize_carry((3, F))
-    fast, plain = (outputs_and_gradients(cell, xs, carry, method) for method in ("sequential", "scan"))
+    fast, plain = (outputs_and_gradients(cell, xs, carry, method) for method in ("auto", "scan"))
     assert_trees_close(fast, plain, rtol=1e-9, atol=1e-12)
     assert np.all(np.abs(fast[1][0].peephole[...]) > 1e-6)
 
@@ -189,7 +187,7 @@ def test_recomputed_segments_change_nothing(name, reverse):
     lengths = jnp.asarray([11, 6])
     carry = cell.initialize_carry((2, F))
     kept, recomputed = (
-        outputs_and_gradients(cell, xs, carry, "sequential", lengths=lengths, reverse=reverse, checkpoint_every=every)
+        outputs_and_gradients(cell, xs, carry, "auto", lengths=lengths, reverse=reverse, checkpoint_every=every)
         for every in (0, 3)
     )
     assert_trees_close(recomputed, kept, rtol=1e-10, atol=1e-13)
@@ -200,7 +198,7 @@ def test_the_profile_sees_through_recomputed_segments(every):
     layer = rnn_jax.RNN(make("lstm"), checkpoint_every=every)
     profile = flow.gradient_profile(lambda layer, xs: jnp.sum(layer(xs)[:, -1]), layer, draw(2, 300, F))
     plain = flow.gradient_profile(
-        lambda layer, xs: jnp.sum(unroll(layer.cell, xs, method="scan", tap=layer.tap)[1][:, -1]),
+        lambda layer, xs: jnp.sum(unroll(layer.cell, xs, method="scan", probe=layer.probe)[1][:, -1]),
         layer,
         draw(2, 300, F),
     )
@@ -211,9 +209,7 @@ def test_the_profile_sees_through_recomputed_segments(every):
 def test_truncated_at_full_length_is_back_propagation_bit_for_bit():
     cell, xs = make("lstm"), draw(2, 8, F)
     carry = cell.initialize_carry((2, F))
-    whole, truncated = (
-        outputs_and_gradients(cell, xs, carry, "sequential", truncate_every=every) for every in (None, 8)
-    )
+    whole, truncated = (outputs_and_gradients(cell, xs, carry, "auto", truncate_every=every) for every in (None, 8))
     for a, b in zip(jax.tree.leaves(truncated), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
 

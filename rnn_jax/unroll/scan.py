@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rnn_jax.unroll.running_scale import Record, Tap, rescale, times_power_of_two, unscale
+from rnn_jax.unroll.running_scale import Probe, Record, rescale, times_power_of_two, unscale
 
 Array = jax.Array
 Carry = Any
 PyTree = Any
-State = tuple[Carry, Array]  # the carry, and the scalar e of `running_scale` that runs beside it
+State = tuple[Carry, Array]  # the carry, and the scale token of `running_scale` that runs beside it
 
 
 class Steps(NamedTuple):
@@ -32,13 +32,13 @@ class Steps(NamedTuple):
       x: `[time, *batch, ...features]`.
       active: bool `[time, *batch]`, False at padded steps; None if there are none.
       reset: bool `[time, *batch]`, or None.
-      tap: the zeros of a `Tap`, or None.
+      probe: the zeros of a `Probe`, or None.
     """
 
     x: Array
     active: Array | None
     reset: Array | None
-    tap: PyTree
+    probe: PyTree
 
 
 def scan_cell(
@@ -55,10 +55,10 @@ def scan_cell(
 
     Args:
       cell: any `flax.nnx.RNNCellBase`.
-      state: carry and e before the first step.
+      state: carry and scale token before the first step.
       steps: the inputs.
       fresh_carry: what a reset puts in the place of the carry.
-      record: of the `Tap` whose zeros are in `steps`.
+      record: of the `Probe` whose zeros are in `steps`.
       reverse: from the last step to the first.
       unroll: steps in one iteration of the loop, as in `jax.lax.scan`.
 
@@ -67,10 +67,10 @@ def scan_cell(
     """
 
     def step(state, inputs):
-        (carry, e), the_cell, fresh = state, cell, fresh_carry
-        x, active, reset, tap_t = inputs
+        (carry, scale_token), the_cell, fresh = state, cell, fresh_carry
+        x, active, reset, probe_t = inputs
         if record is not None:
-            (the_cell, x, fresh), e = unscale((cell, x, fresh_carry), e)
+            (the_cell, x, fresh), scale_token = unscale((cell, x, fresh_carry), scale_token)
         old = carry
         if reset is not None:
             carry = jax.tree.map(partial(_where_batched, reset), fresh, carry, carry)
@@ -79,8 +79,8 @@ def scan_cell(
             carry = jax.tree.map(partial(_where_batched, active), carry, old, carry)
             y = jax.tree.map(lambda part: where(active, part, jnp.zeros_like(part)), y)
         if record is not None:
-            carry, y, e = rescale(record, carry, y, e, tap_t)
-        return (carry, e), y
+            carry, y, scale_token = rescale(record, carry, y, scale_token, probe_t)
+        return (carry, scale_token), y
 
     return jax.lax.scan(step, state, steps, reverse=reverse, unroll=unroll)
 
@@ -153,20 +153,20 @@ def even_size(time: int, most: int) -> int:
 
 
 @jax.custom_vjp
-def start_of_scale(tap: Tap, carry: Carry, e: Array) -> State:
+def start_of_scale(probe: Probe, carry: Carry, scale_token: Array) -> State:
     """Identity before the first step: brings the adjoint of the initial carry to its true scale; counts the run."""
-    del tap
-    return carry, e
+    del probe
+    return carry, scale_token
 
 
-def _start_fwd(tap, carry, e):
-    return (carry, e), tap
+def _start_fwd(probe, carry, scale_token):
+    return (carry, scale_token), probe
 
 
-def _start_bwd(tap, cotangents):
+def _start_bwd(probe, cotangents):
     carry, log2_scale = cotangents
     # A one for each run: made to hang on the scale, so that `jax.vmap` knows it for one of many.
-    counted = Tap(jax.tree.map(jnp.zeros_like, tap.zeros), 1.0 + 0.0 * log2_scale, tap.record)
+    counted = Probe(jax.tree.map(jnp.zeros_like, probe.zeros), 1.0 + 0.0 * log2_scale, probe.record)
     return counted, times_power_of_two(carry, log2_scale), jnp.zeros_like(log2_scale)
 
 

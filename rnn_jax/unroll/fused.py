@@ -17,7 +17,7 @@ What did not pay: weight gradients at each step, one product for the two kernels
 cotangents written over what they are computed from (XLA then copies the whole array at each step), `unroll` above 1,
 halves of the batch in two loops.
 
-With a `Tap`, the backward pass runs at a running scale (see `running_scale.py`), for the price of a few scalars.
+With a `Probe`, the backward pass runs at a running scale (see `running_scale.py`), for the price of a few scalars.
 """
 
 import math
@@ -28,9 +28,9 @@ import jax
 import jax.numpy as jnp
 from flax.nnx.nn import dtypes
 
-from rnn_jax.cell import AffineCell, sum_gates
+from rnn_jax.cell import PointwiseCell, sum_gates
 from rnn_jax.unroll.running_scale import Record, common_scale, log2_largest, log2_norms, times_power_of_two
-from rnn_jax.unroll.sequential import State, Steps, even_size, over_segments, where
+from rnn_jax.unroll.scan import State, Steps, even_size, over_segments, where
 
 Array = jax.Array
 Carry = Any
@@ -64,13 +64,13 @@ class _Split(NamedTuple):
     treedef: jax.tree_util.PyTreeDef
     used: tuple[bool, ...]
 
-    def merge(self, used: list[Array], others: list[Array]) -> AffineCell:
+    def merge(self, used: list[Array], others: list[Array]) -> PointwiseCell:
         used_leaves, other_leaves = iter(used), iter(others)
         return jax.tree.unflatten(self.treedef, [next(used_leaves if u else other_leaves) for u in self.used])
 
 
 class _Static(NamedTuple):
-    """What the derivative rule takes beside arrays: as in `scan_affine`.
+    """What the derivative rule takes beside arrays: as in `scan_fused`.
 
     `output` is the part of the carry (a leaf's number) that a step's output is, so that it need not be kept, too. None
     if there is no such part, or padding and resets come between the output of a step and the carry of the next.
@@ -83,8 +83,8 @@ class _Static(NamedTuple):
     unroll: int
 
 
-def scan_affine(
-    cell: AffineCell,
+def scan_fused(
+    cell: PointwiseCell,
     state: State,
     steps: Steps,
     *,
@@ -93,9 +93,9 @@ def scan_affine(
     reverse: bool,
     unroll: int,
 ) -> tuple[State, Array]:
-    """Runs the cell over time; arguments and results as `rnn_jax.unroll.sequential.scan_cell`."""
+    """Runs the cell over time; arguments and results as `rnn_jax.unroll.scan.scan_cell`."""
     time, *batch_shape, _ = steps.x.shape
-    kernel, recurrent_kernel, bias = cell.affine()
+    kernel, recurrent_kernel, bias = cell.weights()
     xs, kernel, recurrent_kernel = dtypes.promote_dtype((steps.x, kernel, recurrent_kernel), dtype=cell.dtype)
     if _one_product(cell):
         kernels: tuple[Array, ...] = (jnp.concatenate([kernel, recurrent_kernel]),)
@@ -127,14 +127,14 @@ def scan_affine(
 
     output = output if active is None and reset is None and time else None
     static = _Static(split, output, None if record is None else record_batch, reverse, unroll)
-    (carry, e), ys = _run(
-        static, used, others, weights, Steps(xs, active, reset, steps.tap), (carry, state[1]), fresh_carry
+    (carry, scale_token), ys = _run(
+        static, used, others, weights, Steps(xs, active, reset, steps.probe), (carry, state[1]), fresh_carry
     )
     carry = jax.tree.map(lambda part: part.reshape(*batch_shape, *part.shape[1:]), carry)
-    return (carry, e), ys.reshape(time, *batch_shape, *ys.shape[2:])
+    return (carry, scale_token), ys.reshape(time, *batch_shape, *ys.shape[2:])
 
 
-def hidden_reads_parameters(cell: AffineCell, carry: Carry) -> bool:
+def hidden_reads_parameters(cell: PointwiseCell, carry: Carry) -> bool:
     """Whether `hidden` depends on an array of the cell, whose gradient the fast path would lose."""
     leaves, treedef = jax.tree.flatten(cell)
     jaxpr = jax.make_jaxpr(lambda leaves, carry: jax.tree.unflatten(treedef, leaves).hidden(carry))(leaves, carry).jaxpr
@@ -147,7 +147,7 @@ def _reads(jaxpr: Any) -> list[bool]:
     return [id(v) in read for v in jaxpr.invars]
 
 
-def _trace_pointwise(cell: AffineCell, carry: Carry, dtype: Any) -> tuple[tuple[bool, ...], int | None]:
+def _trace_pointwise(cell: PointwiseCell, carry: Carry, dtype: Any) -> tuple[tuple[bool, ...], int | None]:
     """Tells for each leaf of the cell whether the elementwise part hangs on it; W, R and b do not.
 
     Tells as well which leaf of the new carry the output is, if it is one.
@@ -165,7 +165,7 @@ def _trace_pointwise(cell: AffineCell, carry: Carry, dtype: Any) -> tuple[tuple[
     return tuple(_reads(jaxpr)[: len(leaves)]), output
 
 
-def _pointwise(cell: AffineCell, z: dict[str, Array], carry: Carry) -> tuple[Carry, Array]:
+def _pointwise(cell: PointwiseCell, z: dict[str, Array], carry: Carry) -> tuple[Carry, Array]:
     """The elementwise part, computed in the type of the state; y in the type of the products."""
     dtype = next(iter(z.values())).dtype
     state_dtype = cell.hidden(carry).dtype
@@ -175,16 +175,16 @@ def _pointwise(cell: AffineCell, z: dict[str, Array], carry: Carry) -> tuple[Car
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _run(static, used, others, weights, steps, state, fresh_carry):
-    carry, e = state
+    carry, scale_token = state
     carry, ys, _ = _forward(static, static.split.merge(used, others), weights, steps, carry, fresh_carry, keep=False)
-    return (carry, e), ys
+    return (carry, scale_token), ys
 
 
 def _run_fwd(static, used, others, weights, steps, state, fresh_carry):
-    carry, e = state
+    carry, scale_token = state
     cell = static.split.merge(used, others)
     final_carry, ys, kept = _forward(static, cell, weights, steps, carry, fresh_carry, keep=True)
-    return ((final_carry, e), ys), (used, others, weights, steps, kept, fresh_carry, carry, ys)
+    return ((final_carry, scale_token), ys), (used, others, weights, steps, kept, fresh_carry, carry, ys)
 
 
 def _sum_of_outer_products(a_TBM: Array, b_TBN: Array) -> Array:
@@ -197,28 +197,28 @@ def _sum_of_outer_products(a_TBM: Array, b_TBN: Array) -> Array:
     return jax.lax.dot_general(a_MTB, b_TBN, (((1, 2), (0, 1)), ((), ())))
 
 
-def _one_product(cell: AffineCell) -> bool:
+def _one_product(cell: PointwiseCell) -> bool:
     """Whether x and h go to the same gates, so that `[x, h]` times one kernel does for both."""
     return cell.input_gates == cell.recurrent_gates
 
 
-def _columns(cell: AffineCell) -> tuple[tuple[str, ...], ...]:
+def _columns(cell: PointwiseCell) -> tuple[tuple[str, ...], ...]:
     """Returns the gates of each product."""
     return (cell.input_gates,) if _one_product(cell) else (cell.input_gates, cell.recurrent_gates)
 
 
-def _operands(cell: AffineCell, x: Array, h: Array) -> tuple[Array, ...]:
+def _operands(cell: PointwiseCell, x: Array, h: Array) -> tuple[Array, ...]:
     """Returns what the kernels are multiplied by, for x `[..., F]` and h `[..., H]`."""
     h = h.astype(x.dtype)
     return (jnp.concatenate([x, h], axis=-1),) if _one_product(cell) else (x, h)
 
 
-def _preactivations(cell: AffineCell, weights: _Weights, operands: tuple[Array, ...]) -> dict[str, Array]:
+def _preactivations(cell: PointwiseCell, weights: _Weights, operands: tuple[Array, ...]) -> dict[str, Array]:
     products = [operand @ kernel for operand, kernel in zip(operands, weights.kernels)]
     return sum_gates(cell, list(zip(products, _columns(cell))), weights.bias)
 
 
-def _input_gates(cell: AffineCell, kernel: Array, bias: Array | None, xs: Array) -> dict[str, Array]:
+def _input_gates(cell: PointwiseCell, kernel: Array, bias: Array | None, xs: Array) -> dict[str, Array]:
     """Returns what x adds to each gate at each step, and the bias with it: one product a gate, not at each step."""
     kernels = jnp.split(kernel, len(cell.input_gates), axis=-1)
     z = {name: xs @ part for name, part in zip(cell.input_gates, kernels)}
@@ -228,7 +228,7 @@ def _input_gates(cell: AffineCell, kernel: Array, bias: Array | None, xs: Array)
 
 
 def _add_recurrent_gates(
-    cell: AffineCell, recurrent_kernel: Array, bias: Array | None, z: dict[str, Array], h: Array
+    cell: PointwiseCell, recurrent_kernel: Array, bias: Array | None, z: dict[str, Array], h: Array
 ) -> dict[str, Array]:
     """Returns the pre-activations of one step, for what `_input_gates` has of it."""
     of_h = sum_gates(cell, [(h.astype(recurrent_kernel.dtype) @ recurrent_kernel, cell.recurrent_gates)], None)
@@ -238,7 +238,7 @@ def _add_recurrent_gates(
     return z | {name: z[name] + value if name in z else value for name, value in of_h.items()}
 
 
-def _split_bias(cell: AffineCell, bias: Array) -> dict[str, Array]:
+def _split_bias(cell: PointwiseCell, bias: Array) -> dict[str, Array]:
     return dict(zip(cell.gate_columns(), bias.reshape(-1, 1, cell.hidden_features)))
 
 
@@ -322,27 +322,27 @@ def _run_bwd(static, residuals, cotangents):
             norms = log2_norms(a)
             recorded = record(a, norms, log2_scale)
             a, g, log2_scale = common_scale(a, g, norms, log2_scale, log2_g)
-        around = 0  # what passes a padded step by
+        bypass = 0  # what passes a padded step by
         if active is not None:
-            around = jax.tree.map(lambda part: where(active, jnp.zeros_like(part), part), a)
+            bypass = jax.tree.map(lambda part: where(active, jnp.zeros_like(part), part), a)
             a = jax.tree.map(lambda part: where(active, part, jnp.zeros_like(part)), a)
 
         d_used_t, dz, d_carry = pullback((a, g))
         dz_h = jnp.concatenate([dz[name] for name in cell.recurrent_gates], axis=-1)
         _, hidden_pullback = jax.vjp(cell.hidden, carry)
-        (through_r,) = hidden_pullback((dz_h @ to_h).astype(cell.hidden(carry).dtype))
-        a = jax.tree.map(jnp.add, d_carry, through_r)
+        (recurrent_term,) = hidden_pullback((dz_h @ to_h).astype(cell.hidden(carry).dtype))
+        a = jax.tree.map(jnp.add, d_carry, recurrent_term)
         dz_x = {name: dz[name] for name in cell.input_gates if name not in cell.recurrent_gates}
         if record is not None:
             dz_h, dz_x, d_used_t = times_power_of_two((dz_h, dz_x, d_used_t), log2_scale)
         d_used = jax.tree.map(jnp.add, d_used, d_used_t)
         if reset is not None:
-            begun = jax.tree.map(lambda part: where(reset, part, jnp.zeros_like(part)), a)
+            reset_cotangent = jax.tree.map(lambda part: where(reset, part, jnp.zeros_like(part)), a)
             a = jax.tree.map(lambda part: where(reset, jnp.zeros_like(part), part), a)
-            begun = begun if record is None else times_power_of_two(begun, log2_scale)
-            d_fresh = jax.tree.map(jnp.add, d_fresh, begun)
+            reset_cotangent = reset_cotangent if record is None else times_power_of_two(reset_cotangent, log2_scale)
+            d_fresh = jax.tree.map(jnp.add, d_fresh, reset_cotangent)
         if active is not None:
-            a = jax.tree.map(jnp.add, a, around)
+            a = jax.tree.map(jnp.add, a, bypass)
         return (a, log2_scale, d_used, d_fresh), (dz_h, dz_x, recorded)
 
     def linearize(z, carry):
@@ -384,7 +384,7 @@ def _run_bwd(static, residuals, cotangents):
         d = _Weights(tuple(map(_sum_of_outer_products, operands, dz)), d_bias)
         return (state, jax.tree.map(jnp.add, d_weights, d)), (dx, recorded)
 
-    (a, log2_scale), ys_cotangent = cotangents  # the cotangent of e is the scale
+    (a, log2_scale), ys_cotangent = cotangents  # the cotangent of the token is the scale
     if steps.active is not None:
         ys_cotangent = where(steps.active, ys_cotangent, jnp.zeros_like(ys_cotangent))
     log2_g = None if record is None else jax.vmap(log2_largest)(ys_cotangent)
