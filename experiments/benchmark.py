@@ -25,7 +25,7 @@ How it is kept fair:
   on a mesh, and the mesh set), on a device for each core (`--devices`).
 * Turns go round, A B C A B C ..., after two calls each to warm up. A turn repeats short calls, up to 50 times,
   to last 20 ms. A number is the median over rounds, a ratio the median of the ratios of each round.
-* torch's threads spin after each call and take the cores from whoever comes next: on 2 busy cores JAX took 15 to 23 ms
+* torch's threads spin after each call and take the cores from the next library: on 2 busy cores JAX took 15 to 23 ms
   right after torch and 8 after itself, and torch 22 to 50 ms. With OMP_WAIT_POLICY=passive they sleep, JAX takes 7 to
   8 ms after torch too, and torch 13; but on quiet cores torch alone may do better spinning. So the run first compares
   torch alone under both policies and takes the better one for torch; if that is not `passive`, it waits 20 ms after

@@ -1,6 +1,6 @@
 r"""Which network did best, over its seeds? A table and a figure of several runs of `experiments.train` on one task.
 
-Runs that differ in nothing but --seed and --out make one row; nothing is computed anew.
+Runs that differ in nothing but --seed and --out make one row; nothing is computed again.
 
     python -m experiments.compare runs/language_id/*                                     (a second)
     python -m experiments.compare runs/language_id/* --baseline='TF-IDF of words=0.858' --out=docs

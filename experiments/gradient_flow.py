@@ -74,7 +74,7 @@ class Result:
     Attributes:
       profiles: by part of the carry, `[logged steps, seeds, time]`.
       scores: on the test split, `[seeds]`.
-      baseline_score: of whoever ignores the input.
+      baseline_score: of the input-independent baseline.
       parameters: of one member.
       seconds: that the training took, with all that was trained beside it in the same program.
     """
@@ -292,7 +292,8 @@ def print_table(task: tasks.Task, results: dict[str, Result]) -> None:
     for row in (header, *rows):
         print(f"{row[0]:{widths[0]}}" + "".join(f"{text:>{width}}" for text, width in zip(row[1:], widths[1:])))
     sign = "above" if task.higher_is_better else "below"
-    print(f"Whoever ignores the input has {task.metric} {task.baseline_score:.3f}; {sign} that, something was learned.")
+    baseline = f"The input-independent baseline has {task.metric} {task.baseline_score:.3f}"
+    print(f"{baseline}; {sign} that, something was learned.")
 
 
 def spread(values: np.ndarray, form: str) -> str:

@@ -1,7 +1,7 @@
-r"""What is there to learn, how much of it, and what does one get without learning?
+r"""Which tasks are there, how large are they, and what does their baseline score?
 
-Lists every task with its size, its length, what it reads and answers, its licence and the score of whoever ignores the
-input; or shows one of them with three examples.
+Lists every task with its size, its length, what it reads and answers, its license and the score of the
+input-independent baseline; or shows one of them with three examples.
 
     python -m experiments.tasks                                            (20 s on 2 CPU cores, 5 s from then on)
     python -m experiments.tasks --task=language_id --baseline              (TF-IDF and logistic regression, 20 s)
@@ -53,10 +53,10 @@ def main(argv: list[str]) -> None:
 
 
 def list_tasks() -> None:
-    """Prints a row for each task, with its own options by default, and a line for each kind of data of one's own."""
+    """Prints a row for each task, with its own options by default, and a line for each kind of data of the user."""
     header = ["task", "train", "validation", "test", "steps", "reads", "answers", "metric", "ignoring the input"]
     header += ["TF-IDF of characters", "of words"] if _BASELINE.value else []
-    rows, refused = [[*header, "licence"]], []
+    rows, refused = [[*header, "license"]], []
     for name in sorted(tasks.TASKS):
         try:
             task = tasks.make_task(name, data_dir=_OPTIONS["data_dir"].value)
@@ -67,7 +67,7 @@ def list_tasks() -> None:
         score = [task.metric, f"{task.baseline_score:.3f}"]
         if _BASELINE.value:
             score += [f"{value:.3f}" for value in tfidf_baseline(task).values()] if _is_text(task) else ["-", "-"]
-        rows.append([name, *sizes, _steps(task), _reads(task), _answers(task), *score, task.licence or "generated"])
+        rows.append([name, *sizes, _steps(task), _reads(task), _answers(task), *score, task.license or "generated"])
     widths = [max(map(len, column)) + 2 for column in zip(*rows)]
     for row in rows:
         cells = [f"{text:>{width}}" for text, width in zip(row[1:-1], widths[1:-1])]
@@ -75,7 +75,7 @@ def list_tasks() -> None:
     print("\nSteps that differ: the least / the median / the most.")
     for sentence in refused:
         print(sentence)
-    print("\nData of one's own, and of tensorflow-datasets:\n")
+    print("\nData of the user, and of tensorflow-datasets:\n")
     for prefix, build in sorted(tasks.PREFIXES.items()):
         described = inspect.getdoc(getattr(build, "func", build)) or ""
         print(f"{prefix + ':...':{widths[0]}}{described.splitlines()[0]}")
@@ -89,7 +89,7 @@ def show_task(task: tasks.Task, name: str) -> None:
     if task.validation is not None:
         sizes.insert(1, f"{len(task.validation):,} for validation")
     print(f"source       {task.source}")
-    print(f"licence      {task.licence or 'none needed: the examples are generated'}")
+    print(f"license      {task.license or 'none needed: the examples are generated'}")
     print(f"examples     {', '.join(sizes)}")
     steps = "" if task.train.lengths is None else ", the least, the median and the most"
     print(f"steps        {_steps(task)}{' a piece of one long text' if task.stateful else steps}")
@@ -98,7 +98,9 @@ def show_task(task: tasks.Task, name: str) -> None:
     print(f"reads        {_reads(task)}{_symbols(task)}")
     print(f"answers      {_answers(task)}{_classes(task)}")
     better = "more" if task.higher_is_better else "less"
-    print(f"score        {task.metric}, {better} is better; {task.baseline_score:.4f} for whoever ignores the input")
+    print(
+        f"score        {task.metric}, {better} is better; {task.baseline_score:.4f} for the input-independent baseline"
+    )
     if _BASELINE.value and _is_text(task):
         for features, score in tfidf_baseline(task).items():
             print(f"             {score:.4f} by logistic regression on the TF-IDF of {features}")

@@ -382,7 +382,7 @@ def check_against_flax(kind, flax_cell, **cell_arguments):
     assert_close(grads[1:], expected_grads[1:])
 
 
-# ------------------------------------------------------------------------------------------------ a cell of one's own
+# ------------------------------------------------------------------------------------------------ a user-defined cell
 
 
 class LeakyCell(nnx.RNNCellBase):

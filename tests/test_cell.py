@@ -297,7 +297,7 @@ def test_a_string_among_the_arguments_may_hold_any_sign():
         make("elman(activation='a(b')")
 
 
-def test_a_cell_of_ones_own_is_built_from_its_path():
+def test_a_user_defined_cell_is_built_from_its_path():
     cell = make("tests.reference:LeakyCell(rate=0.25)")
     assert isinstance(cell, reference.LeakyCell)
     assert cell.rate == 0.25
@@ -306,7 +306,7 @@ def test_a_cell_of_ones_own_is_built_from_its_path():
     np.testing.assert_array_equal(carry["steps"], [5, 5, 5])
 
 
-def test_an_argument_of_a_cell_of_ones_own_need_not_be_keyword_only():
+def test_an_argument_of_a_user_defined_cell_need_not_be_keyword_only():
     assert make("tests.reference:PositionalCell(rate=0.25)").rate == 0.25
     assert make("tests.reference:PositionalCell", rate=0.125).rate == 0.125
 
@@ -334,7 +334,7 @@ def test_an_unknown_argument_is_refused_with_the_known_ones(name):
         make(f"{name}(forgetbias=0)")
 
 
-def test_an_unknown_argument_of_a_cell_of_ones_own_is_refused():
+def test_an_unknown_argument_of_a_user_defined_cell_is_refused():
     with pytest.raises(ValueError, match=r"has no argument 'speed'; allowed: rate, param_dtype\."):
         make("tests.reference:LeakyCell(speed=1)")
 

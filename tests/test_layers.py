@@ -559,7 +559,7 @@ def test_dropout_of_more_steps_begins_as_dropout_of_fewer():
 
 
 class Echo(nnx.Module):
-    """A layer of one's own: it puts out what it reads, and keeps it as its carry."""
+    """A user-defined layer: it puts out what it reads, and keeps it as its carry."""
 
     def __call__(self, inputs, **kwargs):
         return inputs, inputs

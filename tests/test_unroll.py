@@ -117,7 +117,7 @@ def test_without_a_carry_the_run_begins_with_the_cells_own(name):
     reference.assert_close(unroll(cell, xs), unroll(cell, xs, own), 0.0)
 
 
-def test_a_cell_of_ones_own_with_a_counter_is_a_loop_in_python():
+def test_a_user_defined_cell_with_a_counter_is_a_loop_in_python():
     cell = rnn_jax.make_cell("tests.reference:LeakyCell", F, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     xs, lengths = reference.normal(2, 3, 5, F), np.array([5, 0, 2])
     actual = unroll(cell, xs, lengths=lengths)

@@ -52,8 +52,8 @@ class GRUCell(PointwiseCell):
         n_t &= \tanh(x_t W_n + b_{nx} + r_t \circ (h_{t-1} R_n + b_{nh})) \\
         h_t &= u_t \circ h_{t-1} + (1 - u_t) \circ n_t, \qquad y_t = h_t
 
-    Carry: h, `[*batch, H]`. Gates: `reset` (r), `update` (u; PyTorch's and Flax's z; it keeps the state when it is 1, as
-    in Cho et al.), `candidate` (n). Columns: r, u, n. Biases: r, u, nx, nh; Flax's `GRUCell` has no b_nh.
+    Carry: h, `[*batch, H]`. Gates: `reset` (r), `update` (u; PyTorch's and Flax's z; it keeps the state when it is 1,
+    as in Cho et al.), `candidate` (n). Columns: r, u, n. Biases: r, u, nx, nh; Flax's `GRUCell` has no b_nh.
 
     Args:
       update_bias: b_u before training; by default what `bias_init` draws, which is 0 unless given. 0 is the custom, and
@@ -109,8 +109,9 @@ class GRUResetBeforeCell(Cell):
         n_t &= \tanh(x_t W_n + (r_t \circ h_{t-1}) R_n + b_n) \\
         h_t &= u_t \circ h_{t-1} + (1 - u_t) \circ n_t, \qquad y_t = h_t
 
-    Carry: h, `[*batch, H]`. Gates: `reset`, `update` (keeps when it is 1), `candidate`. Columns of kernels and bias: r, u, n. The second
-    product waits for the first, so this form is no `PointwiseCell` and runs by the plain scan.
+    Carry: h, `[*batch, H]`. Gates: `reset`, `update` (keeps the state when it is 1), `candidate`. Columns of kernels
+    and bias: r, u, n. The second product waits for the first, so this form is no `PointwiseCell` and runs by the
+    plain scan.
 
     Args:
       update_bias: b_u before training; 0 by default, as are the other biases.

@@ -1,4 +1,4 @@
-"""The conformance kit: what whoever writes a new cell runs on it first.
+"""The conformance kit: run it on a new cell first.
 
     print(rnn_jax.flow.check_cell("my.module:MyCell"))      (or: python -m experiments.check_cell --cell=MODULE:CLASS)
 

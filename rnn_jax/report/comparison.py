@@ -68,7 +68,7 @@ class Comparison:
     Attributes:
       task: its name.
       metric: what the score is called.
-      baseline_score: of whoever ignores the input.
+      baseline_score: of the input-independent baseline.
       machine: what the runs ran on.
       results: in the order in which their first runs were given.
     """

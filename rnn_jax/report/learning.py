@@ -24,7 +24,7 @@ from rnn_jax.report.gradient_flow import COLORS, LINESTYLES, over_seeds, run_tit
 _HORIZONS = {"horizon_e": ("o", "1/e"), "horizon_1000": ("D", "1/1000")}  # of summary.csv: marker and name
 _STAGES = ("initialisation", "trained")
 _NAME = re.compile(r"(?P<cell>.+)/seed(?P<seed>\d+)/held_out_(?P<metric>.+)")
-_FRAME = 30  # times the trivial score: where the axis ends if a network's errors explode
+_FRAME = 30  # times the baseline score: where the axis ends if a network's errors explode
 _LINEAR = ("accuracy",)  # metrics whose axis is linear; errors fall by powers of ten, and theirs is logarithmic
 
 
@@ -125,8 +125,8 @@ def learning_figure(
         plot_learning(
             ax, curve, color=COLORS[i % len(COLORS)], linestyle=LINESTYLES[i // len(COLORS) % len(LINESTYLES)]
         )
-    trivial = {float(row["baseline_score"]) for row in rows if row.get("baseline_score")}
-    for score in trivial:
+    baseline = {float(row["baseline_score"]) for row in rows if row.get("baseline_score")}
+    for score in baseline:
         ax.axhline(score, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         ax.annotate(
             f"ignoring the input: {score:.4g}", (1, score), (0, 4), xycoords=("axes fraction", "data"),
@@ -135,9 +135,9 @@ def learning_figure(
     if not any(curve.metric in _LINEAR or np.any(curve.scores_LS <= 0) for curve in curves):
         ax.set_yscale("log")
         highest = max(np.max(c.scores_LS, where=np.isfinite(c.scores_LS), initial=0.0) for c in curves)
-        frame = _FRAME * max(trivial, default=np.inf)
+        frame = _FRAME * max(baseline, default=np.inf)
         lowest = min(np.min(c.scores_LS, where=np.isfinite(c.scores_LS), initial=frame) for c in curves)
-        lowest = min(lowest, *trivial)
+        lowest = min(lowest, *baseline)
         if highest > frame:
             ax.set_ylim(0.7 * lowest, frame)
             note = f"The left frame ends at {frame:.2g}; the highest value is {highest:.2g}."
@@ -240,7 +240,7 @@ def plot_scores(
     validation: Mapping[int, float],
     *,
     test: tuple[int, float] | None = None,
-    trivial: float | None = None,
+    baseline: float | None = None,
 ) -> Axes:
     """Draws the scores of one network against the training step.
 
@@ -249,7 +249,7 @@ def plot_scores(
       metric: what the score is called.
       validation: step -> score on the validation split; empty without one.
       test: the step of the weights that were tested, and their score.
-      trivial: score of whoever ignores the input.
+      baseline: score of the input-independent baseline.
     """
     if validation:
         steps, scores = list(validation), list(validation.values())
@@ -257,11 +257,12 @@ def plot_scores(
     if test is not None:
         label = f"test, at step {test[0]}: {test[1]:.4g}"
         ax.plot(*([value] for value in test), "D", color=COLORS[1], markersize=6, clip_on=False, label=label)
-    if trivial is not None:
-        label = f"ignoring the input: {trivial:.4g}"
-        ax.axhline(trivial, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1, label=label)
+    if baseline is not None:
+        label = f"ignoring the input: {baseline:.4g}"
+        ax.axhline(baseline, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1, label=label)
     if metric not in _LINEAR:
-        _scale(ax, [*validation.values(), *([] if test is None else test[1:]), *([] if trivial is None else [trivial])])
+        others = [*([] if test is None else test[1:]), *([] if baseline is None else [baseline])]
+        _scale(ax, [*validation.values(), *others])
     ax.set_xlabel("training step")
     ax.set_ylabel(metric)
     return ax
@@ -338,11 +339,11 @@ def training_figure(
     ax.set_title("training loss", fontsize=11)
     if metric is not None:
         ax = beside.pop(0)
-        test, trivial = None, None
+        test, baseline = None, None
         if rows:
             test = int(rows[0]["best_step"]), float(rows[0]["test_score"])
-            trivial = float(rows[0]["baseline_score"])
-        plot_scores(ax, metric, metrics.get(f"validation/{metric}", {}), test=test, trivial=trivial)
+            baseline = float(rows[0]["baseline_score"])
+        plot_scores(ax, metric, metrics.get(f"validation/{metric}", {}), test=test, baseline=baseline)
         ax.set_title("what was learned", fontsize=11)
     if profiles is not None:
         ((_, parts),) = profiles.log10_norm.items()

@@ -1,4 +1,4 @@
-"""What there is to learn: sequence tasks with their data, loss, metric and trivial score.
+"""Sequence tasks with their data, loss, metric and baseline score.
 
     task = make_task("digits", blanks=64)
     for batch in itertools.islice(batches(task.train, batch_size=64, seed=0), 1000):
@@ -103,7 +103,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "temporal_order": temporal_order,
 }
 
-# Tasks on data of one's own: `csv:path/to/file.csv`. They take what stands behind the colon first.
+# Tasks on data of the user: `csv:path/to/file.csv`. They take what stands behind the colon first.
 PREFIXES: dict[str, Callable[..., Task]] = {
     **{file_format: functools.partial(table, file_format) for file_format in ("csv", "tsv", "jsonl")},
     "series": series,

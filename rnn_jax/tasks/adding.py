@@ -19,7 +19,7 @@ def adding(seq_len: int = 100, train_size: int = 100_000, test_size: int = 1_000
 
     The first of the two must be carried over at least half the sequence, past unmarked values all the way.
 
-    The trivial strategy always answers 1. The target is U + V with U and V independent and uniform on [0, 1),
+    The baseline always answers 1. The target is U + V with U and V independent and uniform on [0, 1),
     of mean 1/2 + 1/2 = 1 and variance 1/12 + 1/12 = 1/6, so a constant c has the mean squared error
     1/6 + (c - 1)^2: none does better than 1, and its score is 1/6 = 0.1667 (Le et al. print 0.1767).
 

@@ -13,7 +13,7 @@ def make_augmentation(
 ) -> Callable[[Batch, int], dict[str, np.ndarray]]:
     """Makes `(batch, number) -> batch` of the same shapes, for batches with "tokens" `[B, T]` and "lengths" `[B]`.
 
-    Of half of the texts a piece is left, drawn anew whenever they are read: L c tokens of L, with c uniform in
+    Of half of the texts a piece is left, drawn again whenever they are read: L c tokens of L, with c uniform in
     [crop, 1), at any place. Of what is left each token becomes the unknown one with a probability of `token_dropout`.
 
     Args:

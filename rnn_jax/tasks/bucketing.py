@@ -1,6 +1,6 @@
 """Batches of sequences of similar length, padded to one of a few widths: little padding, and few compilations.
 
-A jitted step is compiled anew for each width of its batches. Padding each batch to its own longest sequence would
+A jitted step is compiled again for each width of its batches. Padding each batch to its own longest sequence would
 compile nearly as often as there are lengths; padding all to the longest of all would compute mostly padding.
 """
 

@@ -27,7 +27,7 @@ def copy(
     Every symbol is asked for seq_len - symbols steps after it was read: that is the lag, and the answer has to be
     carried over all of it, past blanks that say nothing.
 
-    The trivial strategy knows when to speak but not what to say: a symbol is uniform and independent of everything
+    The baseline knows when to speak but not what to say: a symbol is uniform and independent of everything
     else, so whatever it answers is right with probability 1 / alphabet, at a loss of ln(alphabet).
 
     Arjovsky et al. also ask for a blank at each of the seq_len - symbols steps before, which is soon learned. From
@@ -89,7 +89,7 @@ def delayed_copy(
     The memory must hold `delay` symbols at all times, each in its order: delay * log2(alphabet) bits, for as long as
     one likes. Nothing is forgotten until it has been said, and everything is once it has.
 
-    The trivial strategy is right with probability 1 / alphabet, as every symbol is uniform and independent.
+    The baseline is right with probability 1 / alphabet, as every symbol is uniform and independent.
 
     Jaeger measures the same, with real inputs, a linear readout for each delay and their correlations summed.
 

@@ -64,7 +64,7 @@ def digits(
 
     What to expect: logistic regression on all 64 pixels gets 96.7 % of this test split. The evidence is
     spread out, so a model that remembers only the end has a ceiling: given the last 8, 16, 32 or 48 pixels,
-    the same classifier gets 50.0, 61.4, 84.4 or 94.7 %. The trivial strategy answers the commonest class of
+    the same classifier gets 50.0, 61.4, 84.4 or 94.7 %. The baseline answers the commonest class of
     the training split.
 
     The data are written to `data_dir` once, in about a second, and read from there into memory; any number of
@@ -103,7 +103,7 @@ def digits(
         description=f"Which handwritten digit was read, {'row by row' if rows else 'pixel by pixel'}"
         + (f", {blanks} blank steps ago." if blanks else "."),
         source="Alpaydin and Kaynak 1998, UCI Machine Learning Repository, doi:10.24432/C50P49",
-        licence="not stated in scikit-learn's copy",
+        license="not stated in scikit-learn's copy",
         train=train,
         test=test,
         seq_len=steps + blanks,

@@ -71,7 +71,7 @@ def docstrings(
         name="docstrings",
         description=f"Which of {_PACKAGES} packages of Python's standard library a docstring documents.",
         source="Python Software Foundation, the Python standard library, https://docs.python.org/3/library",
-        licence="PSF-2.0",
+        license="PSF-2.0",
         train=train,
         validation=validation,
         test=test,

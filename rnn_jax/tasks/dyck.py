@@ -29,7 +29,7 @@ def dyck(
     The answer is never the bracket just read, and may have been read long ago: what lies between has closed. Each kind
     on the stack needs its own place in the memory, depth * log2(brackets) bits in all.
 
-    The trivial strategy is right with probability 1 / brackets: kinds are uniform and independent of where brackets
+    The baseline is right with probability 1 / brackets: kinds are uniform and independent of where brackets
     open and close, so of which step asks, too.
 
     Hewitt et al. train a language model and measure the probability that it gives to the right closing bracket, among

@@ -39,7 +39,7 @@ def sine(
     Two values of memory carry the sine on, x_{t+1} = 2 cos(2 pi f) x_t - x_{t-1}, but which f that is must be found
     in each sequence, and kept. The first step or two cannot be foretold by anybody.
 
-    The trivial strategy answers 0, the mean. As the phase is uniform, the score of a constant c is E sin^2 + c^2 =
+    The baseline answers 0, the mean. As the phase is uniform, the score of a constant c is E sin^2 + c^2 =
     1/2 + c^2, so that is the best, with 1/2. Who says that all stays as it is, x_t, scores
     1 - E cos(2 pi f horizon) = 1 - (sin(pi h / 5) - sin(pi h / 25)) / (4 pi h / 25), h being the horizon: 0.08 and
     0.30 at horizons 1 and 2, where that is the score to beat, and more than 1/2 from 3 on.
@@ -100,7 +100,7 @@ def mackey_glass(
     between two of them the past is the cubic that has their values and their derivatives. After 200 units the error
     is some 1e-7, what a float32 does not show; from there on it grows as all errors do.
 
-    The trivial strategy answers the mean of the series, 0.930, and scores its variance, 0.051: both measured, as
+    The baseline answers the mean of the series, 0.930, and scores its variance, 0.051: both measured, as
     there is no formula for them. Who says that all stays as it is, x_t, scores 0.0011 at horizon 1, 0.034 at 6, and
     0.15, worse than the mean, at 17: at short horizons that is the score to beat.
 

@@ -25,7 +25,7 @@ def induction(
     A network has to see the pair of sign and symbol go by, and to keep the symbol past all that follows it, 1 to
     T - 2 steps.
 
-    The trivial strategy is right with probability 1 / alphabet, as the symbol is uniform.
+    The baseline is right with probability 1 / alphabet, as the symbol is uniform.
 
     Gu and Dao train on T = 256, with a vocabulary of 16, and test on lengths up to 2**20. Olsson et al. found the
     mechanism in transformers, where it serves any pair that is repeated, not just that behind one sign.

@@ -80,7 +80,7 @@ def language_id(
         name="language_id",
         description="Which of 20 languages a message is in.",
         source="Django Software Foundation and contributors, the translations of Django, https://www.djangoproject.com",
-        licence="BSD-3-Clause",
+        license="BSD-3-Clause",
         train=train,
         validation=validation,
         test=test,

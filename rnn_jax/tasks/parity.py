@@ -23,7 +23,7 @@ def parity(
     average over the sequence helps. A linear recurrence whose eigenvalues are all positive cannot keep it (Grazzi et
     al.).
 
-    The trivial strategy is right with probability 1/2 at every step: the bit of that step alone makes both answers
+    The baseline is right with probability 1/2 at every step: the bit of that step alone makes both answers
     equally likely.
 
     Delétang et al. ask once, at the end of strings of 1 to 40 bits. The prefixes of one sequence are such strings, so

@@ -18,7 +18,7 @@ def associative_recall(
     """Multi-query associative recall (MQAR): key, value, key, value, ..., and later every key is asked for.
 
     "tokens" is [T]: first `pairs` keys, all different, each with its value behind it; in the steps after that every
-    key comes once more, at steps and in an order drawn anew, among blanks. There "labels" asks for its value. Keys are
+    key comes once more, at steps and in an order drawn again, among blanks. There "labels" asks for its value. Keys are
     the numbers 0 to alphabet - 1, values alphabet to 2 alphabet - 1 (and 0 to alphabet - 1 in "labels"), each uniform;
     the blank is 2 alphabet. For seq_len = 11, pairs = 3, alphabet = 4, with keys as letters, values as digits:
 
@@ -28,7 +28,7 @@ def associative_recall(
     The memory must hold all pairs at once, and answer by content: a recurrent network needs a state that grows with
     `pairs`, attention looks back.
 
-    The trivial strategy is right with probability 1 / alphabet, as every value is uniform and independent.
+    The baseline is right with probability 1 / alphabet, as every value is uniform and independent.
 
     Arora et al. draw the distance of a question from its pair by a power law, have values all different, and fill the
     other steps with random tokens.

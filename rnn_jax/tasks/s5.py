@@ -30,7 +30,7 @@ def s5(
     (transformers, linear recurrences with diagonal matrices) cannot solve it at every length, unless TC0 = NC1. One
     layer of a nonlinear recurrence can.
 
-    The trivial strategy is right with probability 1/120: a product with one uniform factor is uniform.
+    The baseline is right with probability 1/120: a product with one uniform factor is uniform.
 
     Liu et al. and Merrill et al. ask at every step as well; Liu et al. draw from two generators, not from all of S5.
 

@@ -18,7 +18,7 @@ def selective_copy(
     """Selective copying: symbols are scattered among blanks; at the end they must be said in their order.
 
     "tokens" is [T]. Its first seq_len - symbols steps hold `symbols` symbols, each uniform among `alphabet` of them,
-    at different steps that are drawn anew for every example, and blanks (the number `alphabet`) elsewhere. The last
+    at different steps that are drawn again for every example, and blanks (the number `alphabet`) elsewhere. The last
     `symbols` steps are a sign (`alphabet` + 1), and there "labels" asks for the symbols. For seq_len = 10,
     alphabet = 3, symbols = 3, with the blank as `_` and the sign as `!`:
 
@@ -28,7 +28,7 @@ def selective_copy(
     In `copy` the lag is fixed, and a shift by so many steps solves it whatever is read. Here the lag of each symbol
     is another in every example: a network has to choose by content what it writes to its memory.
 
-    The trivial strategy is right with probability 1 / alphabet, as every symbol is uniform and independent.
+    The baseline is right with probability 1 / alphabet, as every symbol is uniform and independent.
 
     Gu and Dao read 4096 steps with 16 symbols to copy. Jing et al. give one sign, and blanks while the answer is said.
 

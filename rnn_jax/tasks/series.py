@@ -1,4 +1,4 @@
-"""Series of one's own: NumPy files in a folder for each class, or the `.ts` text format of the UCR and UEA archives."""
+"""Series of the user: NumPy files in a folder for each class, or the `.ts` text format of the UCR and UEA archives."""
 
 import dataclasses
 import os
@@ -24,7 +24,7 @@ class _Lot:
 
 
 def series(path: str | os.PathLike[str], *, split_seed: int = 0) -> task.Task:
-    """Says the class of a series of one's own, read from a folder of NumPy files or from `.ts` files.
+    """Says the class of a series of the user, read from a folder of NumPy files or from `.ts` files.
 
     "xs" is [T, F], and T may differ from series to series. "label" is the number of its class. `path` is one of
 
@@ -34,14 +34,14 @@ def series(path: str | os.PathLike[str], *, split_seed: int = 0) -> task.Task:
     - `NAME_TRAIN.ts`, with `NAME_TEST.ts` beside it, or the folder of both; or any single `.ts` file.
 
     Where there is no test split, a tenth of every class is drawn for it, and where there is no validation split, a
-    tenth of every class of the training split. A training split of one's own in which some class has a single series
-    spares none, and there is no validation.
+    tenth of every class of the training split. Where some class of a given training split has a single series, there is
+    no validation split.
 
     A value missing in a `.ts` file ("?" or "NaN") is interpolated linearly between the known values of its dimension,
     and is that of the nearest one at the ends. Each feature is less its mean over all steps of the training split, and
     divided by its standard deviation there (by 1, if it is constant); both are in the fingerprint.
 
-    The trivial strategy answers the commonest class of the training split.
+    The baseline answers the commonest class of the training split.
 
     Args:
       path: of the folder or file.
@@ -89,7 +89,7 @@ def series(path: str | os.PathLike[str], *, split_seed: int = 0) -> task.Task:
         name=f"series:{path}",
         description=f"Which of {len(classes)} classes a series of {pathlib.Path(path).name} is of.",
         source=f"{path} ({kind})",
-        licence="the user's own data",
+        license="the user's own data",
         train=sources["train"],
         validation=sources.get("validation"),
         test=sources["test"],

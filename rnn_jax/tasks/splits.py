@@ -1,4 +1,4 @@
-"""How labelled data of one's own become classes and splits."""
+"""How labelled data of the user become classes and splits."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

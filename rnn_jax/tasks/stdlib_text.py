@@ -22,7 +22,7 @@ def stdlib_text(
     empty line between. The first 80 % are for training, the next 10 % for validation, the last for the test; no file
     is cut in two. The text depends on the version of Python, which the fingerprint notes.
 
-    What to expect: the frequencies of characters alone give the trivial score, about 4.7 bits; `xz -9` packs the whole
+    What to expect: the frequencies of characters alone give the baseline score, about 4.7 bits; `xz -9` packs the whole
     into about 1.9 bits per character.
 
     Args:
@@ -51,7 +51,7 @@ def stdlib_text(
         name="stdlib_text",
         description="What comes next in the docstrings of Python's standard library.",
         source="Python Software Foundation, the Python standard library, https://docs.python.org/3/library",
-        licence="PSF-2.0",
+        license="PSF-2.0",
         **{split: "\n\n".join(texts) for split, texts in splits.items()},
         packages=("python", "numpy", "grain", "tensorflow-datasets", "array-record"),
         seq_len=seq_len,

@@ -81,7 +81,7 @@ def surnames(
         name="surnames",
         description=f"Which of {len(class_names)} lists of locales a surname comes from.",
         source="Faker and contributors, https://github.com/joke2k/faker",
-        licence="MIT",
+        license="MIT",
         train=train,
         validation=validation,
         test=test,

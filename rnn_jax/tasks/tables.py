@@ -1,4 +1,4 @@
-"""Texts of one's own, with a label each, from a table: a CSV, TSV or JSONL file."""
+"""Texts of the user, with a label each, from a table: a CSV, TSV or JSONL file."""
 
 import contextlib
 import csv
@@ -32,7 +32,7 @@ def table(
     max_length: int | None = None,
     split_seed: int = 0,
 ) -> task.Task:
-    """Says the label of a text of one's own, read from two columns of a table.
+    """Says the label of a text of the user, read from two columns of a table.
 
     Files are UTF-8, with or without a byte order mark. In a CSV file the first row names the columns, and a field in
     double quotes may hold commas, line ends and doubled quotes. A TSV file is the same with tabs; if every one of its
@@ -42,7 +42,7 @@ def table(
     Labels may be words or numbers and are classes in any case, numbers in numerical order, words in alphabetical
     order; blanks around a label do not count. The text is "tokens", the label "label", as `text_classification` says.
 
-    A tenth of every class is drawn for testing, unless there is a file of one's own for that, and another tenth for
+    A tenth of every class is drawn for testing, unless there is a separate file for that, and another tenth for
     validation.
 
     Args:
@@ -78,7 +78,7 @@ def table(
         name=f"{file_format}:{path}",
         description=f"Which of {len(classes)} labels a text of {pathlib.Path(path).name} has.",
         source=f"{path}" if test_path is None else f"{path}, {test_path}",
-        licence="the user's own data",
+        license="the user's own data",
         train=splits["train"],
         validation=splits["validation"],
         test=splits["test"],

@@ -1,4 +1,4 @@
-"""What a task is: splits of examples, a loss, a score, and the score of whoever has learned nothing.
+"""What a task is: splits of examples, a loss, a score, and the baseline score.
 
 A task is one file beside this one: a function that returns a `Task`, with the functions below as its parts.
 
@@ -59,7 +59,7 @@ class Task:
       name: what `rnn_jax.tasks.make_task` calls it.
       description: one sentence for a person who reads a plot.
       source: where the data come from, as a citation.
-      licence: of the data; "" for generated ones.
+      license: of the data; "" for generated ones.
       train, validation, test: the splits. Training may look at the validation split (to stop, to choose a
         checkpoint), never at the test split; None where none was set apart.
       seq_len: steps in the longest sequence.
@@ -94,7 +94,7 @@ class Task:
     higher_is_better: bool
     baseline_score: float
     fingerprint: dict[str, str]
-    licence: str = ""
+    license: str = ""
     validation: Source | None = None
     reads_tokens: bool = False
     per_step: bool = False
@@ -181,7 +181,7 @@ def batches(
     augment: Callable[[Batch, int], Batch] | None = None,
     widths: Sequence[int] | None = None,
 ) -> grain.DatasetIterator:
-    """Endless batches, every example once an epoch, in an order drawn anew for each epoch.
+    """Endless batches, every example once an epoch, in an order drawn again for each epoch.
 
     Epochs follow each other without a gap: where the batch size does not divide the number of examples, a
     batch holds the last of one epoch and the first of the next, and no example is ever dropped. Sequences that

@@ -30,7 +30,7 @@ def temporal_order(
     In the tokens, 0 to 3 are a to d, 4 and 5 are X and Y, 6 and 7 are E and B. The first sign stands 0.8 T steps or
     more from the end, past distractors all the way, and the order matters: a sum over the sequence is not enough.
 
-    The trivial strategy is right with probability 1 / 2**symbols: all words are equally likely.
+    The baseline is right with probability 1 / 2**symbols: all words are equally likely.
 
     Hochreiter and Schmidhuber draw the length from 100 to 110, and the steps of the signs as here at T = 100 (their
     tasks 6a, with 4 classes, and 6b, with three signs and 8 classes). The length is fixed here.

@@ -16,7 +16,7 @@ def text_classification(
     name: str,
     description: str,
     source: str,
-    licence: str,
+    license: str,
     train: Split,
     validation: Split | None,
     test: Split,
@@ -29,10 +29,10 @@ def text_classification(
     """Makes the task of saying the class of a text: "tokens" is `[T]`, of a length of its own, "label" its class.
 
     The vocabulary is that of the training split. A text without a token, such as an empty one, becomes one unknown
-    token. The trivial strategy answers the commonest class of the training split.
+    token. The baseline answers the commonest class of the training split.
 
     Args:
-      name, description, source, licence, class_names: as in `Task`.
+      name, description, source, license, class_names: as in `Task`.
       train, validation, test: texts and labels; there may be no validation split.
       packages: whose versions the fingerprint notes, as pip knows them.
       tokens: "word", "character" or "byte".
@@ -58,7 +58,7 @@ def text_classification(
         name=name,
         description=description,
         source=source,
-        licence=licence,
+        license=license,
         train=sources["train"],
         validation=sources.get("validation"),
         test=sources["test"],
@@ -82,7 +82,7 @@ def language_modelling(
     name: str,
     description: str,
     source: str,
-    licence: str,
+    license: str,
     train: str,
     validation: str,
     test: str,
@@ -94,11 +94,11 @@ def language_modelling(
     """Makes the task of saying the next token of a long text: "tokens" is `[seq_len]`, "labels" are one step on.
 
     The vocabulary is that of the training split. The score is in bits per token, log2 of how many tokens one would
-    have to guess among, were all alike. The trivial strategy knows how frequent each token of the vocabulary is in the
+    have to guess among, were all alike. The baseline knows how frequent each token of the vocabulary is in the
     training split, one added to each count.
 
     Args:
-      name, description, source, licence: as in `Task`.
+      name, description, source, license: as in `Task`.
       train, validation, test: the texts.
       packages: whose versions the fingerprint notes, as pip knows them.
       seq_len: steps in a piece.
@@ -126,7 +126,7 @@ def language_modelling(
         name=name,
         description=description,
         source=source,
-        licence=licence,
+        license=license,
         train=sources["train"],
         validation=sources["validation"],
         test=sources["test"],

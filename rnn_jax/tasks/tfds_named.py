@@ -51,7 +51,7 @@ def tfds_named(
     array_record or Parquet files, which need no TensorFlow. To prepare them needs it for many data sets, those of
     images above all.
 
-    The trivial strategy answers the commonest class of the training split.
+    The baseline answers the commonest class of the training split.
 
     Args:
       name: of the data set, with a configuration and a version if wanted: "name/configuration:1.0.0".
@@ -77,7 +77,7 @@ def tfds_named(
     common: dict[str, Any] = {
         "name": f"tfds:{name}",
         "source": f"tensorflow-datasets {builder.info.full_name}, {builder.info.homepage}",
-        "licence": builder.info.redistribution_info.license or "not stated by tensorflow-datasets",
+        "license": builder.info.redistribution_info.license or "not stated by tensorflow-datasets",
         "class_names": tuple(builder.info.features[label].names),
     }
     if is_image:

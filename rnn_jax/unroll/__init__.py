@@ -68,7 +68,7 @@ def unroll(
         one coming. It cannot see it inside `jax.jit`, `jax.vmap` or `jax.linearize`, where JAX then raises an error
         about `custom_vjp`: use `scan` there.
       unroll: steps in one iteration of the loop, as in `jax.lax.scan`.
-      checkpoint_every: keeps only every so many-th carry for the backward pass and computes the steps between anew:
+      checkpoint_every: keeps only every so many-th carry for the backward pass and computes the steps between again:
         memory for sqrt(time) steps instead of time, for the price of one more forward pass. 0 keeps all. By default
         about sqrt(time) where more than a gigabyte would be kept, else 0. Results are the same.
       truncate_every: truncated back-propagation through time: no gradient flows between pieces of so many steps.

@@ -268,7 +268,7 @@ def _keeps_preactivations(weights: _Weights, steps: Steps) -> bool:
 def _forward(static, cell, weights, steps, carry, fresh_carry, *, keep):
     """Returns the final carry, ys and, if they are to be kept, the leaves of the carry that met each step, and z.
 
-    Of the leaves that one is left out which is the output of the step before; z is None where it is computed anew.
+    Of the leaves that one is left out which is the output of the step before; z is None where it is computed again.
     """
     keep_z = keep and _keeps_preactivations(weights, steps)
     # XLA runs the two products of a step beside each other, which gains where they are wide and not of one gate.

@@ -155,7 +155,7 @@ def test_a_task_of_tokens_that_asks_at_every_step_runs(tmp_path):
         "--batch=4", f"--out={tmp_path / 'out'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "Whoever ignores the input has accuracy 0.500" in done.stdout
+    assert "The input-independent baseline has accuracy 0.500" in done.stdout
     with np.load(tmp_path / "out" / "gradient_flow.npz") as arrays:
         assert arrays["elman|rnn"].shape == (3, 2, 9)
     summary = rows(tmp_path / "out" / "summary.csv")
@@ -172,7 +172,7 @@ def test_sequences_of_different_lengths_are_refused_in_one_sentence(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_cell_of_ones_own_runs_by_its_path(tmp_path):
+def test_a_user_defined_cell_runs_by_its_path(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import jax.numpy as jnp\n"
         "from flax import nnx\n"

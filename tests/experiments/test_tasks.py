@@ -30,13 +30,13 @@ def listing(data_dir):
     return show(f"--data_dir={data_dir}")
 
 
-def test_every_task_is_listed_with_its_size_score_and_licence(listing, data_dir):
+def test_every_task_is_listed_with_its_size_score_and_license(listing, data_dir):
     lines = {line.split()[0]: line for line in listing.splitlines() if line}
     for name in tasks.TASKS:
         task = tasks.make_task(name, data_dir=data_dir)
         for text in (f"{len(task.train):,}", f"{len(task.test):,}", task.metric, f"{task.baseline_score:.3f}"):
             assert re.search(rf"\s{re.escape(text)}\s", lines[name]), (text, lines[name])
-        assert lines[name].endswith(task.licence or "generated")
+        assert lines[name].endswith(task.license or "generated")
     for prefix in tasks.PREFIXES:
         assert f"{prefix}:..." in lines
 
@@ -50,7 +50,7 @@ def test_a_text_is_shown_as_text_with_its_class(data_dir):
         assert f"Example {index} of the training split:\n  {text!r}\n  -> {name}\n" in shown
     assert f"{task.in_features:,} words" in shown
     assert task.fingerprint["train_sha256"] in shown
-    assert f"{task.baseline_score:.4f} for whoever ignores the input" in shown
+    assert f"{task.baseline_score:.4f} for the input-independent baseline" in shown
     assert "--max_length" in shown
 
 
@@ -68,7 +68,7 @@ def test_a_text_is_shown_as_text_with_its_class(data_dir):
 def test_numbers_are_shown_as_numbers(flags, expected):
     shown = show(*flags)
     assert len(re.findall(expected, shown)) == 3
-    assert "licence      none needed: the examples are generated" in shown
+    assert "license      none needed: the examples are generated" in shown
 
 
 def test_ones_own_texts_are_shown_with_their_baseline(tmp_path):

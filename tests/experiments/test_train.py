@@ -260,7 +260,7 @@ REFUSED = {
 
 
 def test_what_cannot_work_is_said_in_one_sentence_before_a_folder_is_made(environment, alone):
-    """All in one process, whose flags are set anew for each: to start Python so often would take a minute."""
+    """All in one process, whose flags are set again for each: to start Python so often would take a minute."""
     out = alone[0]
     script = """
         import json, sys

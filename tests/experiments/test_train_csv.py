@@ -1,4 +1,4 @@
-"""Claims about a table of one's own: from the file to a trained, evaluated, reported model in one command."""
+"""Claims about a table of the user: from the file to a trained, evaluated, reported model in one command."""
 
 import ast
 import csv

@@ -93,7 +93,7 @@ def test_the_carry_is_the_cells_own_and_its_cotangent_zero_unless_given():
     reference.assert_close(vectors(adjoints(the_cell, xs, ys_cotangent)), vectors(given), 0.0)
 
 
-def test_a_cell_of_ones_own_with_a_counter_has_adjoints():
+def test_a_user_defined_cell_with_a_counter_has_adjoints():
     leaky = rnn_jax.make_cell("tests.reference:LeakyCell(rate=0.25)", F, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     ys_cotangent = jnp.zeros((B, T, H)).at[:, -1].set(1.0)
     result = adjoints(leaky, reference.normal(2, B, T, F), ys_cotangent)

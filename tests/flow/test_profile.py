@@ -221,7 +221,7 @@ def test_keys_are_paths_in_the_model():
     assert keys(lambda m, xs: total(m[0], xs) + total(m[1], xs), layers) == {"0", "1"}
 
 
-def test_a_cell_of_ones_own_with_a_counter_has_a_profile():
+def test_a_user_defined_cell_with_a_counter_has_a_profile():
     leaky = rnn_jax.make_cell("tests.reference:LeakyCell(rate=0.25)", F, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
 
     def loss_fn(model, xs):

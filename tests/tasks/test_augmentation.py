@@ -1,4 +1,4 @@
-"""Claims about texts that are changed anew whenever they are read."""
+"""Claims about texts that are changed again whenever they are read."""
 
 import itertools
 

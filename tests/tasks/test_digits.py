@@ -83,7 +83,7 @@ def test_a_row_of_pixels_a_step_is_the_same_images_in_the_same_order(data_dir, s
     assert digits(rows=False, data_dir=data_dir).fingerprint == digits(data_dir=data_dir).fingerprint
 
 
-def test_the_trivial_score_is_reached_by_answering_the_commonest_class(data_dir, splits):
+def test_the_baseline_score_is_reached_by_answering_the_commonest_class(data_dir, splits):
     train, test = splits
     task = digits(data_dir=data_dir)
     logits = np.bincount(train["label"], minlength=10).astype(np.float32)

@@ -136,7 +136,7 @@ def test_a_series_begins_where_its_transient_has_ended():
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=pytest.mark.slow)])
-def test_the_variance_of_mackey_glass_is_its_trivial_score(count):
+def test_the_variance_of_mackey_glass_is_its_baseline_score(count):
     task = mackey_glass(test_size=count)
     targets_BT = np.stack([task.test[index]["targets"][:, 0] for index in range(count)]).astype(np.float64)
     squares_B = np.mean((targets_BT - targets_BT.mean()) ** 2, axis=1)

@@ -1,4 +1,4 @@
-"""Claims about what all generated tasks share: examples by their number, splits, trivial scores."""
+"""Claims about what all generated tasks share: examples by their number, splits, baseline scores."""
 
 import functools
 import itertools

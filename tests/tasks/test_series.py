@@ -1,4 +1,4 @@
-"""Claims about series of one's own, from NumPy files and from the UCR/UEA text format."""
+"""Claims about series of the user, from NumPy files and from the UCR/UEA text format."""
 
 import itertools
 import re
@@ -163,7 +163,7 @@ def test_a_constant_feature_becomes_zero(tmp_path):
     np.testing.assert_allclose(np.concatenate([train[k]["xs"][:, 1] for k in range(len(train))]), 0, atol=1e-12)
 
 
-def test_the_trivial_score_is_reached_by_answering_the_commonest_class(tmp_path):
+def test_the_baseline_score_is_reached_by_answering_the_commonest_class(tmp_path):
     examples = _examples(40)
     _write_ts(tmp_path / "Toy_TRAIN.ts", examples[:20] + examples[20:40:2])
     _write_ts(tmp_path / "Toy_TEST.ts", examples[:3])

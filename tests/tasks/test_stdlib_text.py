@@ -40,7 +40,7 @@ def test_a_piece_asks_for_the_tokens_behind_and_the_next_goes_on(task):
 
 def test_the_score_is_in_bits():
     task = language_modelling(
-        name="coin", description="", source="", licence="", packages=(), seq_len=2,
+        name="coin", description="", source="", license="", packages=(), seq_len=2,
         train="abababab", validation="aba", test="abab",
     )  # fmt: skip
     batch = tasks.as_batch(task.test)
@@ -54,7 +54,7 @@ def test_the_score_is_in_bits():
     assert task.baseline_score == pytest.approx(np.log2(12 / 5))
 
 
-def test_the_trivial_score_is_that_of_the_frequencies(data_dir):
+def test_the_baseline_score_is_that_of_the_frequencies(data_dir):
     task = stdlib_text(data_dir=data_dir)
     assert task.metric == "bits per character"
     counts = np.bincount(task.train.tokens, minlength=len(task.vocabulary)) + 1
@@ -81,7 +81,7 @@ def test_the_trivial_score_is_that_of_the_frequencies(data_dir):
 )
 def test_impossible_pieces_are_refused(changed, sentence):
     arguments = {
-        "name": "x", "description": "", "source": "", "licence": "", "packages": (), "seq_len": 2,
+        "name": "x", "description": "", "source": "", "license": "", "packages": (), "seq_len": 2,
         "train": "abababab", "validation": "aba", "test": "abab",
     }  # fmt: skip
     with pytest.raises(ValueError, match=sentence):

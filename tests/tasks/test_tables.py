@@ -1,4 +1,4 @@
-"""Claims about tables of texts of one's own: CSV, TSV and JSONL."""
+"""Claims about tables of texts of the user: CSV, TSV and JSONL."""
 
 import csv
 import io

@@ -18,7 +18,7 @@ def make(**changed):
         "name": "fruit",
         "description": "Which colour.",
         "source": "made up here",
-        "licence": "none",
+        "license": "none",
         "train": TRAIN,
         "validation": VALIDATION,
         "test": TEST,
@@ -57,7 +57,7 @@ def test_seq_len_is_that_of_the_longest_text_of_any_split():
     assert make().seq_len == len("green quince")
 
 
-def test_the_trivial_score_is_that_of_the_commonest_training_class():
+def test_the_baseline_score_is_that_of_the_commonest_training_class():
     train = (["a", "b", "c"], np.array([1, 1, 0], np.int32))
     task = make(train=train)
     score = task.score(

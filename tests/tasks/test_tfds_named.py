@@ -210,7 +210,7 @@ def test_of_two_labels_the_known_one_is_read(tmp_path):
     assert _texts(task, "test")[:2] == [("what 0", 0), ("what 1", 1)]
 
 
-def test_the_trivial_score_is_reached_by_answering_the_commonest_class(data_dir):
+def test_the_baseline_score_is_reached_by_answering_the_commonest_class(data_dir):
     task = tasks.make_task("tfds:mnist", data_dir=data_dir)
     counts = np.bincount(tasks.as_batch(task.train)["label"], minlength=10).astype(np.float32)
     score = task.score(lambda xs: jnp.tile(counts, (len(xs), 1)), tasks.as_batch(task.test))
