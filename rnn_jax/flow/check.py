@@ -73,6 +73,7 @@ from rnn_jax.flow.check_subject import (
 )
 from rnn_jax.flow.profile import gradient_profile
 from rnn_jax.layers import RNN
+from rnn_jax.unroll import fused_obstacle
 
 Array = jax.Array
 Carry = Any
@@ -622,7 +623,9 @@ def unroll_is_the_loop(subject: Subject) -> str:
         differences.append(relative_difference(got[0], want[0], _EXACT, f"{how}: outputs"))
         for k, of in enumerate(("parameters", "initial carry", "inputs")):
             differences.append(relative_difference(got[1][k], want[1][k], _GRADIENT, f"{how}: gradient to the {of}"))
-    return difference_text(differences, _GRADIENT, "outputs and gradients against the Python loop")
+    obstacle = fused_obstacle(cell, xs, carry)
+    path = "fast path" if obstacle is None else f"plain scan, as {obstacle}"
+    return difference_text(differences, _GRADIENT, f"outputs and gradients against the Python loop ({path})")
 
 
 @check("adjoints", relies_on=["unroll", "parameters"])
