@@ -523,7 +523,7 @@ def test_a_counter_in_the_carry_runs_and_the_path_is_told(monkeypatch, dtype, ba
 def test_the_reason_for_the_plain_path_is_given():
     xs = jax.ShapeDtypeStruct((3, 5, F), jnp.float64)
     assert fused_obstacle(make("lstm"), xs) is None
-    assert fused_obstacle(make("gru_reset_before"), xs) == "GRUResetBeforeCell is not an PointwiseCell"
+    assert fused_obstacle(make("gru_reset_before"), xs) == "GRUResetBeforeCell is not a PointwiseCell"
     assert fused_obstacle(make("lstm"), jax.ShapeDtypeStruct((3, 5, F), jnp.int32)) == "the inputs are int32"
     scaled = ScaledHidden(F, H, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     assert fused_obstacle(scaled, xs) == "`hidden` reads a parameter"

@@ -185,7 +185,7 @@ def fused_obstacle(cell: nnx.RNNCellBase, xs: Array, carry: Carry | None = None)
       cell, xs, carry: as `unroll`; `xs` and `carry` may be abstract (`jax.ShapeDtypeStruct`).
     """
     if not isinstance(cell, PointwiseCell):
-        return f"{type(cell).__name__} is not an PointwiseCell"
+        return f"{type(cell).__name__} is not a PointwiseCell"
     if type(cell).__call__ is not PointwiseCell.__call__:
         return f"{type(cell).__name__} has a __call__ of its own"
     if xs.ndim < 2 or not isinstance(xs.shape[-2], int):
