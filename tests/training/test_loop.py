@@ -202,7 +202,7 @@ def poisoned(where):
     return make_task(tasks.ArraySource(**arrays), tasks.ArraySource(**numbers()))
 
 
-def in_order(source, batch_size, seed, augment=None):
+def in_order(source, batch_size, seed, augment=None, widths=None):
     return iter(
         tasks.task.grain.MapDataset.source(source).repeat().batch(batch_size, batch_fn=tasks.collate).to_iter_dataset()
     )
