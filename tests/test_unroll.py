@@ -652,7 +652,7 @@ XS = jnp.zeros((3, 5, F))
         ({"resets": np.zeros((5, 3), bool)}, r"resets has shape \(5, 3\); allowed: .*, here \(3, 5\)\."),
         ({"checkpoint_every": -1}, r"checkpoint_every=-1 is no number of steps; allowed: 0 or more, or None\."),
         ({"truncate_every": 0}, r"truncate_every=0 is no number of steps; allowed: 1 or more, or None\."),
-        ({"method": "magic"}, r"method='magic' is unknown; allowed: sequential"),
+        ({"method": "magic"}, r"method='magic' is unknown; allowed: auto, fused, scan"),
         ({"carry": np.zeros((3, H))}, r"carry has arrays of shapes \[\(3, 3\)\]; allowed: \[\(3, 3\), \(3, 3\)\]\."),
         (
             {"carry": (np.zeros((3, H)), np.zeros((2, H)))},
@@ -663,6 +663,12 @@ XS = jnp.zeros((3, 5, F))
 def test_what_does_not_fit_is_refused_in_a_sentence(kwargs, sentence):
     with pytest.raises(ValueError, match=sentence):
         unroll(make("lstm"), XS, **kwargs)
+
+
+def test_the_fused_method_refuses_a_cell_that_it_cannot_run():
+    with pytest.raises(ValueError, match=r"method='fused' cannot run this cell, as GRUResetBeforeCell is not a Pointw"):
+        unroll(make("gru_reset_before"), XS, method="fused")
+    reference.assert_close(unroll(make("lstm"), XS, method="fused"), unroll(make("lstm"), XS), 0.0)
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
