@@ -96,7 +96,7 @@ def test_gates_have_the_shape_of_the_state_and_stay_in_their_range(name):
 def test_an_affine_cell_has_one_bias_for_each_distinct_gate(name):
     cell = make(name)
     if not isinstance(cell, rnn_jax.PointwiseCell):
-        pytest.skip("not an PointwiseCell")
+        pytest.skip("not a PointwiseCell")
     W, R, b = cell.weights()
     assert W.shape == (2, 4 * len(cell.input_gates))
     assert R.shape == (4, 4 * len(cell.recurrent_gates))

@@ -11,9 +11,9 @@ from flax import nnx
 
 import rnn_jax
 from rnn_jax import flow
-from rnn_jax.unroll import affine, unroll
+from rnn_jax.unroll import fused, unroll
 
-AFFINE = [name for name, cls in rnn_jax.catalogue().items() if issubclass(cls, rnn_jax.PointwiseCell)]
+POINTWISE = [name for name, cls in rnn_jax.catalogue().items() if issubclass(cls, rnn_jax.PointwiseCell)]
 F, H = 3, 4
 
 
@@ -47,7 +47,7 @@ def outputs_and_gradients(cell, xs, carry, method, **kwargs):
     return run(cell, xs, carry)
 
 
-@pytest.mark.parametrize("name", AFFINE)
+@pytest.mark.parametrize("name", POINTWISE)
 @pytest.mark.parametrize(
     ("batch", "time", "padded", "reset", "reverse"),
     [((), 1, False, False, False), ((3,), 7, False, False, True), ((2, 2), 6, True, False, False),
@@ -67,11 +67,11 @@ def test_fast_is_plain(name, batch, time, padded, reset, reverse):
 
 
 @pytest.mark.parametrize("wide", [0, 2**22])
-@pytest.mark.parametrize("name", AFFINE)
+@pytest.mark.parametrize("name", POINTWISE)
 def test_fast_is_plain_over_several_segments_whether_preactivations_are_kept_or_not(name, wide, monkeypatch):
-    monkeypatch.setattr(affine, "_SEGMENT_BYTES", 1000)  # two or three steps
-    monkeypatch.setattr(affine, "_SHORT_BYTES", 0)
-    monkeypatch.setattr(affine, "_WIDE", wide)  # if the cell is, they are kept
+    monkeypatch.setattr(fused, "_SEGMENT_BYTES", 1000)  # two or three steps
+    monkeypatch.setattr(fused, "_SHORT_BYTES", 0)
+    monkeypatch.setattr(fused, "_WIDE", wide)  # if the cell is, they are kept
     cell, xs = make(name), draw(3, 11, F)
     carry = cell.initialize_carry((3, F))
     for reverse in (False, True):
@@ -101,16 +101,16 @@ def test_the_fast_path_runs_for_affine_cells_and_only_for_them(monkeypatch):
 
     def spy(cell, *args, **kwargs):
         ran.append(type(cell).__name__)
-        return affine.scan_fused(cell, *args, **kwargs)
+        return fused.scan_fused(cell, *args, **kwargs)
 
     monkeypatch.setattr(sys.modules["rnn_jax.unroll"], "scan_fused", spy)  # the name is the function, too
     for name in rnn_jax.catalogue():
         unroll(make(name), draw(2, 3, F))
     unroll(nnx.GRUCell(F, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64), draw(2, 3, F))
-    assert ran == [rnn_jax.catalogue()[name].__name__ for name in AFFINE]
+    assert ran == [rnn_jax.catalogue()[name].__name__ for name in POINTWISE]
 
 
-@pytest.mark.parametrize("name", AFFINE)
+@pytest.mark.parametrize("name", POINTWISE)
 def test_second_derivatives_are_those_of_the_plain_path(name):
     cell, xs = make(name), draw(4, F)
 
@@ -150,7 +150,7 @@ def test_an_ensemble_is_its_members():
 
 
 class PeepholeLike(rnn_jax.PointwiseCell):
-    """An affine cell whose elementwise part has a parameter, and whose recurrent matrix is made of another."""
+    """A pointwise cell whose elementwise part has a parameter, and whose recurrent matrix is made of another."""
 
     input_gates = recurrent_gates = ("u", "n")
 
