@@ -261,11 +261,11 @@ class PointwiseCell(Cell):
 
     def activate(self, z: Mapping[str, Array], carry: Carry) -> dict[str, Array]:
         """Returns the gate values for the pre-activations z."""
-        raise NotImplementedError(f"{type(self).__name__} has no `activate(z, carry)`; an PointwiseCell writes it.")
+        raise NotImplementedError(f"{type(self).__name__} has no `activate(z, carry)`; a PointwiseCell writes it.")
 
     def pointwise(self, z: Mapping[str, Array], carry: Carry) -> tuple[Carry, Array]:
         """Returns `(carry, y)` of the step, given the pre-activations z."""
-        raise NotImplementedError(f"{type(self).__name__} has no `pointwise(z, carry)`; an PointwiseCell writes it.")
+        raise NotImplementedError(f"{type(self).__name__} has no `pointwise(z, carry)`; a PointwiseCell writes it.")
 
     def gates(self, carry: Carry, x: Array) -> dict[str, Array]:
         return self.activate(self._preactivations(carry, x)[0], carry)

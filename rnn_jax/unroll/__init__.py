@@ -216,17 +216,20 @@ def updates_variables(cell: nnx.RNNCellBase, x: jax.ShapeDtypeStruct, carry: Car
       cell, carry: as `unroll`.
       x: shape and type of one step's input, `[*batch, ...features]`.
     """
-    variables = jax.tree.leaves(cell, is_leaf=_is_variable)
-    if all(isinstance(variable, nnx.Param | Constant) for variable in variables):
+
+    def variables(cell: nnx.RNNCellBase) -> list[nnx.Variable]:
+        return [node for node in jax.tree.leaves(cell, is_leaf=_is_variable) if _is_variable(node)]
+
+    if all(isinstance(variable, nnx.Param | Constant) for variable in variables(cell)):
         return False
 
     updated = False
 
     def step(cell: nnx.RNNCellBase, x: Array, carry: Carry | None) -> None:
         nonlocal updated
-        before = [variable.get_raw_value() for variable in jax.tree.leaves(cell, is_leaf=_is_variable)]
+        before = [variable.get_raw_value() for variable in variables(cell)]
         cell(cell.initialize_carry(x.shape, nnx.Rngs(0)) if carry is None else carry, x)
-        after = [variable.get_raw_value() for variable in jax.tree.leaves(cell, is_leaf=_is_variable)]
+        after = [variable.get_raw_value() for variable in variables(cell)]
         updated = any(old is not new for old, new in zip(before, after, strict=True))
 
     jax.eval_shape(step, cell, x, carry)
