@@ -21,8 +21,8 @@ from absl import app, flags, logging
 from flax import nnx
 
 from rnn_jax import tasks
-from rnn_jax.cell import split_names
 from rnn_jax.models import SequenceClassifier
+from rnn_jax.registry import split_names
 from rnn_jax.training import run_directory
 from rnn_jax.training.ensemble import over_members, use_cores
 from rnn_jax.training.optimizers import make_ensemble_optimizer

@@ -28,9 +28,9 @@ from absl import app, flags, logging
 from flax import nnx
 
 from rnn_jax import flow, tasks
-from rnn_jax.cell import split_names
 from rnn_jax.constant import parameter_count
 from rnn_jax.models import SequenceClassifier
+from rnn_jax.registry import split_names
 from rnn_jax.report.gradient_flow import gradient_flow as draw
 from rnn_jax.report.gradient_flow import lag_text
 from rnn_jax.report.learning import learning as draw_learning

@@ -54,7 +54,9 @@ def main(argv: list[str]) -> None:
         run_dir = run_directory.create(out, given)
     except ValueError as error:
         sys.exit(str(error))
-    layer = rnn_jax.RNN(cell, checkpoint_every=_CHECKPOINT_EVERY.value)
+    every = _CHECKPOINT_EVERY.value
+    gradient = None if every is None else rnn_jax.Checkpointed(every) if every else rnn_jax.Whole()
+    layer = rnn_jax.RNN(cell, gradient=gradient)
 
     rows = []
     for length in tqdm.tqdm(lengths, unit="length", disable=None):

@@ -184,7 +184,6 @@ def make_plan(task: tasks.Task) -> TrainConfig:
         seed=_SEED.value,
         patience=_PATIENCE.value,
         on_nonfinite=_ON_NONFINITE.value,
-        dropout=_DROPOUT.value > 0,
         devices=_DEVICES.value,
         crop=_CROP.value,
         token_dropout=_TOKEN_DROPOUT.value,

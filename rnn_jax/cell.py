@@ -1,19 +1,23 @@
-"""What a recurrent cell is: the contract every cell keeps, and the catalogue of cells by name.
+"""What a recurrent cell is: the contract every cell keeps.
 
 A cell is one step of a recurrence, `(carry_{t-1}, x_t) -> (carry_t, y_t)`. It is a `flax.nnx.RNNCellBase`, so
 `flax.nnx.RNN` runs our cells and our layers run Flax's. Three base classes ask for more and give more:
 
 * `flax.nnx.RNNCellBase`: any step at all. Everything in this library works on it.
 * `Cell`: names its gates, so that the instruments of `rnn_jax.flow` can look inside a step.
-* `PointwiseCell`: one matrix product of input and hidden state, then pointwise operations. The driver fuses the gates
-  into one product and runs the step on its fast path, with no more work by the author of the cell.
+* `PointwiseCell`: one matrix product of input and hidden state, then operations on the result. The driver fuses the
+  gates into one product and runs the step on its fast path, with no more work by the author of the cell.
+
+What a step may be given beside `(carry, x)`: a cell asks for it by naming the argument in `__call__`.
+
+* `context`: a pytree `[*batch, ...]` that is the same at every step: an encoder's outputs, an image.
+* `key`: a `jax.random` key of this step, or None, which means deterministic: zoneout, dropout within a step, noise.
+
+Whoever runs a step of a cell does it by `step`, which hands over what the cell asks for.
 """
 
-import ast
-import dataclasses
-import importlib
+import functools
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -23,109 +27,35 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer
 
+from rnn_jax.constant import Constant
+from rnn_jax.initializers import as_initializer, draw_kernel
+
 Array = jax.Array
 Carry = Any  # a pytree of arrays, [*batch, ...features] each
-
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "tanh": jnp.tanh,
-    "relu": jax.nn.relu,
-    "sigmoid": jax.nn.sigmoid,
-    "identity": lambda x: x,
-    "softsign": jax.nn.soft_sign,
-    "hard_tanh": jax.nn.hard_tanh,
-    "gelu": jax.nn.gelu,
-    "sin": jnp.sin,
-}
-
-
-def as_activation(spec: str | Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """Returns an elementwise function, given itself or its name.
-
-    Raises:
-      ValueError: if the name is unknown.
-    """
-    if callable(spec):
-        return spec
-    if spec not in _ACTIVATIONS:
-        raise ValueError(f"activation={spec!r} is unknown; allowed: {', '.join(_ACTIVATIONS)}, or a function.")
-    return _ACTIVATIONS[spec]
-
-
-def identity_init(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
-    """Initialises a kernel to the identity matrix (Le, Jaitly, Hinton 2015, arXiv 1504.00941)."""
-    del key
-    rows, columns = shape
-    return jnp.eye(rows, columns, dtype=dtype)
-
-
-_INITIALIZERS: dict[str, Initializer] = {
-    "identity": identity_init,
-    "zeros": nnx.initializers.zeros_init(),
-    "orthogonal": nnx.initializers.orthogonal(),
-    "lecun_normal": nnx.initializers.lecun_normal(),
-    "glorot_uniform": nnx.initializers.glorot_uniform(),
-    "he_normal": nnx.initializers.he_normal(),
-    "small_normal": nnx.initializers.normal(0.001),  # of IRNN's input kernel in Le, Jaitly, Hinton 2015
-}
-
-
-def as_initializer(spec: str | Initializer) -> Initializer:
-    """Returns an initialiser `(key, shape, dtype) -> Array`, given itself or its name.
-
-    Raises:
-      ValueError: if the name is unknown.
-    """
-    if callable(spec):
-        return spec
-    if spec not in _INITIALIZERS:
-        raise ValueError(f"initializer {spec!r} is unknown; allowed: {', '.join(_INITIALIZERS)}, or a function.")
-    return _INITIALIZERS[spec]
-
-
-def block_kernel(
-    init: str | Initializer, rows: int, columns: int, blocks: int, dtype: Dtype, rngs: nnx.Rngs
-) -> nnx.Param:
-    """Draws a kernel `[rows, blocks * columns]` block by block, so that each block is what `init` promises.
-
-    What an initializer annotates (`nnx.with_partitioning`) becomes the metadata of the parameter.
-    """
-    initializer = as_initializer(init)
-    annotations: list[nnx.VariableMetadata] = []
-    wide = jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype  # LAPACK, and so `orthogonal`, knows no 16-bit type
-
-    # One model after another under `jax.vmap`: on a CPU a batched QR waits for threads of the pool that it runs in, and
-    # as many of them at a time as there are threads wait for ever (jaxlib 0.10.2).
-    @jax.custom_batching.sequential_vmap
-    def draw(key: Array) -> Array:
-        block = initializer(key, (rows, columns), wide)
-        if isinstance(block, nnx.VariableMetadata):
-            annotations.append(block)
-            block = block.raw_value
-        return block.astype(dtype)
-
-    kernel = jnp.concatenate([draw(rngs.params()) for _ in range(blocks)], axis=-1)
-    return nnx.Param(dataclasses.replace(annotations[0], raw_value=kernel) if annotations else kernel)
+PyTree = Any
 
 
 class Cell(nnx.RNNCellBase):
     """A recurrent cell whose gates have names.
 
     A subclass writes `gates` and `__call__` (which calls `gates`, so that an equation stands in one place), and
-    declares what its carry is: one array, or a `NamedTuple` of arrays given as `carry_type`. All leading axes are
-    batch axes.
+    declares its carry: by `carry_type` if it is several arrays of H features, by `carry_spec` if it is anything else.
+    All leading axes are batch axes.
 
     One rule of types holds for all cells. Matrix products and the output have the type `dtype`; if that is None, the
     promotion of the types of input and parameters, so that integer inputs give the type of the parameters. Gates are
     computed in the type of the carry, which is `param_dtype` and which every step keeps. With `dtype=bfloat16` the
-    products thus run in bfloat16 and the state is kept in float32.
+    products thus run in bfloat16 and the state is kept in float32. `dense` and `as_output` keep the rule for a
+    subclass, without implicit promotion of types or ranks.
 
     Attributes:
       in_features: F, size of the last axis of the input.
-      hidden_features: H, size of the last axis of each part of the carry.
+      hidden_features: H, size of the state.
+      out_features: size of the last axis of the output, H unless a subclass overrides it.
       dtype: type of the products and the output, or None.
       param_dtype: type of the parameters and of the carry.
       carry_type: the `NamedTuple` of a carry with several parts; None if the carry is one array.
-      gate_ranges: the least and the largest value of a gate, by name; gates that are not named here may be anything.
+      gate_ranges: the smallest and the largest value of a gate, by name; gates not named here may be anything.
       check_exemptions: checks of `rnn_jax.flow.check_cell` that the cell is meant to break, each with the reason:
         `{"gradients": "straight-through estimator: the gradient is not the derivative"}`.
     """
@@ -142,6 +72,27 @@ class Cell(nnx.RNNCellBase):
         self.hidden_features = hidden_features
         self.dtype = dtype
         self.param_dtype = param_dtype
+        self.first_carry = nnx.data(None)
+
+    @property
+    def out_features(self) -> int:
+        return self.hidden_features
+
+    @property
+    def num_feature_axes(self) -> Any:
+        """Feature axes of the input; of an input that is a pytree, a pytree of numbers: `{"dt": 0, "x": 1}`."""
+        return 1
+
+    def carry_spec(self) -> Carry:
+        """Declares the carry: a pytree of `jax.ShapeDtypeStruct`, one for each part, without batch axes.
+
+        By default one array `[H]` of `param_dtype`, or a `carry_type` of such arrays. A subclass may declare any shapes
+        and types: a matrix memory, a counter, a state of another width.
+        """
+        part = jax.ShapeDtypeStruct((self.hidden_features,), self.param_dtype)
+        if self.carry_type is None:
+            return part
+        return self.carry_type(*[part] * len(inspect.signature(self.carry_type).parameters))
 
     def initialize_carry(
         self,
@@ -149,23 +100,41 @@ class Cell(nnx.RNNCellBase):
         rngs: nnx.Rngs | nnx.RngStream | None = None,
         carry_init: Initializer | None = None,
     ) -> Carry:
-        """Returns the carry before the first step.
+        """Returns the carry before the first step, as `carry_spec` declares it.
 
         Args:
-          input_shape: shape of one step's input, `[*batch, F]`.
+          input_shape: shape of one step's input, `[*batch, ...features]`; of an input that is a pytree, of its first
+            leaf.
           rngs: needed only with a random `carry_init`; the stream `carry` of an `nnx.Rngs` is drawn from.
-          carry_init: zeros by default.
-
-        Returns:
-          One array `[*batch, H]`, or a `carry_type` of such arrays.
+          carry_init: of floating-point parts. By default the carry that was learned (`learn_carry`), or zeros; parts of
+            other types are zeros.
         """
-        carry_init = carry_init or nnx.initializers.zeros_init()
+        axes = jax.tree.leaves(self.num_feature_axes)[0]
+        batch_shape = tuple(input_shape[: len(input_shape) - axes])
+        if self.first_carry is not None and carry_init is None:
+            return jax.tree.map(lambda part: jnp.broadcast_to(part, (*batch_shape, *part.shape)), self.first_carry)
         stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
-        parts = 1 if self.carry_type is None else len(inspect.signature(self.carry_type).parameters)
-        shape = (*input_shape[:-1], self.hidden_features)
-        keys = [jax.random.key(0) if stream is None else stream() for _ in range(parts)]
-        drawn = [carry_init(key, shape, self.param_dtype) for key in keys]
-        return drawn[0] if self.carry_type is None else self.carry_type(*drawn)
+
+        def draw(part: jax.ShapeDtypeStruct) -> Array:
+            shape = (*batch_shape, *part.shape)
+            key = jax.random.key(0) if stream is None else stream()
+            if carry_init is None or not jnp.issubdtype(part.dtype, jnp.inexact):
+                return jnp.zeros(shape, part.dtype)
+            return carry_init(key, shape, part.dtype)
+
+        return jax.tree.map(draw, self.carry_spec())
+
+    def context_spec(self) -> PyTree:
+        """Declares the context of a cell that asks for one: a pytree of `jax.ShapeDtypeStruct`, without batch axes.
+
+        `rnn_jax.flow.check_cell` tests the cell with it; sizes that may be anything are those of an example.
+
+        Raises:
+          NotImplementedError: if the subclass has not written it.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no `context_spec()`; a cell that asks for a context writes it."
+        )
 
     def gates(self, carry: Carry, x: Array) -> dict[str, Array]:
         """Returns the values of the gates of one step by name, `[*batch, H]` each.
@@ -178,26 +147,40 @@ class Cell(nnx.RNNCellBase):
             "or subclass flax.nnx.RNNCellBase."
         )
 
-    @property
-    def num_feature_axes(self) -> int:
-        return 1
+    def dense(self, x: Array, kernel: Array, bias: Array | None = None) -> Array:
+        """Returns `x kernel + bias`: the product in the type of products, the result in `param_dtype`.
+
+        Args:
+          x: `[*batch, F]`.
+          kernel: `[F, G]`.
+          bias: `[G]`, or None.
+        """
+        x, kernel = dtypes.promote_dtype((jnp.asarray(x), jnp.asarray(kernel)), dtype=self.dtype)
+        z = (x @ kernel).astype(self.param_dtype)
+        return z if bias is None else add_bias(z, jnp.asarray(bias))
+
+    def as_output(self, y: Array, x: Array) -> Array:
+        """Returns y in the type of the output: `dtype`, or the promotion of the types of input x and parameters."""
+        return y.astype(self.dtype or jnp.promote_types(x.dtype, self.param_dtype))
 
 
 class PointwiseCell(Cell):
-    """A cell of the form `z = x W + h R + b`, then elementwise operations on z and the carry.
+    """A cell of the form `z = x W + h R + b`, then operations on z and the carry that keep sequences apart.
 
-    A subclass names the columns of the two kernels and writes the elementwise part:
+    A subclass names the columns of the two kernels and writes what follows the products:
 
     * `input_gates`, `recurrent_gates`: one name for each block of H columns of W and of R. Blocks of one name are
-      added; a name that stands in only one of the two is handed over as it is (the reset-after GRU needs this).
+      added; a name that stands in only one of the two is handed over as it is (the reset-after GRU needs this). With
+      `recurrent_gates = ()` there is no R: the recurrence is in `pointwise` alone (IndRNN, SRU, QRNN).
     * `activate(z, carry)`: pre-activations by name, `[*batch, H]` each, to gate values by name.
-    * `pointwise(z, carry) -> (carry, y)`: the rest of the step, calling `activate`. Elementwise over batch and
-      features, and free of `kernel`, `recurrent_kernel` and `bias`.
-    * `hidden(carry)`: the h that R is multiplied by: the carry itself, or its part `h`.
+    * `pointwise(z, carry) -> (carry, y)`: the rest of the step, calling `activate`. It may mix features (layer
+      normalization, softmax) and use parameters of its own, but neither `kernel`, `recurrent_kernel` and `bias`, nor
+      one sequence for the result of another: the batch has one axis or more, and its size may change.
+    * `hidden(carry)`: the h that R is multiplied by, of any width K: the carry itself, or its part `h`.
 
-    Parameters: `kernel [F, Gx H]`, `recurrent_kernel [H, Gh H]`, `bias [G H]`, where G counts the distinct names (in
+    Parameters: `kernel [F, Gx H]`, `recurrent_kernel [K, Gh H]`, `bias [G H]`, where G counts the distinct names (in
     the order of `gate_columns`). Kernels are drawn block by block, so an orthogonal recurrent kernel has
-    orthogonal blocks.
+    orthogonal blocks. A subclass whose `carry_spec` or `hidden` reads attributes sets them before `super().__init__`.
     """
 
     input_gates: ClassVar[tuple[str, ...]]
@@ -217,11 +200,15 @@ class PointwiseCell(Cell):
         rngs: nnx.Rngs,
     ):
         super().__init__(in_features, hidden_features, dtype=dtype, param_dtype=param_dtype)
-        blocks_x, blocks_h = len(self.input_gates), len(self.recurrent_gates)
-        self.kernel = block_kernel(kernel_init, in_features, hidden_features, blocks_x, param_dtype, rngs)
-        self.recurrent_kernel = block_kernel(
-            recurrent_kernel_init, hidden_features, hidden_features, blocks_h, param_dtype, rngs
+        self.kernel = draw_kernel(
+            kernel_init, in_features, hidden_features, len(self.input_gates), dtype=param_dtype, rngs=rngs
         )
+        self.recurrent_kernel = nnx.data(None)
+        if self.recurrent_gates:
+            width = jax.eval_shape(self.hidden, self.carry_spec()).shape[-1]
+            self.recurrent_kernel = draw_kernel(
+                recurrent_kernel_init, width, hidden_features, len(self.recurrent_gates), dtype=param_dtype, rngs=rngs
+            )
         bias_shape = (len(self.gate_columns()) * hidden_features,)
         bias = as_initializer(bias_init)(rngs.params(), bias_shape, param_dtype)
         self.bias = nnx.Param(bias) if use_bias else nnx.data(None)
@@ -244,16 +231,18 @@ class PointwiseCell(Cell):
         self.bias[...] = self.bias[...].at[start:stop].set(jnp.asarray(value, self.bias.dtype))
 
     def weights(self) -> tuple[Array, Array, Array | None]:
-        """Returns W `[F, Gx H]`, R `[H, Gh H]` and b `[G H]` as the products use them.
+        """Returns W `[F, Gx H]`, R `[K, Gh H]` and b `[G H]` as the products use them.
 
         A cell with a structured recurrent matrix (orthogonal, masked, skew) overrides this: it is called once for
         a whole sequence, and JAX differentiates through it.
         """
-        bias = None if self.bias is None else self.bias[...]
-        return self.kernel[...], self.recurrent_kernel[...], bias
+        kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
+        if self.recurrent_kernel is None:
+            return kernel, jnp.zeros((self.hidden_features, 0), kernel.dtype), bias
+        return kernel, self.recurrent_kernel[...], bias
 
     def hidden(self, carry: Carry) -> Array:
-        """Returns h, the part of the carry that the recurrent kernel multiplies, `[*batch, H]`.
+        """Returns h, the part of the carry that the recurrent kernel multiplies, `[*batch, K]`.
 
         A cell whose `hidden` reads a parameter runs by the plain scan.
         """
@@ -290,12 +279,18 @@ class PointwiseCell(Cell):
     def _preactivations(self, carry: Carry, x: Array) -> tuple[dict[str, Array], Dtype]:
         check_input(self, x)
         kernel, recurrent_kernel, bias = self.weights()
-        h = self.hidden(carry)
         x, kernel, recurrent_kernel = dtypes.promote_dtype((x, kernel, recurrent_kernel), dtype=self.dtype)
-        products = ((x @ kernel, self.input_gates), (h.astype(x.dtype) @ recurrent_kernel, self.recurrent_gates))
+        products = [(x @ kernel, self.input_gates)]
+        if self.recurrent_gates:
+            products.append((self.hidden(carry).astype(x.dtype) @ recurrent_kernel, self.recurrent_gates))
         z = sum_gates(self, products, bias)
         # The state may be kept in a wider type than the products: gates are computed in the type of the state.
-        return {name: value.astype(h.dtype) for name, value in z.items()}, x.dtype
+        dtype = self.state_dtype(carry)
+        return {name: value.astype(dtype) for name, value in z.items()}, x.dtype
+
+    def state_dtype(self, carry: Carry) -> Dtype:
+        """Returns the type in which the gates are computed: that of h, or without an R `param_dtype`."""
+        return self.hidden(carry).dtype if self.recurrent_gates else self.param_dtype
 
 
 def sum_gates(
@@ -334,10 +329,75 @@ def add_bias(z: Array, bias: Array) -> Array:
     return z + row.reshape((1,) * (z.ndim - 1) + bias.shape)
 
 
+def scale_by(z: Array, scale: Array) -> Array:
+    """Returns `z * scale` in the type of z, without implicit promotion of dtype or rank; as `add_bias`.
+
+    Args:
+      z: `[..., G]`.
+      scale: `[G]`, in any floating-point type.
+    """
+    row = scale.astype(z.dtype)
+    return z * row.reshape((1,) * (z.ndim - 1) + scale.shape)
+
+
+def step(
+    cell: nnx.RNNCellBase, carry: Carry, x: PyTree, *, context: PyTree = None, key: Array | None = None
+) -> tuple[Carry, Any]:
+    """Runs one step of any cell; context and key go to a cell that asks for them.
+
+    Args:
+      cell: any `flax.nnx.RNNCellBase`.
+      carry: before the step.
+      x: `[*batch, ...features]`.
+      context: a pytree `[*batch, ...]` that is the same at every step, or None.
+      key: of `jax.random`, of this step; None is deterministic.
+    """
+    return call_with(cell.__call__, carry, x, context=context, key=key)
+
+
+def gate_values(
+    cell: "Cell", carry: Carry, x: PyTree, *, context: PyTree = None, key: Array | None = None
+) -> dict[str, Array]:
+    """Returns `cell.gates(carry, x)`; arguments as `step`."""
+    return call_with(cell.gates, carry, x, context=context, key=key)
+
+
+def call_with(method: Callable[..., Any], carry: Carry, x: PyTree, **optional: Any) -> Any:
+    """Calls a method of a cell with those of the optional arguments whose names it has."""
+    names = _argument_names(getattr(method, "__func__", method))
+    return method(carry, x, **{name: value for name, value in optional.items() if name in names})
+
+
+def asks_for(cell: nnx.RNNCellBase, name: str) -> bool:
+    """Whether a step of the cell takes an argument of this name: `context` or `key`."""
+    return name in _argument_names(type(cell).__call__)
+
+
+@functools.cache
+def _argument_names(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+def learn_carry(cell: "Cell") -> None:
+    """Makes the first carry parameters of the cell, from zeros on. It is for a cell that has just been built.
+
+    `make_cell("lstm(learned_carry=True)", ...)` calls it. Parts that are not floating-point numbers become constants.
+    """
+
+    def parameter(part: jax.ShapeDtypeStruct) -> nnx.Variable:
+        zeros = jnp.zeros(part.shape, part.dtype)
+        return nnx.Param(zeros) if jnp.issubdtype(part.dtype, jnp.inexact) else Constant(zeros)
+
+    cell.first_carry = nnx.data(jax.tree.map(parameter, cell.carry_spec()))
+
+
 def check_input(cell: nnx.RNNCellBase, x: Array) -> None:
-    """Raises ValueError unless the last axis of x has the size that the cell was built for, if the cell tells it."""
+    """Raises ValueError unless the last axis of x has the size that the cell was built for, if the cell tells it.
+
+    An input that is a pytree, or has several feature axes, is not checked.
+    """
     features = getattr(cell, "in_features", None)
-    if not isinstance(features, int) or cell.num_feature_axes != 1:
+    if not isinstance(features, int) or cell.num_feature_axes != 1 or not hasattr(x, "shape"):
         return
     shape = jnp.shape(x)
     if not shape or shape[-1] != features:
@@ -363,122 +423,3 @@ def carry_names(cell: nnx.RNNCellBase, carry: Carry) -> tuple[str, ...]:
         return ("c", "h")
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(carry)]
     return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path in paths)
-
-
-def chrono_bias(key: Array, t_max: float, size: int, dtype: Dtype = jnp.float32) -> Array:
-    """Draws log(u), u uniform on [1, t_max - 1]: biases whose gates remember for between 2 and t_max steps.
-
-    References:
-      Tallec, Ollivier 2018, "Can recurrent neural networks warp time?", arXiv 1804.11188.
-
-    Raises:
-      ValueError: if t_max is not above 2.
-    """
-    if not t_max > 2:
-        raise ValueError(f"chrono={t_max} is not a longest time scale; allowed: a number of steps above 2.")
-    return jnp.log(jax.random.uniform(key, (size,), dtype, 1.0, t_max - 1.0))
-
-
-_CATALOGUE: dict[str, type[nnx.RNNCellBase]] = {}
-
-
-def register(name: str) -> Callable[[type[nnx.RNNCellBase]], type[nnx.RNNCellBase]]:
-    """Class decorator: enters a cell in the catalogue under a name."""
-
-    def enter(cls: type[nnx.RNNCellBase]) -> type[nnx.RNNCellBase]:
-        if name in _CATALOGUE:
-            raise ValueError(f"cell name {name!r} is taken by {_CATALOGUE[name].__name__}; allowed: a new name.")
-        _CATALOGUE[name] = cls
-        return cls
-
-    return enter
-
-
-def catalogue() -> dict[str, type[nnx.RNNCellBase]]:
-    """Returns the cells of this library by name, in alphabetical order."""
-    return dict(sorted(_CATALOGUE.items()))
-
-
-def make_cell(name: str, in_features: int, hidden_features: int, *, rngs: nnx.Rngs, **kwargs: Any) -> nnx.RNNCellBase:
-    """Builds a cell from its name.
-
-    Args:
-      name: a name of the catalogue (`lstm`) or `path.to.module:Class`, either of them with constructor arguments
-        behind it if wanted: `lstm(forget_bias=0)`, `elman(activation="relu")`.
-      in_features: F, size of the input.
-      hidden_features: H, size of the state.
-      rngs: the stream `params` draws the parameters.
-      **kwargs: more constructor arguments; those in `name` win.
-
-    Raises:
-      ValueError: if there is no such cell, or it takes no such argument.
-    """
-    path, written = _parse_spec(name)
-    cls = _find_class(path)
-    kwargs = {**kwargs, **written}
-    known = _constructor_arguments(cls)
-    for argument in kwargs:
-        if argument not in known:
-            raise ValueError(f"cell {path!r} has no argument {argument!r}; allowed: {', '.join(known)}.")
-    return cls(in_features, hidden_features, **kwargs, rngs=rngs)  # type: ignore[call-arg]
-
-
-def split_names(text: str) -> list[str]:
-    """Splits a comma-separated list of cell names, as a flag gives it; commas within parentheses belong to a name.
-
-    Raises:
-      ValueError: if there is no name, or one stands there twice.
-    """
-    names = [name.strip() for name in re.split(r",(?![^()]*\))", text) if name.strip()]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"cells={text!r} names {'a cell twice' if names else 'no cell'}; allowed: different names.")
-    return names
-
-
-def _parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
-    """Splits `name(a=1, b="x")` into the name and its literal keyword arguments."""
-    name, parenthesis, rest = spec.partition("(")
-    if not parenthesis:
-        return spec, {}
-    try:
-        call = ast.parse(f"f({rest}", mode="eval").body
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-            raise SyntaxError
-        names = [keyword.arg for keyword in call.keywords]
-        if None in names or len(set(names)) < len(names):  # None: `**`
-            raise SyntaxError
-        return name, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError):
-        raise ValueError(
-            f"cell {spec!r} cannot be read; allowed: name, or name(argument=value, ...) with literal values."
-        ) from None
-
-
-def _constructor_arguments(cls: type[nnx.RNNCellBase]) -> tuple[str, ...]:
-    """Returns the optional arguments of a class, with those that its `**kwargs` hands to its base classes."""
-    known: dict[str, None] = {}
-    for base in cls.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-        known |= dict.fromkeys(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return tuple(name for name in known if name not in ("self", "in_features", "hidden_features", "rngs"))
-
-
-def _find_class(path: str) -> type[nnx.RNNCellBase]:
-    if path in _CATALOGUE:
-        return _CATALOGUE[path]
-    module_name, _, class_name = path.partition(":")
-    if not module_name or not class_name:
-        raise ValueError(f"unknown cell {path!r}; allowed: {', '.join(catalogue())}, or path.to.module:Class.")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever a module of the user's own raises
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"cell {path!r}: module {module_name!r} cannot be imported ({reason}).") from error
-    found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, nnx.RNNCellBase)):
-        raise ValueError(f"cell {path!r}: module {module_name!r} has no flax.nnx.RNNCellBase {class_name!r}.")
-    return found

@@ -1,19 +1,24 @@
 """What models are built from: `RNN`, `Bidirectional`, `Stack`. Signatures are those of `flax.nnx`."""
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rnn_jax.cell import make_cell
+from rnn_jax.cell import asks_for
 from rnn_jax.constant import Constant
-from rnn_jax.unroll import Probe, clip_lengths, unroll, updates_variables
+from rnn_jax.registry import make_cell
+from rnn_jax.unroll import Checkpointed, Probe, Truncated, Whole, unroll, updates_variables
+from rnn_jax.unroll.inputs import abstract_step, clip_lengths, time_axis
 from rnn_jax.unroll.record import CallRecorder
 
 Array = jax.Array
 Carry = Any
+PyTree = Any
 
 
 class RNN(nnx.Module):
@@ -34,7 +39,7 @@ class RNN(nnx.Module):
       keep_order: with `reverse`, outputs stay at the step of their input; else they come in the order of the run,
         the last input's output first, padding at the end.
       unroll: steps in one iteration of the loop, as in `jax.lax.scan`.
-      method, checkpoint_every, truncate_every: as `rnn_jax.unroll`; not in Flax.
+      method, gradient: as `rnn_jax.unroll`; not in Flax.
       state_axes, broadcast_rngs: as `flax.nnx.RNN`, which then runs the cell.
       rngs: for a random initial carry. An `nnx.Rngs` is drawn from once, here; pass one to the call to draw again.
     """
@@ -49,8 +54,7 @@ class RNN(nnx.Module):
         keep_order: bool = False,
         unroll: int = 1,
         method: str = "auto",
-        checkpoint_every: int | None = None,
-        truncate_every: int | None = None,
+        gradient: Whole | Checkpointed | Truncated | None = None,
         state_axes: Any = None,
         broadcast_rngs: Any = None,
         rngs: nnx.Rngs | nnx.RngStream | bool = True,
@@ -62,8 +66,7 @@ class RNN(nnx.Module):
         self.keep_order = keep_order
         self.unroll = unroll
         self.method = method
-        self.checkpoint_every = checkpoint_every
-        self.truncate_every = truncate_every
+        self.gradient = gradient
         self.state_axes = state_axes
         self.broadcast_rngs = broadcast_rngs
         stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
@@ -72,11 +75,13 @@ class RNN(nnx.Module):
 
     def __call__(
         self,
-        inputs: Array,
+        inputs: PyTree,
         *,
         initial_carry: Carry | None = None,
+        context: PyTree = None,
         seq_lengths: Array | None = None,
         resets: Array | None = None,
+        key: Array | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
         reverse: bool | None = None,
@@ -86,10 +91,13 @@ class RNN(nnx.Module):
         """Runs the cell over the inputs.
 
         Args:
-          inputs: `[*batch, time, ...features]`, or `[time, *batch, ...features]` if time-major.
+          inputs: `[*batch, time, ...features]`, or `[time, *batch, ...features]` if time-major; or a pytree of such
+            arrays, if the cell reads one.
           initial_carry: by default what `cell.initialize_carry` makes.
+          context: of a cell that asks for it, a pytree `[*batch, ...]`; see `rnn_jax.unroll`.
           seq_lengths: true lengths, int `[*batch]`; see `rnn_jax.unroll`.
           resets: bool, of the shape of the inputs without features; see `rnn_jax.unroll`.
+          key: of `jax.random`, for a cell that asks for it; None is deterministic. See `rnn_jax.unroll`.
           return_carry, time_major, reverse, keep_order: in the place of the constructor's.
           rngs: for a random initial carry.
 
@@ -97,19 +105,23 @@ class RNN(nnx.Module):
           ys, time where it is in the inputs; or `(carry, ys)`. A cell may put out a pytree of arrays.
 
         Raises:
-          ValueError: as `rnn_jax.unroll`, and for `resets` or a gradient profile where `flax.nnx.RNN` runs the cell.
+          ValueError: as `rnn_jax.unroll`, and for `context`, `resets` or a gradient profile where `flax.nnx.RNN` runs
+            the cell.
         """
         return_carry = self.return_carry if return_carry is None else return_carry
         time_major = self.time_major if time_major is None else time_major
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
         rngs = self.carry_rngs() if rngs is None else rngs
-        time_axis = inputs.ndim - self.cell.num_feature_axes - 1
-        if self._needs_flax(inputs, initial_carry, 0 if time_major else time_axis):
-            if resets is not None or self.probe is not None:
+        axis = time_axis(self.cell, inputs)
+        if time_major:
+            inputs = jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), inputs)
+            resets = None if resets is None else jnp.moveaxis(resets, 0, -1)
+        if self._needs_flax(inputs, axis, initial_carry, context):
+            if context is not None or resets is not None or self.probe is not None:
                 raise ValueError(
                     f"{type(self.cell).__name__} keeps state of its own and is run by flax.nnx.RNN; allowed there:"
-                    " neither resets nor a gradient profile."
+                    " no context, no resets, no gradient profile."
                 )
             layer = nnx.RNN(
                 self.cell,
@@ -118,48 +130,56 @@ class RNN(nnx.Module):
                 broadcast_rngs=self.broadcast_rngs,
                 rngs=False,
             )
-            return layer(
+            carry, ys = layer(
                 inputs,
                 initial_carry=initial_carry,
                 seq_lengths=seq_lengths,
-                return_carry=return_carry,
-                time_major=time_major,
+                return_carry=True,
                 reverse=reverse,
                 keep_order=keep_order,
                 rngs=rngs,
             )
+        else:
+            carry, ys = unroll(
+                self.cell,
+                inputs,
+                initial_carry,
+                context=context,
+                lengths=seq_lengths,
+                resets=resets,
+                reverse=reverse,
+                key=key,
+                method=self.method,
+                unroll=self.unroll,
+                gradient=self.gradient,
+                rngs=rngs,
+                probe=self.probe,
+            )
+            if reverse and not keep_order:
+                ys = jax.tree.map(lambda y: _flip(y, seq_lengths, axis), ys)
         if time_major:
-            inputs = jnp.moveaxis(inputs, 0, time_axis)
-            resets = None if resets is None else jnp.moveaxis(resets, 0, -1)
-        carry, ys = unroll(
-            self.cell,
-            inputs,
-            initial_carry,
-            lengths=seq_lengths,
-            resets=resets,
-            reverse=reverse,
-            method=self.method,
-            unroll=self.unroll,
-            checkpoint_every=self.checkpoint_every,
-            truncate_every=self.truncate_every,
-            rngs=rngs,
-            probe=self.probe,
-        )
-        if reverse and not keep_order:
-            ys = jax.tree.map(lambda y: _flip(y, seq_lengths, time_axis), ys)
-        if time_major:
-            ys = jax.tree.map(lambda y: jnp.moveaxis(y, time_axis, 0), ys)
+            ys = jax.tree.map(lambda y: jnp.moveaxis(y, axis, 0), ys)
         return (carry, ys) if return_carry else ys
+
+    @property
+    def num_feature_axes(self) -> Any:
+        """Feature axes of the inputs, as the cell has them."""
+        return self.cell.num_feature_axes
+
+    @property
+    def takes_context(self) -> bool:
+        """Whether the cell asks for a context."""
+        return asks_for(self.cell, "context")
 
     def carry_rngs(self) -> nnx.Rngs:
         """Returns what a random initial carry is drawn from: always the same numbers."""
         return nnx.Rngs(0) if self.carry_key is None else nnx.Rngs(carry=self.carry_key())
 
-    def _needs_flax(self, inputs: Array, carry: Carry | None, time_axis: int) -> bool:
+    def _needs_flax(self, inputs: PyTree, axis: int, carry: Carry | None, context: PyTree) -> bool:
         if self.state_axes is not None or self.broadcast_rngs is not None:
             return True
-        step_shape = (*inputs.shape[:time_axis], *inputs.shape[time_axis + 1 :])
-        return updates_variables(self.cell, jax.ShapeDtypeStruct(step_shape, inputs.dtype), carry)
+        x = abstract_step(inputs, axis)
+        return updates_variables(self.cell, x, jax.tree.leaves(x)[0].shape, carry, context)
 
     def with_probe(self, probe: Probe | CallRecorder | None) -> "RNN":
         """Returns the same layer with another probe; the instruments of `rnn_jax.flow` call this."""
@@ -236,11 +256,13 @@ class Bidirectional(nnx.Module):
 
     def __call__(
         self,
-        inputs: Array,
+        inputs: PyTree,
         *,
         initial_carry: tuple[Carry, Carry] | None = None,
+        context: PyTree = None,
         seq_lengths: Array | None = None,
         resets: Array | None = None,
+        key: Array | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
         reverse: bool | None = None,
@@ -269,20 +291,33 @@ class Bidirectional(nnx.Module):
                     reverse=direction == 1,
                     keep_order=direction == 1,
                     rngs=rngs,
+                    **_for_layer(layer, context, None if key is None else jax.random.fold_in(key, direction)),
                 )
             )
         (carry_forward, ys_forward), (carry_backward, ys_backward) = outputs
         ys = jax.tree.map(self.merge_fn, ys_forward, ys_backward)
         return ((carry_forward, carry_backward), ys) if return_carry else ys
 
+    @property
+    def num_feature_axes(self) -> Any:
+        """Feature axes of the inputs, as the cells have them."""
+        return _num_feature_axes(self.forward_rnn)
+
+    @property
+    def takes_context(self) -> bool:
+        """Whether a cell asks for a context."""
+        return any(getattr(layer, "takes_context", False) for layer in (self.forward_rnn, self.backward_rnn))
+
 
 class Stack(nnx.Module):
     """Several recurrent layers, one above the other: each reads the outputs of the one below.
 
+    Outputs with more feature axes than the layer above reads, or of several arrays, are joined (`join_features`).
+
     Args:
       layers: `RNN`, `Bidirectional` or other layers of that signature, the lowest first. (`reverse` layers must have
         `keep_order`, or a layer above would meet its inputs out of order: in this class they always do.)
-      dropout: rate of `rnn_jax.layers.dropout` between layers, on calls that are given a `dropout_key`.
+      dropout: rate of `rnn_jax.layers.dropout` between layers, on calls that are given a `key`.
       return_carry: return `(carries, ys)`, one carry a layer, instead of `ys`.
 
     Raises:
@@ -299,26 +334,37 @@ class Stack(nnx.Module):
 
     def __call__(
         self,
-        inputs: Array,
+        inputs: PyTree,
         *,
         initial_carry: Sequence[Carry] | None = None,
+        context: PyTree = None,
         seq_lengths: Array | None = None,
+        key: Array | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | None = None,
-        dropout_key: Array | None = None,
         **kwargs: Any,
     ) -> Any:
         """Runs all layers; arguments as `RNN.__call__`, `initial_carry` being one carry a layer.
 
-        With a `dropout_key`, the outputs of every layer but the last one pass through `dropout`, each layer's with
-        random numbers of its own.
+        The context goes to the layers that ask for it. With a `key`, the outputs of every layer but the last one pass
+        through `dropout`; each layer has random numbers of its own.
+
+        Raises:
+          ValueError: if no layer asks for a context that is given; or as the layers.
         """
+        if context is not None and not self.takes_context:
+            raise ValueError("context is given, and no layer has a cell that asks for it; allowed: None.")
         return_carry = self.return_carry if return_carry is None else return_carry
+        batch_axes = time_axis(self, inputs)
         carries, ys = [], inputs
         for k, layer in enumerate(self.layers):
-            if k > 0 and dropout_key is not None:
-                ys = dropout(ys, self.dropout, jax.random.fold_in(dropout_key, k), time_axis=0 if time_major else -2)
+            layer_key = None if key is None else jax.random.fold_in(key, k)
+            if k > 0:
+                ys = as_inputs(ys, _num_feature_axes(layer), batch_axes + 1)
+                if layer_key is not None:
+                    drop = partial(dropout, rate=self.dropout, key=layer_key, time_axis=0 if time_major else batch_axes)
+                    ys = jax.tree.map(drop, ys)
             carry, ys = layer(
                 ys,
                 initial_carry=None if initial_carry is None else initial_carry[k],
@@ -326,10 +372,56 @@ class Stack(nnx.Module):
                 return_carry=True,
                 time_major=time_major,
                 rngs=rngs,
-                **{"keep_order": True, **kwargs},
+                **{"keep_order": True, **_for_layer(layer, context, layer_key), **kwargs},
             )
             carries.append(carry)
         return (tuple(carries), ys) if return_carry else ys
+
+    @property
+    def num_feature_axes(self) -> Any:
+        """Feature axes of the inputs, as the lowest layer has them."""
+        return _num_feature_axes(self.layers[0])
+
+    @property
+    def takes_context(self) -> bool:
+        """Whether a cell asks for a context."""
+        return any(getattr(layer, "takes_context", False) for layer in self.layers)
+
+
+def _num_feature_axes(layer: Any) -> Any:
+    return getattr(layer, "num_feature_axes", 1)
+
+
+def _for_layer(layer: Any, context: PyTree, key: Array | None) -> dict[str, Any]:
+    """Returns the arguments of a layer, which may be Flax's, that only layers of this file have."""
+    if not isinstance(layer, RNN | Bidirectional | Stack):
+        return {}
+    return {"key": key, "context": context if layer.takes_context else None}
+
+
+def as_inputs(ys: PyTree, feature_axes: Any, leading: int) -> PyTree:
+    """Returns the outputs of a layer as one reads them that is built for so many feature axes.
+
+    Args:
+      ys: arrays `[*leading, ...features]`.
+      feature_axes: of the reader. If it is 1, all features of all arrays are joined to one axis.
+      leading: number of the axes before the features: batch and time.
+
+    Raises:
+      ValueError: if the outputs have another number of feature axes, and the reader's is not 1.
+    """
+    leaves = jax.tree.leaves(ys)
+    if not isinstance(feature_axes, int):
+        return ys
+    if len(leaves) == 1 and leaves[0].ndim == leading + feature_axes:
+        return leaves[0]
+    if feature_axes != 1:
+        shapes = [leaf.shape[leading:] for leaf in leaves]
+        raise ValueError(
+            f"outputs have features {shapes}; allowed for the next layer: one array of {feature_axes} axes."
+        )
+    flat = [leaf.reshape(*leaf.shape[:leading], -1) for leaf in leaves]
+    return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=-1)
 
 
 def _check_nothing_shared(layers: dict[str, Any]) -> None:
@@ -384,7 +476,7 @@ def check_dropout(rate: float) -> float:
 
 def make_rnn(
     cell: str,
-    in_features: int,
+    in_features: int | tuple[int, ...],
     hidden_features: int,
     *,
     layers: int = 1,
@@ -395,10 +487,13 @@ def make_rnn(
 ) -> RNN | Bidirectional | Stack:
     """Builds a recurrent network of one kind of cell: one layer, or several, in one direction or both.
 
+    A cell that asks for a context is built for one that has the features of the inputs.
+
     Args:
       cell: a name, as `rnn_jax.make_cell` takes.
-      in_features: F of the inputs.
-      hidden_features: H of each layer and direction; a bidirectional layer puts out 2 H.
+      in_features: F of the inputs; or the sizes of their feature axes, `(rows, columns, channels)`, for a cell that
+        reads several. Such a cell is built with the last of them.
+      hidden_features: H of each layer and direction.
       layers: how many, one above the other.
       bidirectional: whether each layer runs in both directions.
       dropout: rate between layers, as in `Stack`; one layer has none.
@@ -406,18 +501,50 @@ def make_rnn(
       **kwargs: more arguments of the cell.
 
     Raises:
-      ValueError: if `layers` is below 1, `dropout` not within [0, 1), or as `rnn_jax.make_cell`.
+      ValueError: if `layers` is below 1, `dropout` not within [0, 1), the cell reads another number of feature axes; or
+        as `rnn_jax.make_cell`.
     """
     if layers < 1:
         raise ValueError(f"layers={layers} is no number of layers; allowed: 1 or more.")
-
-    def layer(size: int) -> RNN | Bidirectional:
-        def one() -> RNN:
-            return RNN(make_cell(cell, size, hidden_features, rngs=rngs, **kwargs))
-
-        return Bidirectional(one(), one()) if bidirectional else one()
-
-    sizes = [in_features] + [hidden_features * (2 if bidirectional else 1)] * (layers - 1)
-    stack = [layer(size) for size in sizes]
     check_dropout(dropout)
+    features = (in_features,) if isinstance(in_features, int) else tuple(in_features)
+
+    def one(size: int) -> RNN:
+        return RNN(make_cell(cell, size, hidden_features, rngs=rngs, **kwargs))
+
+    context = jax.ShapeDtypeStruct((1, 1, *features), jnp.float32)
+    stack: list[RNN | Bidirectional] = []
+    for _ in range(layers):
+        if stack:
+            features = _features_for(stack[0], output_features(stack[-1], features, context))
+        layer = Bidirectional(one(features[-1]), one(features[-1])) if bidirectional else one(features[-1])
+        if layer.num_feature_axes != len(features):
+            raise ValueError(
+                f"cell {cell!r} reads {layer.num_feature_axes} feature axes, and the inputs have {len(features)}, of"
+                f" sizes {features}; allowed: as many."
+            )
+        stack.append(layer)
     return stack[0] if layers == 1 else Stack(stack, dropout=dropout)
+
+
+def _features_for(layer: RNN | Bidirectional, features: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the features as a layer like this one reads them, as `as_inputs` makes them."""
+    return features if layer.num_feature_axes != 1 else (math.prod(features),)
+
+
+def output_features(
+    layer: RNN | Bidirectional | Stack, features: tuple[int, ...], context: PyTree = None
+) -> tuple[int, ...]:
+    """Returns the sizes of the feature axes that a layer puts out, those of several arrays joined to one axis.
+
+    Args:
+      layer: any.
+      features: sizes of the feature axes of its inputs.
+      context: of a layer that asks for one, abstract arrays `[1, ...]`.
+    """
+    xs = jax.ShapeDtypeStruct((1, 1, *features), jnp.float32)
+    ys = jax.eval_shape(partial(layer, return_carry=False), xs, **_for_layer(layer, context, None))
+    leaves = jax.tree.leaves(ys)
+    if len(leaves) == 1:
+        return leaves[0].shape[2:]
+    return (sum(math.prod(leaf.shape[2:]) for leaf in leaves),)

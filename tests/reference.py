@@ -19,7 +19,7 @@ FLAX_CELLS = ("SimpleCell", "LSTMCell", "OptimizedLSTMCell", "GRUCell")
 
 def every_cell() -> list[str]:
     """Returns the names of all cells under test: the catalogue's, so that a new one is tested unasked, and Flax's."""
-    return [*rnn_jax.catalogue(), *(f"flax.nnx:{name}" for name in FLAX_CELLS)]
+    return [*rnn_jax.list_cells(), *(f"flax.nnx:{name}" for name in FLAX_CELLS)]
 
 
 def quick_jit(function):
@@ -408,7 +408,7 @@ class LeakyCell(nnx.RNNCellBase):
         return 1
 
 
-class LearnedStart(rnn_jax.catalogue()["elman"]):
+class LearnedStart(rnn_jax.list_cells()["elman"]):
     """An Elman cell that learns its first carry."""
 
     def __init__(self, *args, **kwargs):

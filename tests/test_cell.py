@@ -11,10 +11,12 @@ import pytest
 from flax import nnx
 
 import rnn_jax
-from rnn_jax.cell import as_initializer, carry_names, chrono_bias, split_names
+from rnn_jax.cell import carry_names
+from rnn_jax.initializers import as_initializer, chrono_bias
+from rnn_jax.registry import cell_info, split_names
 from tests import reference
 
-CATALOGUE = list(rnn_jax.catalogue())
+CATALOGUE = list(rnn_jax.list_cells())
 
 
 def make(name, in_features=2, hidden_features=4, **kwargs):
@@ -251,32 +253,36 @@ def test_chrono_bias_is_the_log_of_a_uniform_number():
 # ------------------------------------------------------------------------------------------------ names and building
 
 
-def test_the_catalogue_is_sorted_and_holds_cells():
-    assert sorted(CATALOGUE) == CATALOGUE
+def test_the_registry_is_sorted_and_holds_cells_with_their_papers():
+    assert sorted(rnn_jax.list_cells()) == rnn_jax.list_cells() == CATALOGUE
     assert {"elman", "irnn", "lstm", "gru", "gru_reset_before"} <= set(CATALOGUE)
-    assert all(issubclass(cls, nnx.RNNCellBase) for cls in rnn_jax.catalogue().values())
+    for info in map(cell_info, CATALOGUE):
+        assert issubclass(info.cls, nnx.RNNCellBase)
+        assert re.search(r"\b(19|20)\d\d\b", info.paper), info
+        assert getattr(rnn_jax, info.cls.__name__) is info.cls
 
 
-def test_the_catalogue_that_is_returned_can_be_spoilt_without_harm():
-    rnn_jax.catalogue().clear()
-    assert list(rnn_jax.catalogue()) == CATALOGUE
+def test_cells_of_one_family():
+    assert rnn_jax.list_cells("gru") == ["gru", "gru_reset_before"]
+    with pytest.raises(ValueError, match=r"^family='grus' is unknown; allowed: elman, gru, lstm\.$"):
+        rnn_jax.list_cells("grus")
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_name_builds_its_class(name):
-    assert type(make(name)) is rnn_jax.catalogue()[name]
+    assert type(make(name)) is cell_info(name).cls
 
 
 def test_a_registered_cell_is_built_by_its_name(monkeypatch):
-    monkeypatch.setattr("rnn_jax.cell._CATALOGUE", dict(rnn_jax.catalogue()))
-    assert rnn_jax.register("leaky")(reference.LeakyCell) is reference.LeakyCell
+    monkeypatch.setattr("rnn_jax.registry._REGISTRY", {name: cell_info(name) for name in CATALOGUE})
+    assert rnn_jax.register("leaky", paper="ours 2026")(reference.LeakyCell) is reference.LeakyCell
     assert isinstance(make("leaky(rate=0.25)"), reference.LeakyCell)
-    assert "leaky" in rnn_jax.catalogue()
+    assert "leaky" in rnn_jax.list_cells()
 
 
 def test_a_name_can_be_taken_once():
     with pytest.raises(ValueError, match=r"cell name 'lstm' is taken by LSTMCell; allowed: a new name\."):
-        rnn_jax.register("lstm")(reference.LeakyCell)
+        rnn_jax.register("lstm", paper="none")(reference.LeakyCell)
 
 
 def test_arguments_may_stand_in_the_name_and_win_there():
@@ -417,7 +423,7 @@ def test_the_parts_of_a_carry_have_names():
 def test_every_file_of_the_family_folder_enters_its_cells():
     """A new cell is one new class in one file: nothing else has to name it."""
     package = importlib.import_module("rnn_jax.cells")
-    for cls in rnn_jax.catalogue().values():
+    for cls in rnn_jax.list_cells().values():
         assert cls.__module__.startswith(package.__name__ + ".")
 
 

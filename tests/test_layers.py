@@ -303,7 +303,7 @@ def test_resets_are_those_of_unroll(time_major):
     np.testing.assert_array_equal(RNN(cell(), time_major=time_major)(xs, resets=resets), expected)
 
 
-class RandomStart(rnn_jax.catalogue()["elman"]):
+class RandomStart(rnn_jax.list_cells()["elman"]):
     """An Elman cell that begins anywhere."""
 
     def initialize_carry(self, input_shape, rngs=None, carry_init=None):
@@ -568,7 +568,7 @@ class Echo(nnx.Module):
 @pytest.mark.parametrize("time_major", [False, True])
 def test_a_stack_drops_between_its_layers_and_in_each_place_anew(time_major):
     stack = Stack([Echo(), Echo(), Echo()], dropout=0.5)
-    read, ys = stack(jnp.ones((8, 9, 10)), return_carry=True, time_major=time_major, dropout_key=jax.random.key(0))
+    read, ys = stack(jnp.ones((8, 9, 10)), return_carry=True, time_major=time_major, key=jax.random.key(0))
     first, second, third = (np.asarray(xs) for xs in read)
     np.testing.assert_array_equal(first, 1.0)
     np.testing.assert_array_equal(ys, third)  # what leaves the stack is whole

@@ -1,4 +1,4 @@
-"""The cells, one file a family. Importing this package enters every cell of every file in the catalogue."""
+"""The cells, one file a family. Importing this package enters every cell of every file in the registry."""
 
 import importlib
 import pkgutil

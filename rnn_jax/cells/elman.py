@@ -8,10 +8,12 @@ References:
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rnn_jax.cell import Array, PointwiseCell, as_activation, register
+from rnn_jax.activations import as_activation
+from rnn_jax.cell import Array, PointwiseCell
+from rnn_jax.registry import register
 
 
-@register("elman")
+@register("elman", paper="Elman 1990, Finding structure in time")
 class ElmanCell(PointwiseCell):
     r"""Elman RNN (Elman 1990).
 
@@ -46,7 +48,7 @@ class ElmanCell(PointwiseCell):
         return h, h
 
 
-@register("irnn")
+@register("irnn", paper="Le, Jaitly, Hinton 2015", arxiv="1504.00941")
 class IRNNCell(ElmanCell):
     """IRNN (Le, Jaitly, Hinton 2015): an Elman cell with `relu` whose recurrent kernel starts as the identity.
 

@@ -12,20 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer
 
-from rnn_jax.cell import (
-    Array,
-    Cell,
-    PointwiseCell,
-    add_bias,
-    block_kernel,
-    check_input,
-    check_one_given,
-    chrono_bias,
-    register,
-)
+from rnn_jax.cell import Array, Cell, PointwiseCell, check_input, check_one_given
+from rnn_jax.initializers import chrono_bias, draw_kernel
+from rnn_jax.registry import register
 
 
 def _update_gate_bias(
@@ -42,7 +33,7 @@ def _update_gate_bias(
     return None if update_bias is None else jnp.full((size,), update_bias, dtype)
 
 
-@register("gru")
+@register("gru", paper="Cho, van Merrienboer, Gulcehre et al. 2014, as cuDNN computes it", arxiv="1406.1078")
 class GRUCell(PointwiseCell):
     r"""GRU, reset gate after the recurrent product: the form of cuDNN, PyTorch, Keras and Flax.
 
@@ -99,7 +90,7 @@ class GRUCell(PointwiseCell):
         return h, h
 
 
-@register("gru_reset_before")
+@register("gru_reset_before", paper="Cho, van Merrienboer, Gulcehre et al. 2014", arxiv="1406.1078")
 class GRUResetBeforeCell(Cell):
     r"""GRU, reset gate before the recurrent product: the form of the paper (Cho et al. 2014).
 
@@ -139,8 +130,8 @@ class GRUResetBeforeCell(Cell):
     ):
         super().__init__(in_features, hidden_features, dtype=dtype, param_dtype=param_dtype)
         size = hidden_features
-        self.kernel = block_kernel(kernel_init, in_features, size, 3, param_dtype, rngs)
-        self.recurrent_kernel = block_kernel(recurrent_kernel_init, size, size, 3, param_dtype, rngs)
+        self.kernel = draw_kernel(kernel_init, in_features, size, 3, dtype=param_dtype, rngs=rngs)
+        self.recurrent_kernel = draw_kernel(recurrent_kernel_init, size, size, 3, dtype=param_dtype, rngs=rngs)
         zeros = jnp.zeros((size,), param_dtype)
         bias_u = _update_gate_bias(update_bias, chrono, size, param_dtype, rngs)
         self.bias = nnx.Param(jnp.concatenate([zeros, zeros if bias_u is None else bias_u, zeros]))
@@ -148,17 +139,15 @@ class GRUResetBeforeCell(Cell):
     def gates(self, carry: Array, x: Array) -> dict[str, Array]:
         check_input(self, x)
         h, size = carry, self.hidden_features
-        x, kernel, recurrent_kernel = dtypes.promote_dtype(
-            (x, self.kernel[...], self.recurrent_kernel[...]), dtype=self.dtype
-        )
-        zx = add_bias((x @ kernel).astype(h.dtype), self.bias[...])
-        zh = (h.astype(x.dtype) @ recurrent_kernel[:, : 2 * size]).astype(h.dtype)
-        r = jax.nn.sigmoid(zx[..., :size] + zh[..., :size])
-        u = jax.nn.sigmoid(zx[..., size : 2 * size] + zh[..., size:])
-        reset_product = (r * h).astype(x.dtype) @ recurrent_kernel[:, 2 * size :]
-        return {"reset": r, "update": u, "candidate": jnp.tanh(zx[..., 2 * size :] + reset_product.astype(h.dtype))}
+        recurrent_kernel = self.recurrent_kernel[...]
+        x_r, x_u, x_n = jnp.split(self.dense(x, self.kernel[...], self.bias[...]), 3, axis=-1)
+        h_r, h_u = jnp.split(self.dense(h, recurrent_kernel[:, : 2 * size]), 2, axis=-1)
+        r = jax.nn.sigmoid(x_r + h_r)
+        u = jax.nn.sigmoid(x_u + h_u)
+        n = jnp.tanh(x_n + self.dense(r * h, recurrent_kernel[:, 2 * size :]))
+        return {"reset": r, "update": u, "candidate": n}
 
     def __call__(self, carry: Array, x: Array) -> tuple[Array, Array]:
         gates = self.gates(carry, x)
         h = gates["update"] * carry + (1.0 - gates["update"]) * gates["candidate"]
-        return h, h.astype(dtypes.canonicalize_dtype(x, self.kernel[...], self.recurrent_kernel[...], dtype=self.dtype))
+        return h, self.as_output(h, x)

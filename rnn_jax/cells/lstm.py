@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Initializer
 
-from rnn_jax.cell import Array, PointwiseCell, check_one_given, chrono_bias, register
+from rnn_jax.cell import Array, PointwiseCell, check_one_given
+from rnn_jax.initializers import chrono_bias
+from rnn_jax.registry import register
 
 
 class LSTMCarry(NamedTuple):
@@ -25,7 +27,10 @@ class LSTMCarry(NamedTuple):
     h: Array
 
 
-@register("lstm")
+@register(
+    "lstm",
+    paper="Hochreiter, Schmidhuber 1997, Long short-term memory; Gers, Schmidhuber, Cummins 2000, Learning to forget",
+)
 class LSTMCell(PointwiseCell):
     r"""LSTM with a forget gate (Hochreiter, Schmidhuber 1997; Gers, Schmidhuber, Cummins 2000), without peepholes.
 

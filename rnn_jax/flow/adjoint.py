@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rnn_jax.unroll import Probe, check_lengths, fit_carry, unroll
+from rnn_jax.unroll.inputs import input_axes
 from rnn_jax.unroll.running_scale import log2_of_whole, times_power_of_two
 
 Array = jax.Array
@@ -32,10 +33,11 @@ class Adjoints:
 
 def adjoints(
     cell: nnx.RNNCellBase,
-    xs: Array,
-    ys_cotangent: Array,
+    xs: Any,
+    ys_cotangent: Any,
     carry: Carry | None = None,
     *,
+    context: Any = None,
     carry_cotangent: Carry | None = None,
     lengths: Array | None = None,
     resets: Array | None = None,
@@ -45,47 +47,48 @@ def adjoints(
 
     Args:
       cell: any `flax.nnx.RNNCellBase`.
-      xs: `[*batch, time, ...features]`.
-      ys_cotangent: dL/d ys, `[*batch, time, ...]`.
+      xs: `[*batch, time, ...features]`, or a pytree of such arrays.
+      ys_cotangent: dL/d ys, of the structure of ys, `[*batch, time, ...]` each.
       carry: before the first step; by default the cell's own.
+      context: of a cell that asks for it, a pytree `[*batch, ...]`.
       carry_cotangent: dL/d of the final carry through other ways than ys; 0 by default.
       lengths, resets, reverse: as `rnn_jax.unroll`.
 
     Raises:
       ValueError: if `ys_cotangent` has not the shape of ys, or as `rnn_jax.unroll`.
     """
-    batch_axes = xs.ndim - cell.num_feature_axes - 1
-    time = xs.shape[batch_axes]
-    step_shape = xs.shape[:batch_axes] + xs.shape[batch_axes + 1 :]
+    axes = input_axes(cell, xs)
+    time = axes.time
     if carry is None:
-        carry = cell.initialize_carry(step_shape, nnx.Rngs(0))
+        carry = cell.initialize_carry(axes.input_shape, nnx.Rngs(0))
     else:
-        carry = fit_carry(cell, carry, step_shape)
+        carry = fit_carry(cell, carry, axes.input_shape)
     if lengths is not None:
-        lengths = check_lengths(lengths, xs.shape[:batch_axes], time)
-    ys = jax.eval_shape(lambda: unroll(cell, xs, carry)[1])
-    if ys_cotangent.shape != ys.shape:
-        raise ValueError(f"ys_cotangent has shape {ys_cotangent.shape}; allowed: that of ys, {ys.shape}.")
+        lengths = check_lengths(lengths, axes.batch_shape, time)
+    ys = jax.eval_shape(lambda: unroll(cell, xs, carry, context=context)[1])
+    given, wanted = (jax.tree.map(jnp.shape, tree) for tree in (ys_cotangent, ys))
+    if given != wanted:
+        raise ValueError(f"ys_cotangent has shape {given}; allowed: that of ys, {wanted}.")
     if carry_cotangent is None:
         carry_cotangent = jax.tree.map(jnp.zeros_like, carry)
     else:
-        carry_cotangent = fit_carry(cell, carry_cotangent, step_shape)
+        carry_cotangent = fit_carry(cell, carry_cotangent, axes.input_shape)
 
-    def one_example(x, y_cotangent, carry, carry_cotangent, length, reset):
+    def one_example(x, y_cotangent, carry, context, carry_cotangent, length, reset):
         directions = jax.tree.map(lambda part: jnp.zeros((time, *part.shape), part.dtype), carry)
         zeros = (directions, jnp.zeros((time,), jnp.float32))
         probe = Probe(zeros, jnp.zeros((), jnp.float32), _direction_and_scale)
 
         def run(probe):
-            return unroll(cell, x, carry, lengths=length, resets=reset, reverse=reverse, probe=probe)
+            return unroll(cell, x, carry, context=context, lengths=length, resets=reset, reverse=reverse, probe=probe)
 
         _, pullback = jax.vjp(run, probe)
         return pullback((carry_cotangent, y_cotangent))[0].zeros
 
     run = one_example
-    for _ in range(batch_axes):
+    for _ in axes.batch_shape:
         run = jax.vmap(run)
-    direction, log10_scale = run(xs, ys_cotangent, carry, carry_cotangent, lengths, resets)
+    direction, log10_scale = run(xs, ys_cotangent, carry, context, carry_cotangent, lengths, resets)
     return Adjoints(direction, log10_scale)
 
 

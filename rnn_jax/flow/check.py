@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from rnn_jax.cell import Cell, PointwiseCell, carry_names, make_cell
+from rnn_jax.cell import Cell, PointwiseCell, asks_for, carry_names, step
 from rnn_jax.constant import keep_constants
 from rnn_jax.flow.adjoint import adjoints
 from rnn_jax.flow.check_numbers import (
@@ -61,19 +61,22 @@ from rnn_jax.flow.check_report import (
 from rnn_jax.flow.check_subject import (
     LoopByExample,
     Subject,
+    at_step,
     cast_cell,
     jit_once,
     loop,
     one_step,
     outputs_and_gradients,
     scanned,
+    stacked,
     trainable,
     two_loops,
     weights_for,
 )
 from rnn_jax.flow.profile import gradient_profile
 from rnn_jax.layers import RNN
-from rnn_jax.unroll import fused_obstacle
+from rnn_jax.registry import make_cell
+from rnn_jax.unroll import fused_obstacle, unroll
 
 Array = jax.Array
 Carry = Any
@@ -223,10 +226,11 @@ def contract(subject: Subject) -> str:
     if empty := [name for name, reason in exemptions.items() if not (isinstance(reason, str) and reason.strip())]:
         raise Failed(f"check_exemptions gives no reason for {', '.join(empty)}; allowed: one sentence each.")
     axes = cell.num_feature_axes
-    if not isinstance(axes, int) or axes < 1:
-        raise Failed(f"num_feature_axes={axes!r}; allowed: 1 or more.")
+    counts = jax.tree.leaves(axes)
+    if not counts or any(not isinstance(count, int) or count < 0 for count in counts) or axes == 0:
+        raise Failed(f"num_feature_axes={axes!r}; allowed: 1 or more, or a pytree of numbers from 0 on.")
     for batch in ((), (_BATCH,), (2, _BATCH)):
-        input_shape = (*batch, *subject.features)
+        input_shape = subject.input_shape(*batch)
         carry = cell.initialize_carry(input_shape, nnx.Rngs(subject.seed))
         shapes = [getattr(part, "shape", None) for part in jax.tree.leaves(carry)]
         if not shapes or any(shape is None or shape[: len(batch)] != batch for shape in shapes):
@@ -236,17 +240,23 @@ def contract(subject: Subject) -> str:
 
 @check("carry", relies_on=["contract"])
 def carry_is_kept(subject: Subject) -> str:
-    """A step gives back a carry of the same pytree structure, shapes and dtypes, and an output `[*batch, ...]`."""
+    """A step gives back a carry of the same pytree structure, shapes and dtypes, and outputs `[*batch, ...]`.
+
+    An output is an array or a pytree of arrays. The one output of a `rnn_jax.Cell` ends with `out_features`.
+    """
     for dtype in (jnp.dtype(jnp.float64), subject.dtype):
         cell = subject.at(dtype)
         for batch in ((), (_BATCH,), (2, _BATCH)):
             carry = subject.initial_carry(cell, *batch, dtype=dtype)
             y = kept(cell, carry, subject.inputs(*batch, dtype=dtype), "")
-            if not isinstance(y, jax.ShapeDtypeStruct) or y.shape[: len(batch)] != batch:
+            parts = jax.tree.leaves(y)
+            if not parts or any(part.shape[: len(batch)] != batch for part in parts):
                 raise Failed(
-                    f"the output is {structure_text(y)}; allowed: one array [*batch, ...], batch being {batch} here."
+                    f"the output is {structure_text(y)}; allowed: arrays [*batch, ...], batch being {batch} here."
                 )
-    return f"structure, shapes and dtypes kept; output {shape_of(y, 2)}"
+            if isinstance(cell, Cell) and len(parts) == 1 and parts[0].shape[-1:] != (cell.out_features,):
+                raise Failed(f"the output is {structure_text(y)}; allowed: out_features={cell.out_features} features.")
+    return f"structure, shapes and dtypes kept; output {', '.join(shape_of(part, 2) for part in parts)}"
 
 
 def kept(cell: nnx.RNNCellBase, carry: Carry, x: Array, when: str) -> Any:
@@ -286,7 +296,7 @@ def strict_promotion(subject: Subject) -> str:
     for dtype in (subject.dtype, jnp.dtype(jnp.float64)):
         cell = subject.at(dtype)
         for batch in ((), (_BATCH,), (2, _BATCH)):
-            carry = cell.initialize_carry((*batch, *subject.features), nnx.Rngs(0))
+            carry = cell.initialize_carry(subject.input_shape(*batch), nnx.Rngs(0))
             x = subject.inputs(*batch, dtype=dtype)
 
             def loss(leaves, cell=cell, carry=carry, x=x):
@@ -321,7 +331,7 @@ def float64(subject: Subject) -> str:
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise Failed(f"{name} is {leaf.dtype} with param_dtype={promised}; allowed: {promised}.")
     cell = subject.at(jnp.float64)
-    carry, x = cell.initialize_carry((_BATCH, *subject.features), nnx.Rngs(0)), subject.inputs(_BATCH)
+    carry, x = cell.initialize_carry(subject.input_shape(_BATCH), nnx.Rngs(0)), subject.inputs(_BATCH)
     for what, tree in (("initialize_carry makes", carry), ("a step puts out", jax.eval_shape(cell, carry, x))):
         for leaf in inexact(tree):
             if jnp.finfo(leaf.dtype).bits < 64:
@@ -398,7 +408,7 @@ def usage(subject: Subject) -> str:
     xs = subject.inputs(_BATCH, _TIME)
     carries = subject.initial_carry(cell, _BATCH), subject.carry_after_steps(cell, _BATCH)
     weights = weights_for(subject, cell, carries[0], xs)
-    steps = [one_step(cell, carry, xs[:, 0])[0] for carry in carries]
+    steps = [one_step(cell, carry, at_step(xs, 0))[0] for carry in carries]
     # A counter may go on beside a state that is thrown away.
     if all(equal(inexact(new) or new, inexact(old) or old) for new, old in zip(steps, carries, strict=True)):
         raise Failed("the carry is never changed in a step; allowed: a step that returns the new carry.")
@@ -433,7 +443,7 @@ def batch_axes(subject: Subject) -> str:
     two_axes = one_step(cell, carry, x)
     one_axis = one_step(cell, *jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), (carry, x)))
     alone = [one_step(cell, *jax.tree.map(lambda part, i=i: part[i], (carry, x))) for i in np.ndindex(2, _BATCH)]
-    want = jax.tree.map(lambda *parts: jnp.stack(parts), *alone)
+    want = stacked(alone)
     want_two = jax.tree.map(lambda part: part.reshape(2, _BATCH, *part.shape[1:]), want)
     differences = [
         relative_difference(one_axis, want, _EXACT, "one batch axis against example by example"),
@@ -469,8 +479,8 @@ def vmap(subject: Subject) -> str:
     carry, x = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH)
     want = cell(carry, x)
     other = with_inexact(cell, [2.0 * leaf for leaf in inexact(cell)])
-    cells = jax.tree.map(lambda *parts: jnp.stack(parts), cell, other)
-    pair = jax.tree.map(lambda *parts: jnp.stack(parts), want, other(carry, x))
+    cells = stacked([cell, other])
+    pair = stacked([want, other(carry, x)])
 
     def step(cell, carry, x):
         return cell(carry, x)
@@ -494,11 +504,14 @@ def scan(subject: Subject) -> str:
     """`jax.lax.scan` over the cell gives what the Python loop gives: relative difference at most 1e-12."""
     cell = subject.at(jnp.float64)
     carry, xs = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
-    last, ys = jit_once(partial(jax.lax.scan, lambda c, x: cell(c, x)))(carry, jnp.moveaxis(xs, 1, 0))
-    difference = relative_difference(
-        (last, jnp.moveaxis(ys, 0, 1)), loop(cell, carry, xs), _EXACT, "scan against the Python loop"
-    )
+    last, ys = jit_once(partial(jax.lax.scan, lambda c, x: cell(c, x)))(carry, swapped(xs))
+    difference = relative_difference((last, swapped(ys)), loop(cell, carry, xs), _EXACT, "scan against the Python loop")
     return difference_text([difference], _EXACT, f"{_TIME} steps")
+
+
+def swapped(tree: PyTree) -> PyTree:
+    """Returns arrays `[batch, time, ...]` time-major, and the reverse."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
 
 
 @check("bfloat16", relies_on=["carry"])
@@ -513,7 +526,7 @@ def bfloat16(subject: Subject) -> str:
     if any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in jax.tree.leaves((narrow, carry))):
         raise NotApplicable("the cell computes with complex numbers, which have no bfloat16")
     xs = subject.inputs(_BATCH, _TIME, dtype=jnp.bfloat16)
-    kept(narrow, carry, xs[:, 0], "with bfloat16 parameters ")
+    kept(narrow, carry, at_step(xs, 0), "with bfloat16 parameters ")
     wide = with_inexact(subject.at(jnp.float64), [leaf.astype(jnp.float64) for leaf in inexact(narrow)])
     wide_carry, wide_xs = cast((carry, xs), jnp.float64)
     weights = weights_for(subject, wide, wide_carry, wide_xs)
@@ -628,6 +641,89 @@ def unroll_is_the_loop(subject: Subject) -> str:
     return difference_text(differences, _GRADIENT, f"outputs and gradients against the Python loop ({path})")
 
 
+@check("context", relies_on=["unroll"])
+def context_is_the_same_at_every_step(subject: Subject) -> str:
+    """A cell that asks for a context: outputs of `rnn_jax.unroll` to 1e-12, and gradients, that of the context too, to
+    1e-8, of a Python loop that hands the context to every step. In float64.
+    """
+    if not subject.asks_for_context:
+        raise NotApplicable("the cell asks for no context")
+    cell = subject.at(jnp.float64)
+    carry, (xs, contexts) = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    operands = (cell, carry, xs, at_step(contexts, 0))
+    shapes = jax.eval_shape(loop, cell, carry, (xs, contexts))
+    weights = normals(inexact(shapes), np.random.default_rng([subject.seed, 19]))
+
+    def python_loop(cell, carry, xs, context):
+        every_step = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (_BATCH, _TIME, *x.shape[1:])), context)
+        return loop(cell, carry, (xs, every_step))
+
+    def unrolled(cell, carry, xs, context):
+        return unroll(cell.cell, xs, carry, context=context)
+
+    return same_with_gradients(unrolled, python_loop, operands, weights, "with a context, against the Python loop")
+
+
+@check("key", relies_on=["unroll"])
+def key_of_a_step(subject: Subject) -> str:
+    """A cell that asks for a key: step t of `rnn_jax.unroll` draws from `fold_in(key, t)`; another key, other numbers.
+
+    Outputs to 1e-12, and gradients to 1e-8, of a Python loop; a sequence draws the same numbers whether it is padded or
+    not, to 1e-12. In float64. (All other checks run the cell without a key, deterministic.)
+    """
+    inner = subject.cell.cell if subject.asks_for_context else subject.cell
+    if not asks_for(inner, "key"):
+        raise NotApplicable("the cell asks for no key")
+    if subject.asks_for_context:
+        raise NotApplicable("the cell asks for a context, too")
+    cell = subject.at(jnp.float64)
+    carry, xs = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    weights = weights_for(subject, cell, carry, xs)
+    keys = jax.random.split(jax.random.key(subject.seed))
+
+    def python_loop(cell, carry, xs, key=keys[0]):
+        ys = []
+        for t in range(_TIME):
+            carry, y = step(cell, carry, at_step(xs, t), key=jax.random.fold_in(key, t))
+            ys.append(y)
+        return carry, stacked(ys, axis=1)
+
+    def unrolled(cell, carry, xs, **options):
+        return unroll(cell, xs, carry, **{"key": keys[0], **options})
+
+    text = same_with_gradients(unrolled, python_loop, (cell, carry, xs), weights, "with a key, against the Python loop")
+    if equal(jit_once(unrolled)(cell, carry, xs), jit_once(partial(unrolled, key=keys[1]))(cell, carry, xs)):
+        raise Failed("another key gives the same outputs; allowed: a cell that uses its key, or does not ask for one.")
+    half = slice(_HALF)
+    padded = jit_once(partial(unrolled, lengths=jnp.full(_BATCH, _HALF)))(cell, carry, xs)
+    alone = jit_once(unrolled)(cell, carry, at_step(xs, half))
+    relative_difference((padded[0], at_step(padded[1], half)), alone, _EXACT, "padded against not padded")
+    return text
+
+
+def same_with_gradients(
+    got: Callable[..., Any], want: Callable[..., Any], operands: tuple[PyTree, ...], weights: Arrays, what: str
+) -> str:
+    """Compares outputs and gradients of two functions of the same operands; returns the detail of the check."""
+
+    def run(function: Callable[..., Any]) -> tuple[PyTree, list[Arrays]]:
+        def loss(leaves):
+            trees = [with_inexact(tree, part) for tree, part in zip(operands, leaves, strict=True)]
+            outputs = function(*trees)
+            return dot(weights, inexact(outputs)), outputs
+
+        leaves = [inexact(tree) for tree in operands]
+        (_, outputs), gradients = jit_once(jax.value_and_grad(loss, has_aux=True))(leaves)
+        return outputs, gradients
+
+    (outputs, gradients), (want_outputs, want_gradients) = run(got), run(want)
+    differences = [
+        relative_difference(outputs, want_outputs, _EXACT, f"{what}: outputs"),
+        relative_difference(gradients, want_gradients, _GRADIENT, f"{what}: gradients"),
+    ]
+    return difference_text(differences, _GRADIENT, what)
+
+
 @check("adjoints", relies_on=["unroll", "parameters"])
 def adjoints_are_brute_force(subject: Subject) -> str:
     """`flow.gradient_profile` and `flow.adjoints` show the gradient to zeros added to every carry of a Python loop.
@@ -644,10 +740,10 @@ def adjoints_are_brute_force(subject: Subject) -> str:
     def brute_force(zeros):
         h, ys = carry, []
         for t in range(_TIME):
-            h, y = cell(h, xs[:, t])
+            h, y = cell(h, at_step(xs, t))
             h = with_inexact(h, [part + zero[:, t] for part, zero in zip(inexact(h), zeros, strict=True)])
             ys.append(y)
-        return dot(weights, inexact((h, jnp.stack(ys, axis=1))))
+        return dot(weights, inexact((h, stacked(ys, axis=1))))
 
     want = brute_force([jnp.zeros((_BATCH, _TIME, *part.shape[1:]), part.dtype) for part in inexact(carry)])
     squares = [np.sum(np.abs(part) ** 2, axis=(0, *range(2, part.ndim))) for part in map(np.asarray, want)]
@@ -671,9 +767,13 @@ def adjoints_are_brute_force(subject: Subject) -> str:
     _, (to_cell, _, _) = outputs_and_gradients(loop, cell, carry, xs, weights)
     relative_difference(inexact(profile.grads), to_cell, _GRADIENT, "parameter gradients of gradient_profile")
 
-    *carry_weights, y_weights = map(jnp.asarray, weights)
-    carry_cotangent = with_inexact(jax.tree.map(jnp.zeros_like, carry), carry_weights)
-    measured = jit_once(partial(adjoints, carry_cotangent=carry_cotangent))(cell, xs, y_weights, carry)
+    count = len(inexact(carry))
+    carry_cotangent = with_inexact(jax.tree.map(jnp.zeros_like, carry), map(jnp.asarray, weights[:count]))
+    ys = jax.eval_shape(loop, cell, carry, xs)[1]
+    ys_cotangent = with_inexact(
+        jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), ys), map(jnp.asarray, weights[count:])
+    )
+    measured = jit_once(partial(adjoints, carry_cotangent=carry_cotangent))(cell, xs, ys_cotangent, carry)
     scale = 10.0 ** np.asarray(measured.log10_scale, np.float64)
     vectors = [x * scale.reshape(scale.shape + (1,) * (x.ndim - 2)) for x in inexact(measured.direction)]
     relative_difference(vectors, want, _ADJOINT, "flow.adjoints")
@@ -694,22 +794,28 @@ def padding_is_inert(subject: Subject) -> str:
     padded = np.arange(_TIME) >= lengths[:, None]
     results = []
     for filling in (np.nan, 0.0):
-        filled = np.where(padded.reshape(*padded.shape, *(1,) * len(subject.features)), filling, xs)
-        results.append(outputs_and_gradients(scanned, cell, carry, jnp.asarray(filled), weights, jnp.asarray(lengths)))
+        filled = jax.tree.map(lambda x, filling=filling: where_batched(padded, filling, x), xs)
+        results.append(outputs_and_gradients(scanned, cell, carry, filled, weights, jnp.asarray(lengths)))
     finite(results[0], "NaN in the padding gives")
     relative_difference(results[0], results[1], 0.0, "NaN against zeros in the padding")
-    (last, ys), (_, _, (to_xs,)) = results[0]
-    for what, array in (("outputs", ys), ("input gradients", to_xs)):
-        if largest(np.asarray(array)[padded]) != 0:
+    (last, ys), (_, _, to_xs) = results[0]
+    for what, arrays in (("outputs", inexact(ys)), ("input gradients", to_xs)):
+        if largest([np.asarray(array)[padded] for array in arrays]) != 0:
             raise Failed(f"{what} at padded steps are not zero; allowed: exactly zero.")
     relative_difference(example(last, 2), example(carry, 2), 0.0, "carry of a sequence of length 0")
-    alone = loop(cell, example(carry, 1), example(xs, 1)[:, :_HALF])
-    got = (example(last, 1), example(ys, 1)[:, :_HALF])
+    half = slice(_HALF)
+    alone = loop(cell, example(carry, 1), at_step(example(xs, 1), half))
+    got = (example(last, 1), at_step(example(ys, 1), half))
     return difference_text(
         [relative_difference(got, alone, _EXACT, "a padded sequence against the same alone")],
         _EXACT,
         "against no padding",
     )
+
+
+def where_batched(condition: np.ndarray, value: float, x: Array) -> Array:
+    """Returns x with a value where the condition `[batch, time]` holds."""
+    return jnp.asarray(np.where(condition.reshape(condition.shape + (1,) * (x.ndim - 2)), value, x))
 
 
 @check("resets", relies_on=["unroll"])
@@ -720,18 +826,18 @@ def resets_part_sequences(subject: Subject) -> str:
     """
     cell = subject.at(jnp.float64)
     carry, xs = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
-    *carry_weights, y_weights = weights_for(subject, cell, carry, xs)
+    weights, count = weights_for(subject, cell, carry, xs), len(inexact(carry))
     resets = jnp.asarray(np.tile(np.arange(_TIME) == _HALF, (_BATCH, 1)))
     once = partial(outputs_and_gradients, scanned, cell, carry, xs, resets=resets)
-    (last, ys), got = once([*carry_weights, y_weights])
+    (last, ys), got = once(weights)
 
-    (want_last, want_ys), want = outputs_and_gradients(two_loops, cell, carry, xs, [*carry_weights, y_weights])
+    (want_last, want_ys), want = outputs_and_gradients(two_loops, cell, carry, xs, weights)
     differences = [relative_difference((last, ys), (want_last, want_ys), _EXACT, "outputs and carry")]
     for k, of in enumerate(("parameters", "initial carry", "inputs")):
         differences.append(relative_difference(got[k], want[k], _GRADIENT, f"gradient to the {of}"))
-    y_behind = np.concatenate([0 * y_weights[:, :_HALF], y_weights[:, _HALF:]], 1)
-    _, (_, to_carry, (to_xs,)) = once([*carry_weights, y_behind])
-    if largest([to_carry, to_xs[:, :_HALF]]) != 0:
+    behind = [np.concatenate([0 * part[:, :_HALF], part[:, _HALF:]], 1) for part in weights[count:]]
+    _, (_, to_carry, to_xs) = once([*weights[:count], *behind])
+    if largest([to_carry, at_step(to_xs, slice(_HALF))]) != 0:
         raise Failed("outputs behind a reset send a gradient before it; allowed: exactly zero.")
     return difference_text(differences, _GRADIENT, "against two sequences run apart")
 
@@ -741,6 +847,8 @@ def flax_rnn(subject: Subject) -> str:
     """`flax.nnx.RNN` runs the cell, with the outputs and the final carry of `rnn_jax.RNN` to 1e-12, in float64."""
     cell = subject.at(jnp.float64)
     carry, xs = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    if len(jax.tree.leaves(xs)) > 1:
+        raise NotApplicable("the cell reads a pytree or asks for a context, which flax.nnx.RNN does not give")
     got = RNN(cell, return_carry=True)(xs, initial_carry=carry)
     want = nnx.RNN(cell, return_carry=True)(xs, initial_carry=carry)
     return difference_text(
@@ -759,9 +867,11 @@ def extreme_inputs(subject: Subject) -> str:
     xs = subject.inputs(_BATCH, _TIME, dtype=subject.dtype)
     weights = weights_for(subject, cell, carry, xs)
     seen = 0.0
-    kinds = {"zeros": 0 * xs, "1e4": 0 * xs + 1e4, "-1e4": 0 * xs - 1e4, "+-1e4": jnp.sign(xs) * 1e4}
-    for what, inputs in kinds.items():
-        outputs, gradients = outputs_and_gradients(scanned, cell, carry, inputs.astype(xs.dtype), weights)
+    kinds = {"zeros": jnp.zeros_like, "1e4": lambda x: 0 * x + 1e4, "-1e4": lambda x: 0 * x - 1e4}
+    kinds["+-1e4"] = lambda x: jnp.sign(x) * 1e4
+    for what, extreme in kinds.items():  # an interval (an array without feature axes) stays as it is
+        inputs = jax.tree.map(lambda x, extreme=extreme: extreme(x).astype(x.dtype) if x.ndim > 2 else x, xs)
+        outputs, gradients = outputs_and_gradients(scanned, cell, carry, inputs, weights)
         finite(outputs, f"outputs for inputs of {what}")
         finite(gradients, f"gradients for inputs of {what}")
         seen = max(seen, largest(inexact(outputs)))
@@ -783,7 +893,7 @@ def long_run(subject: Subject) -> str:
         new, y = cell(carry, x)
         return new, jnp.max(jnp.stack([jnp.max(jnp.abs(part)).astype(jnp.float64) for part in inexact((new, y))]))
 
-    sizes_T = np.asarray(jit_once(partial(jax.lax.scan, step))(carry, jnp.moveaxis(xs, 1, 0))[1])
+    sizes_T = np.asarray(jit_once(partial(jax.lax.scan, step))(carry, swapped(xs))[1])
     if not np.all(np.isfinite(sizes_T)):
         gone = int(np.argmin(np.isfinite(sizes_T)))
         before = sizes_T[gone - 1] if gone else 0.0
@@ -828,7 +938,7 @@ def gates(subject: Subject) -> str:
     for dtype, size, batch in ((double, 1.0, ()), (double, 1.0, (2, _BATCH)), (subject.dtype, 1e4, (_BATCH,))):
         cell = subject.at(dtype)
         ranges = getattr(cell, "gate_ranges", {})
-        x = subject.inputs(*batch, dtype=dtype) * size
+        x = jax.tree.map(lambda x, size=size: x * size, subject.inputs(*batch, dtype=dtype))
         values = jit_once(lambda cell, c, x: cell.gates(c, x))(
             cell, subject.carry_after_steps(cell, *batch, dtype=dtype), x
         )
@@ -912,9 +1022,9 @@ def pointwise(subject: Subject) -> str:
     z = {name: jnp.zeros((_BATCH, cell.hidden_features)) for name in names}
     for vector, matrix, columns in (
         (x, kernel, cell.input_gates),
-        (cell.hidden(carry), recurrent_kernel, cell.recurrent_gates),
+        (cell.hidden(carry) if cell.recurrent_gates else x, recurrent_kernel, cell.recurrent_gates),
     ):
-        for name, block in zip(columns, jnp.split(matrix, len(columns), axis=1), strict=True):
+        for name, block in zip(columns, jnp.split(matrix, max(1, len(columns)), axis=1)):
             z[name] = z[name] + vector @ block
     if bias is not None:
         z = {name: z[name] + part for name, part in zip(names, jnp.split(bias, len(names)), strict=True)}

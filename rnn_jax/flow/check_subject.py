@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rnn_jax.cell import asks_for, step
 from rnn_jax.flow.check_numbers import (
     Arrays,
     all_finite,
@@ -46,7 +47,9 @@ class Subject:
 
     Attributes:
       build: as given.
-      cell: as it was given, or built without a word about dtypes.
+      cell: as it was given, or built without a word about dtypes. A cell that asks for a context is wrapped in
+        `ContextAsInput`, so that all checks hold for it, too.
+      asks_for_context: whether it is.
       dtype: the (real) type of its parameters.
 
     Raises:
@@ -64,6 +67,12 @@ class Subject:
         self.name, self.in_features, self.seed = name, in_features, seed
         self.build = build
         self.cell = cell if build is None else self.draw()
+        self.asks_for_context = isinstance(self.cell, nnx.RNNCellBase) and asks_for(self.cell, "context")
+        if self.asks_for_context:
+            self.build, self.cell = (
+                None if build is None else lambda **kwargs: ContextAsInput(build(**kwargs)),
+                ContextAsInput(self.cell),
+            )
         floating = inexact(self.cell)
         self.dtype = jnp.finfo(floating[0].dtype).dtype if floating else jnp.dtype(jnp.float32)
         self._cells: dict[Any, nnx.RNNCellBase] = {self.dtype: self.cell}
@@ -106,18 +115,35 @@ class Subject:
         return moved if all_finite(one_step(moved, self.initial_carry(moved, 3), self.inputs(3))) else cell
 
     @property
-    def features(self) -> tuple[int, ...]:
-        """The feature axes of an input."""
-        return (4,) * (self.cell.num_feature_axes - 1) + (self.in_features,)
+    def features(self) -> list[tuple[int, ...]]:
+        """The feature axes of each array of an input."""
+        if self.asks_for_context:
+            context = jax.tree.leaves(self.cell.cell.context_spec())
+            return [*self._features_of(self.cell.cell), *(part.shape for part in context)]
+        return self._features_of(self.cell)
 
-    def inputs(self, *leading: int, dtype: Any = jnp.float64, draw: int = 0) -> Array:
-        """Returns standard normal inputs `[*leading, ...features]`."""
+    def _features_of(self, cell: nnx.RNNCellBase) -> list[tuple[int, ...]]:
+        counts = jax.tree.leaves(cell.num_feature_axes)
+        return [(4,) * (count - 1) + (self.in_features,) if count else () for count in counts]
+
+    def input_shape(self, *batch: int) -> tuple[int, ...]:
+        """Returns the shape of a step's input, as `initialize_carry` takes it."""
+        return (*batch, *self.features[0])
+
+    def inputs(self, *leading: int, dtype: Any = jnp.float64, draw: int = 0) -> Any:
+        """Returns standard normal inputs `[*leading, ...features]`; positive ones where there are no feature axes."""
         rng = np.random.default_rng([self.seed, draw, *leading])
-        return jnp.asarray(rng.normal(size=(*leading, *self.features)), dtype)
+
+        def draw_array(features: tuple[int, ...]) -> Array:
+            numbers = rng.normal(size=(*leading, *features))
+            return jnp.asarray(numbers if features else 0.1 + np.abs(numbers), dtype)
+
+        structure = jax.tree.structure(self.cell.num_feature_axes)
+        return jax.tree.unflatten(structure, [draw_array(features) for features in self.features])
 
     def initial_carry(self, cell: nnx.RNNCellBase, *batch: int, dtype: Any = jnp.float64) -> Carry:
         """Returns the initial carry, cast where the cell makes it of another type (`float64` tells of that)."""
-        return cast(cell.initialize_carry((*batch, *self.features), nnx.Rngs(0)), dtype)
+        return cast(cell.initialize_carry(self.input_shape(*batch), nnx.Rngs(0)), dtype)
 
     def carry_after_steps(self, cell: nnx.RNNCellBase, *batch: int, dtype: Any = jnp.float64, draw: int = 0) -> Carry:
         """Returns a carry as it is after two steps: not zero, and none that the cell would never be in."""
@@ -125,6 +151,29 @@ class Subject:
         for k in range(2):
             carry, _ = one_step(cell, carry, self.inputs(*batch, dtype=dtype, draw=100 + 2 * draw + k))
         return cast(carry, dtype)
+
+
+class ContextAsInput(nnx.RNNCellBase):
+    """A cell that asks for a context, as one that reads the pair (x, context) at every step."""
+
+    def __init__(self, cell: nnx.RNNCellBase):
+        if not hasattr(cell, "context_spec"):
+            raise ValueError(
+                f"{type(cell).__name__} asks for a context and has no `context_spec()`; allowed: that method, which"
+                " returns a pytree of jax.ShapeDtypeStruct without batch axes."
+            )
+        self.cell = cell
+
+    def initialize_carry(self, input_shape: Any, rngs: Any = None, carry_init: Any = None) -> Carry:
+        return self.cell.initialize_carry(input_shape, rngs, carry_init)
+
+    def __call__(self, carry: Carry, x: Any) -> tuple[Carry, Any]:
+        return step(self.cell, carry, x[0], context=x[1])
+
+    @property
+    def num_feature_axes(self) -> Any:
+        axes = jax.tree.map(lambda part: len(part.shape), self.cell.context_spec())
+        return (self.cell.num_feature_axes, axes)
 
 
 def trainable(cell: nnx.RNNCellBase) -> list[bool]:
@@ -142,6 +191,21 @@ def cast_cell(cell: nnx.RNNCellBase, dtype: Any) -> nnx.RNNCellBase:
     return cell
 
 
+def time_of(xs: Any) -> int:
+    """Returns the number of steps of inputs `[batch, time, ...]`."""
+    return jax.tree.leaves(xs)[0].shape[1]
+
+
+def at_step(xs: Any, t: int | slice) -> Any:
+    """Returns step t, or some steps, of `[batch, time, ...]`."""
+    return jax.tree.map(lambda x: x[:, t], xs)
+
+
+def stacked(trees: list[Any], axis: int = 0) -> Any:
+    """Returns pytrees of one structure as one."""
+    return jax.tree.map(lambda *parts: jnp.stack(parts, axis), *trees)
+
+
 # Ways to carry a cell through time, `method(cell, carry, xs, ...) -> (carry, ys)`, xs `[batch, time, ...]`.
 
 
@@ -154,18 +218,19 @@ def one_step(cell: nnx.RNNCellBase, carry: Carry, x: Array) -> tuple[Carry, Arra
 def loop(cell: nnx.RNNCellBase, carry: Carry, xs: Array) -> tuple[Carry, Array]:
     """The plain loop."""
     ys = []
-    for t in range(xs.shape[1]):
-        carry, y = cell(carry, xs[:, t])
+    for t in range(time_of(xs)):
+        carry, y = cell(carry, at_step(xs, t))
         ys.append(y)
-    return carry, jnp.stack(ys, axis=1)
+    return carry, stacked(ys, axis=1)
 
 
 def two_loops(cell: nnx.RNNCellBase, carry: Carry, xs: Array) -> tuple[Carry, Array]:
     """The plain loop over the first half, and one over the second from the cell's own initial carry."""
-    half = xs.shape[1] // 2
-    _, first = loop(cell, carry, xs[:, :half])
-    last, second = loop(cell, reinitialized(cell, carry, (xs.shape[0], *xs.shape[2:])), xs[:, half:])
-    return last, jnp.concatenate([first, second], axis=1)
+    half = time_of(xs) // 2
+    _, first = loop(cell, carry, at_step(xs, slice(half)))
+    fresh = reinitialized(cell, carry, jax.tree.leaves(at_step(xs, 0))[0].shape)
+    last, second = loop(cell, fresh, at_step(xs, slice(half, None)))
+    return last, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), first, second)
 
 
 def reinitialized(cell: nnx.RNNCellBase, carry: Carry, input_shape: tuple[int, ...]) -> Carry:
@@ -185,15 +250,16 @@ class LoopByExample:
         """Runs the cell on single examples, without a batch axis."""
         rows = []
         for b, length in enumerate(self.lengths):
-            h = jax.tree.map(lambda part, b=b: part[b], carry)
-            y = jax.eval_shape(cell, h, xs[b, 0])[1]
-            ys = [jnp.zeros(y.shape, y.dtype)] * xs.shape[1]
+            h, row = jax.tree.map(lambda part, b=b: part[b], (carry, xs))
+            x = jax.tree.map(lambda part: part[0], row)
+            zeros = jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), jax.eval_shape(cell, h, x)[1])
+            ys = [zeros] * time_of(xs)
             for t in reversed(range(length)):
                 if t in self.resets[b]:
-                    h = reinitialized(cell, h, xs.shape[2:])
-                h, ys[t] = cell(h, xs[b, t])
-            rows.append((h, jnp.stack(ys)))
-        return jax.tree.map(lambda *parts: jnp.stack(parts), *rows)
+                    h = reinitialized(cell, h, jax.tree.leaves(x)[0].shape)
+                h, ys[t] = cell(h, jax.tree.map(lambda part, t=t: part[t], row))
+            rows.append((h, stacked(ys)))
+        return stacked(rows)
 
 
 def scanned(cell: nnx.RNNCellBase, carry: Carry, xs: Array, **options: Any) -> tuple[Carry, Array]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rnn_jax.cell import Cell
+from rnn_jax.cell import Cell, gate_values, step
 from rnn_jax.unroll import unroll
 from rnn_jax.unroll.record import LayerCall
 
@@ -32,19 +32,19 @@ class _SaturationReader(nnx.RNNCellBase):
     ) -> Carry:
         return self.cell.initialize_carry(input_shape, rngs, carry_init)
 
-    def __call__(self, carry: Carry, x: Array) -> tuple[Carry, Any]:
-        batch_axes = x.ndim - self.num_feature_axes
+    def __call__(self, carry: Carry, x: Any, *, context: Any = None, key: Array | None = None) -> tuple[Carry, Any]:
+        batch_axes = jax.tree.leaves(x)[0].ndim - jax.tree.leaves(self.num_feature_axes)[0]
         shares = {}
-        for gate, value in self.cell.gates(carry, x).items():
+        for gate, value in gate_values(self.cell, carry, x, context=context, key=key).items():
             if gate in self.cell.gate_ranges:
                 low, high = self.cell.gate_ranges[gate]
                 near = (value < low + _NEAR) | (value > high - _NEAR)
                 shares[gate] = jnp.mean(near.astype(jnp.float32), axis=tuple(range(batch_axes, near.ndim)))
-        carry, _ = self.cell(carry, x)
+        carry, _ = step(self.cell, carry, x, context=context, key=key)
         return carry, shares
 
     @property
-    def num_feature_axes(self) -> int:
+    def num_feature_axes(self) -> Any:
         return self.cell.num_feature_axes
 
 
@@ -63,6 +63,8 @@ def gate_saturation(call: LayerCall) -> dict[str, Array]:
         _SaturationReader(call.cell),
         call.xs,
         call.carry,
+        context=call.context,
+        key=call.key,
         lengths=call.lengths,
         resets=call.resets,
         reverse=call.reverse,

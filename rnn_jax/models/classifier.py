@@ -1,6 +1,7 @@
 """A recurrent network that reads a whole sequence and answers once, or at every step."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rnn_jax.layers import Bidirectional, Stack, check_dropout, dropout, make_rnn
+from rnn_jax.layers import Bidirectional, Stack, as_inputs, check_dropout, dropout, make_rnn, output_features
+from rnn_jax.registry import make_cell
 from rnn_jax.unroll import check_lengths
 
 Array = jax.Array
@@ -22,11 +24,14 @@ class SequenceClassifier(nnx.Module):
     The head may as well put out the value of a regression, or stand at every step in the place of the pool. With
     `recurrent=False` the embeddings themselves are pooled: the bag of embeddings, which knows no order.
 
-    Dropout is applied between the recurrent layers and before the head (`rnn_jax.layers.dropout`).
+    Dropout is applied between the recurrent layers and before the head (`rnn_jax.layers.dropout`). Outputs of a cell
+    that are several arrays, or have several feature axes, are joined to one before the pool. A cell that asks for a
+    context is given the embedded sequence itself, `[*batch, time, E]`, 0 at padded steps.
 
     Args:
       cell: a name, as `rnn_jax.make_cell` takes.
-      in_features: F of the inputs; for tokens, how many there are.
+      in_features: F of the inputs, or the sizes of their feature axes; for tokens, how many there are. A cell that
+        reads one feature axis is given all features joined.
       hidden_features: H of each layer and direction.
       out_features: number of classes or values.
       emb_size: E of the embedding; None (and no `embedding`) if the inputs are no tokens. An embedding starts with
@@ -35,7 +40,7 @@ class SequenceClassifier(nnx.Module):
       embedding: a matrix `[in_features, E]` to start from, or to stay with.
       frozen_embedding: whether no gradient reaches the embedding. An optimiser's weight decay must leave it out itself.
       layers, bidirectional: as `rnn_jax.layers.make_rnn`.
-      dropout: a rate, 0 to below 1, for calls that are given a `dropout_key`.
+      dropout: a rate, 0 to below 1, for calls that are given a `key`.
       pool: over the true steps: `last` (the last output; of a bidirectional network what each direction has put out
         last, joined), `mean`, `max`, or `attention`, as `AttentionPool`. By default `last`, and `mean` if nothing is
         recurrent.
@@ -52,7 +57,7 @@ class SequenceClassifier(nnx.Module):
     def __init__(
         self,
         cell: str,
-        in_features: int,
+        in_features: int | tuple[int, ...],
         hidden_features: int,
         out_features: int,
         *,
@@ -68,7 +73,10 @@ class SequenceClassifier(nnx.Module):
         rngs: nnx.Rngs,
         **kwargs: Any,
     ):
-        check_sizes(in_features=in_features, hidden_features=hidden_features, out_features=out_features)
+        in_features = (in_features,) if isinstance(in_features, int) else tuple(in_features)
+        for size in in_features:
+            check_sizes(in_features=size)
+        check_sizes(hidden_features=hidden_features, out_features=out_features)
         if pool is not None and pool not in POOLS:
             raise ValueError(f"pool={pool!r} is unknown; allowed: {', '.join(POOLS)}.")
         if pool is not None and per_step:
@@ -83,23 +91,30 @@ class SequenceClassifier(nnx.Module):
         self.pool = None if per_step else pool or ("last" if recurrent else "mean")
 
         reads_tokens = emb_size is not None or embedding is not None
-        self.embedding = make_embedding(in_features, emb_size, embedding, rngs=rngs, **dtypes) if reads_tokens else None
-        features = in_features if self.embedding is None else self.embedding.features
+        self.embedding = None
+        features = in_features
+        if reads_tokens:
+            self.embedding = make_embedding(in_features[0], emb_size, embedding, rngs=rngs, **dtypes)
+            features = (self.embedding.features,)
 
         build = functools.partial(make_rnn, layers=layers, bidirectional=bidirectional, dropout=dropout)
-        self.rnn = build(cell, features, hidden_features, rngs=rngs, **kwargs) if recurrent else None
+        self.rnn = None
         if recurrent:
-            features = hidden_features * (2 if bidirectional else 1)
-        self.attention = AttentionPool(features, rngs=rngs, **dtypes) if self.pool == "attention" else None
-        self.head = nnx.Linear(features, out_features, **dtypes, rngs=rngs)
+            if len(features) > 1 and reads_one_axis(cell, features[-1], hidden_features, **kwargs):
+                features = (math.prod(features),)
+            self.rnn = build(cell, features, hidden_features, rngs=rngs, **kwargs)
+            features = output_features(self.rnn, features, jax.ShapeDtypeStruct((1, 1, *features), jnp.float32))
+        size = math.prod(features)
+        self.attention = AttentionPool(size, rngs=rngs, **dtypes) if self.pool == "attention" else None
+        self.head = nnx.Linear(size, out_features, **dtypes, rngs=rngs)
 
-    def __call__(self, inputs: Array, lengths: Array | None = None, *, dropout_key: Array | None = None) -> Array:
+    def __call__(self, inputs: Array, lengths: Array | None = None, *, key: Array | None = None) -> Array:
         """Answers for each sequence, whatever its padding holds.
 
         Args:
-          inputs: `[*batch, time, F]`, or tokens, integers `[*batch, time]`.
+          inputs: `[*batch, time, ...features]`, or tokens, integers `[*batch, time]`.
           lengths: true lengths, int `[*batch]`; None if nothing is padded. A sequence of length 0 is pooled to 0.
-          dropout_key: of `jax.random`; None applies no dropout.
+          key: of `jax.random`, for dropout and for cells that ask for one; None is deterministic.
 
         Returns:
           `[*batch, out_features]`; if per step, `[*batch, time, out_features]`, 0 at padded steps.
@@ -108,17 +123,24 @@ class SequenceClassifier(nnx.Module):
           ValueError: for inputs of another shape or kind, or lengths as `rnn_jax.unroll`.
         """
         layers_key = head_key = None
-        if dropout_key is not None:
-            layers_key, head_key = jax.random.split(dropout_key)
-        ys = self._embed(inputs)
+        if key is not None:
+            layers_key, head_key = jax.random.split(key)
+        xs = self._embed(inputs)
+        leading = xs.ndim - (1 if self.embedding is not None else len(self.in_features))
         true_steps = None
         if lengths is not None:
-            lengths = check_lengths(lengths, ys.shape[:-2], ys.shape[-2])
-            true_steps = steps_within(lengths, ys.shape[-2])
+            lengths = check_lengths(lengths, xs.shape[: leading - 1], xs.shape[leading - 1])
+            true_steps = steps_within(lengths, xs.shape[leading - 1])
         if self.rnn is not None:
-            ys = run(self.rnn, ys, lengths, layers_key)
-        elif true_steps is not None:
-            ys = jnp.where(true_steps, ys, jnp.zeros_like(ys))
+            xs = as_inputs(xs, self.rnn.num_feature_axes, leading)
+            context = None
+            if self.rnn.takes_context:
+                context = xs if true_steps is None else jnp.where(true_steps, xs, jnp.zeros_like(xs))
+            ys = self.rnn(xs, context=context, seq_lengths=lengths, key=layers_key)
+            ys = as_inputs(ys, 1, leading)
+        else:
+            ys = as_inputs(xs, 1, leading)
+            ys = ys if true_steps is None else jnp.where(true_steps, ys, jnp.zeros_like(ys))
         if self.per_step:
             answers = self.head(ys if head_key is None else dropout(ys, self.dropout, head_key))
             return answers if true_steps is None else jnp.where(true_steps, answers, jnp.zeros_like(answers))
@@ -131,9 +153,10 @@ class SequenceClassifier(nnx.Module):
         if self.embedding is not None:
             return embed(self.embedding, inputs, self.frozen_embedding)
         inputs = jnp.asarray(inputs)
-        if inputs.ndim < 2 or inputs.shape[-1] != self.in_features:
+        axes = len(self.in_features)
+        if inputs.ndim <= axes or inputs.shape[-axes:] != self.in_features:
             raise ValueError(
-                f"inputs have shape {inputs.shape}; allowed: [*batch, time, {self.in_features}] "
+                f"inputs have shape {inputs.shape}; allowed: [*batch, time, {', '.join(map(str, self.in_features))}] "
                 "(a model of tokens has an emb_size)."
             )
         return inputs
@@ -147,7 +170,7 @@ class SequenceClassifier(nnx.Module):
             return max_over_steps(ys, lengths)
         last = last_step(ys, lengths)
         top = self.rnn.layers[-1] if isinstance(self.rnn, Stack) else self.rnn
-        if isinstance(top, Bidirectional):
+        if isinstance(top, Bidirectional):  # the first half of the features is the forward layer's
             half = ys.shape[-1] // 2
             last = jnp.concatenate([last[..., :half], ys[..., 0, half:]], axis=-1)
         return last
@@ -287,10 +310,10 @@ def embed(embedding: nnx.Embed, tokens: Array, frozen: bool = False) -> Array:
     return jax.lax.stop_gradient(vectors) if frozen else vectors
 
 
-def run(rnn: Any, xs: Array, lengths: Array | None, dropout_key: Array | None, **kwargs: Any) -> Any:
-    """Runs what `rnn_jax.layers.make_rnn` builds, with dropout between its layers if there are several."""
-    between = {"dropout_key": dropout_key} if isinstance(rnn, Stack) else {}
-    return rnn(xs, seq_lengths=lengths, **between, **kwargs)
+def reads_one_axis(cell: str, in_features: int, hidden_features: int, **kwargs: Any) -> bool:
+    """Whether a cell of this name reads one feature axis; arguments as `rnn_jax.make_cell`."""
+    built = jax.eval_shape(lambda: make_cell(cell, in_features, hidden_features, rngs=nnx.Rngs(0), **kwargs))
+    return built.num_feature_axes == 1
 
 
 def check_sizes(**sizes: int) -> None:

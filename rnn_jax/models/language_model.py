@@ -1,5 +1,6 @@
 """A recurrent language model: after each token, what the next one will be."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -7,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rnn_jax.layers import Stack, check_dropout, dropout, make_rnn
-from rnn_jax.models.classifier import at_least_float32, check_sizes, embed, make_embedding, run, steps_within
+from rnn_jax.layers import Stack, as_inputs, check_dropout, dropout, make_rnn, output_features
+from rnn_jax.models.classifier import at_least_float32, check_sizes, embed, make_embedding, steps_within
 
 Array = jax.Array
 Carry = Any
@@ -25,14 +26,14 @@ class LanguageModel(nnx.Module):
       emb_size: E of the embedding, which starts with entries of variance 1 / E.
       hidden_features: H of each layer.
       layers: how many, one above the other.
-      dropout: a rate, 0 to below 1, for calls that are given a `dropout_key`.
+      dropout: a rate, 0 to below 1, for calls that are given a `key`.
       tie: whether the embedding is the matrix of the head, too (Press and Wolf; Inan et al.); a bias remains.
       rngs: draws the parameters.
       **kwargs: more arguments of the cell; `dtype` and `param_dtype` are those of all other parts, too.
 
     Raises:
-      ValueError: if a size is below 1, `dropout` not within [0, 1), or `tie` meets an `emb_size` that is not
-        `hidden_features`; or as `rnn_jax.make_cell`.
+      ValueError: if a size is below 1, `dropout` not within [0, 1), or `tie` meets an `emb_size` that is not the
+        size of the outputs of the last layer; or as `rnn_jax.make_cell`.
 
     References:
       Mikolov, Karafiat, Burget, Cernocky, Khudanpur 2010, "Recurrent neural network based language model", Interspeech.
@@ -54,14 +55,14 @@ class LanguageModel(nnx.Module):
         **kwargs: Any,
     ):
         check_sizes(vocabulary_size=vocabulary_size, emb_size=emb_size, hidden_features=hidden_features)
-        if tie and emb_size != hidden_features:
-            raise ValueError(f"tie=True with emb_size={emb_size}; allowed: hidden_features, here {hidden_features}.")
         dtypes = {name: kwargs[name] for name in ("dtype", "param_dtype") if name in kwargs}
-        self.hidden_features = hidden_features
         self.dropout = check_dropout(dropout)
         self.embedding = make_embedding(vocabulary_size, emb_size, rngs=rngs, **dtypes)
         self.rnn = make_rnn(cell, emb_size, hidden_features, layers=layers, dropout=dropout, rngs=rngs, **kwargs)
-        self.head = None if tie else nnx.Linear(hidden_features, vocabulary_size, **dtypes, rngs=rngs)
+        features = math.prod(output_features(self.rnn, (emb_size,)))
+        if tie and emb_size != features:
+            raise ValueError(f"tie=True with emb_size={emb_size}; allowed: {features}, the size of the outputs.")
+        self.head = None if tie else nnx.Linear(features, vocabulary_size, **dtypes, rngs=rngs)
         zeros = jnp.zeros((vocabulary_size,), kwargs.get("param_dtype", jnp.float32))
         self.head_bias = nnx.Param(zeros) if tie else nnx.data(None)
 
@@ -72,7 +73,7 @@ class LanguageModel(nnx.Module):
         *,
         carry: Carry | None = None,
         return_carry: bool = False,
-        dropout_key: Array | None = None,
+        key: Array | None = None,
     ) -> Any:
         """Returns the logits of the token behind each step; with `return_carry`, `(carry, logits)`.
 
@@ -83,7 +84,7 @@ class LanguageModel(nnx.Module):
             sequence may be read in pieces. (Gradients flow through it; for truncated back-propagation, stop them by
             `jax.lax.stop_gradient`.)
           return_carry: whether to return the carry after the last true step.
-          dropout_key: of `jax.random`; None applies no dropout.
+          key: of `jax.random`, for dropout and for cells that ask for one; None is deterministic.
 
         Returns:
           Logits `[*batch, time, V]`, 0 at padded steps.
@@ -92,10 +93,11 @@ class LanguageModel(nnx.Module):
           ValueError: for inputs of another shape or kind, or lengths as `rnn_jax.unroll`.
         """
         layers_key = head_key = None
-        if dropout_key is not None:
-            layers_key, head_key = jax.random.split(dropout_key)
+        if key is not None:
+            layers_key, head_key = jax.random.split(key)
         xs = embed(self.embedding, tokens)
-        carry, ys = run(self.rnn, xs, lengths, layers_key, initial_carry=carry, return_carry=True)
+        carry, ys = self.rnn(xs, initial_carry=carry, seq_lengths=lengths, key=layers_key, return_carry=True)
+        ys = as_inputs(ys, 1, xs.ndim - 1)
         if head_key is not None:
             ys = dropout(ys, self.dropout, head_key)
         logits = self._head(ys)
@@ -107,11 +109,11 @@ class LanguageModel(nnx.Module):
     def initialize_carry(self, batch_shape: tuple[int, ...]) -> Carry:
         """Returns the carry before the first step of sequences `[*batch, time]`, of the structure of any later one."""
         layers: list[Any] = list(self.rnn.layers) if isinstance(self.rnn, Stack) else [self.rnn]
-        sizes = [self.embedding.features] + [self.hidden_features] * (len(layers) - 1)
-        carries = tuple(
-            layer.cell.initialize_carry((*batch_shape, size), layer.carry_rngs()) for layer, size in zip(layers, sizes)
-        )
-        return carries if len(layers) > 1 else carries[0]
+        size, carries = self.embedding.features, []
+        for layer in layers:
+            carries.append(layer.cell.initialize_carry((*batch_shape, size), layer.carry_rngs()))
+            size = math.prod(output_features(layer, (size,)))
+        return tuple(carries) if len(layers) > 1 else carries[0]
 
     def _head(self, ys: Array) -> Array:
         if self.head is not None:

@@ -60,7 +60,6 @@ class TrainConfig:
       seed: of the order of the data and of dropout.
       patience: evaluations without a better score after which training stops; None goes on.
       on_nonfinite: "stop" at a loss or gradient that is not finite, or "skip" that update and count it.
-      dropout: whether the model takes a `dropout_key`.
       devices: over which each batch is spread, as `rnn_jax.batch_mesh` has them.
       crop, token_dropout: of the texts it trains on, as `rnn_jax.tasks.augmentation`; 1 and 0 leave them as they are.
     """
@@ -72,7 +71,6 @@ class TrainConfig:
     seed: int = 0
     patience: int | None = None
     on_nonfinite: str = "stop"
-    dropout: bool = False
     devices: int = 1
     crop: float = 1.0
     token_dropout: float = 0.0
@@ -247,12 +245,10 @@ def _training_loss(task: tasks.Task, config: TrainConfig) -> Callable[..., tuple
     """Returns `(model, carry, batch, key, step) -> (loss, new carry)`."""
 
     def loss_of(model: PyTree, carry: PyTree, batch: tasks.Batch, key: Array, step: Array) -> tuple[Array, PyTree]:
-        kwargs: dict[str, Any] = {}
-        if config.dropout:
-            kwargs["dropout_key"] = jax.random.fold_in(jax.random.wrap_key_data(key), step)
+        step_key = jax.random.fold_in(jax.random.wrap_key_data(key), step)
         if not task.stateful:
-            return task.loss(partial(model, **kwargs), batch), None
-        return _run_on(task.loss, model, carry, batch, **kwargs)
+            return task.loss(partial(model, key=step_key), batch), None
+        return _run_on(task.loss, model, carry, batch, key=step_key)
 
     return loss_of
 

@@ -15,7 +15,7 @@ Carry = Any
 _DECLARED = (Cell, nnx.SimpleCell, nnx.LSTMCell, nnx.OptimizedLSTMCell, nnx.GRUCell)
 
 
-def fit_carry(cell: nnx.RNNCellBase, carry: Carry, step_shape: tuple[int, ...]) -> Carry:
+def fit_carry(cell: nnx.RNNCellBase, carry: Carry, input_shape: tuple[int, ...]) -> Carry:
     """Returns the carry in the pytree structure and the types of the cell's own.
 
     Parts are matched by name where both have names (`(h=..., c=...)` or `{"c": ..., "h": ...}` becomes
@@ -25,12 +25,12 @@ def fit_carry(cell: nnx.RNNCellBase, carry: Carry, step_shape: tuple[int, ...]) 
     Args:
       cell: any `flax.nnx.RNNCellBase`.
       carry: a pytree of arrays.
-      step_shape: of one step's input, `[*batch, ...features]`.
+      input_shape: of one step's input, `[*batch, ...features]`, as `initialize_carry` takes it.
 
     Raises:
       ValueError: if names, number or shapes of the parts, or a type that cannot be cast, are not those of the cell.
     """
-    own = _own_carry(cell, step_shape)
+    own = _own_carry(cell, input_shape)
     if own is None:
         return carry
     own_leaves = jax.tree.leaves(own)
@@ -51,12 +51,12 @@ def fit_carry(cell: nnx.RNNCellBase, carry: Carry, step_shape: tuple[int, ...]) 
     return jax.tree.unflatten(structure, [_cast(*part) for part in zip(names, leaves, own_leaves)])
 
 
-def _own_carry(cell: nnx.RNNCellBase, step_shape: tuple[int, ...]) -> Carry | None:
+def _own_carry(cell: nnx.RNNCellBase, input_shape: tuple[int, ...]) -> Carry | None:
     """Returns the abstract carry that the cell makes; None if it makes none."""
     if not hasattr(cell, "initialize_carry"):
         return None
     try:
-        return jax.eval_shape(lambda: cell.initialize_carry(step_shape, nnx.Rngs(0)))
+        return jax.eval_shape(lambda: cell.initialize_carry(input_shape, nnx.Rngs(0)))
     except NotImplementedError:
         return None
 

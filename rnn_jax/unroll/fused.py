@@ -1,10 +1,11 @@
-"""The fast path for a cell of the form `z = x W + h R + b`, then elementwise operations.
+"""The fast path for a cell of the form `z = x W + h R + b`, then operations that keep sequences apart.
 
 What it gains over differentiating a plain scan:
 
 * Of a short run, x W + b is computed before the loop, one product a gate. In a long one, where to write and re-read it
   costs more than the larger products gain, x and h meet the kernels in one product, if they go to the same gates.
-* The backward pass goes over segments of steps that fit in the cache. The elementwise part is linearised for all
+  A cell without R computes x W + b a segment at a time.
+* The backward pass goes over segments of steps that fit in the cache. The pointwise part is linearized for all
   steps of a segment at once (by JAX, from one array a gate, so that no split has to be transposed). So a backward step
   is a few multiplications, and one product with R^T for the carry.
 * The gradients of W, R, b and x leave the loop over time: one product each for a segment.
@@ -50,8 +51,8 @@ _LEAST_FEATURES = 8
 class _Weights(NamedTuple):
     """Operands of the products, in their type.
 
-    Where x and h go to the same gates, one kernel, W above R, `[F + H, G H]`; else two, W `[F, Gx H]` and R
-    `[H, Gh H]`. The bias `[G H]`, or None.
+    Where x and h go to the same gates, one kernel, W above R, `[F + K, G H]`; else two, W `[F, Gx H]` and, if h goes to
+    any gate, R `[K, Gh H]`. K is the width of h. The bias `[G H]`, or None.
     """
 
     kernels: tuple[Array, ...]
@@ -59,7 +60,7 @@ class _Weights(NamedTuple):
 
 
 class _Split(NamedTuple):
-    """How to put a cell together from the leaves its elementwise part uses, and the others (static)."""
+    """How to put a cell together from the leaves its pointwise part uses, and the others (static)."""
 
     treedef: jax.tree_util.PyTreeDef
     used: tuple[bool, ...]
@@ -103,7 +104,7 @@ def scan_fused(
         # Of a product with one or two rows XLA makes sums, fuses them with the gates, and then vectorises neither.
         padding = max(0, _LEAST_FEATURES - xs.shape[-1])
         xs = jnp.pad(xs, [(0, 0)] * (xs.ndim - 1) + [(0, padding)])
-        kernels = (jnp.pad(kernel, [(0, padding), (0, 0)]), recurrent_kernel)
+        kernels = (jnp.pad(kernel, [(0, padding), (0, 0)]), *([recurrent_kernel] if cell.recurrent_gates else []))
     weights = _Weights(kernels, None if bias is None else bias.astype(xs.dtype))
 
     def one_batch_axis(axis: int, tree: PyTree) -> PyTree:
@@ -127,15 +128,16 @@ def scan_fused(
 
     output = output if active is None and reset is None and time else None
     static = _Static(split, output, None if record is None else record_batch, reverse, unroll)
-    (carry, scale_token), ys = _run(
-        static, used, others, weights, Steps(xs, active, reset, steps.probe), (carry, state[1]), fresh_carry
-    )
+    steps = Steps(xs, active, reset, steps.probe)
+    (carry, scale_token), ys = _run(static, used, others, weights, steps, (carry, state[1]), fresh_carry)
     carry = jax.tree.map(lambda part: part.reshape(*batch_shape, *part.shape[1:]), carry)
     return (carry, scale_token), ys.reshape(time, *batch_shape, *ys.shape[2:])
 
 
 def hidden_reads_parameters(cell: PointwiseCell, carry: Carry) -> bool:
     """Whether `hidden` depends on an array of the cell, whose gradient the fast path would lose."""
+    if not cell.recurrent_gates:
+        return False
     leaves, treedef = jax.tree.flatten(cell)
     jaxpr = jax.make_jaxpr(lambda leaves, carry: jax.tree.unflatten(treedef, leaves).hidden(carry))(leaves, carry).jaxpr
     return any(_reads(jaxpr)[: len(leaves)])
@@ -148,12 +150,12 @@ def _reads(jaxpr: Any) -> list[bool]:
 
 
 def _trace_pointwise(cell: PointwiseCell, carry: Carry, dtype: Any) -> tuple[tuple[bool, ...], int | None]:
-    """Tells for each leaf of the cell whether the elementwise part hangs on it; W, R and b do not.
+    """Tells for each leaf of the cell whether the pointwise part reads it; W, R and b it does not.
 
     Tells as well which leaf of the new carry the output is, if it is one.
     """
     leaves, treedef = jax.tree.flatten(cell)
-    batch = cell.hidden(carry).shape[0]
+    batch = jax.tree.leaves(carry)[0].shape[0]
     z = {name: jax.ShapeDtypeStruct((batch, cell.hidden_features), dtype) for name in cell.gate_columns()}
 
     def pointwise(leaves, z, carry):
@@ -166,9 +168,9 @@ def _trace_pointwise(cell: PointwiseCell, carry: Carry, dtype: Any) -> tuple[tup
 
 
 def _pointwise(cell: PointwiseCell, z: dict[str, Array], carry: Carry) -> tuple[Carry, Array]:
-    """The elementwise part, computed in the type of the state; y in the type of the products."""
+    """The pointwise part, computed in the type of the state; y in the type of the products."""
     dtype = next(iter(z.values())).dtype
-    state_dtype = cell.hidden(carry).dtype
+    state_dtype = cell.state_dtype(carry)
     carry, y = cell.pointwise({name: value.astype(state_dtype) for name, value in z.items()}, carry)
     return carry, y.astype(dtype)
 
@@ -204,12 +206,16 @@ def _one_product(cell: PointwiseCell) -> bool:
 
 def _columns(cell: PointwiseCell) -> tuple[tuple[str, ...], ...]:
     """Returns the gates of each product."""
-    return (cell.input_gates,) if _one_product(cell) else (cell.input_gates, cell.recurrent_gates)
+    if _one_product(cell) or not cell.recurrent_gates:
+        return (cell.input_gates,)
+    return (cell.input_gates, cell.recurrent_gates)
 
 
-def _operands(cell: PointwiseCell, x: Array, h: Array) -> tuple[Array, ...]:
-    """Returns what the kernels are multiplied by, for x `[..., F]` and h `[..., H]`."""
-    h = h.astype(x.dtype)
+def _operands(cell: PointwiseCell, x: Array, carry: Carry) -> tuple[Array, ...]:
+    """Returns what the kernels are multiplied by, for x `[..., F]` and the carry that meets it."""
+    if not cell.recurrent_gates:
+        return (x,)
+    h = cell.hidden(carry).astype(x.dtype)
     return (jnp.concatenate([x, h], axis=-1),) if _one_product(cell) else (x, h)
 
 
@@ -252,6 +258,14 @@ def _preactivation_bytes(weights: _Weights, steps: Steps) -> int:
     return known_size(steps.x.shape[:-1]) * weights.kernels[-1].shape[-1] * steps.x.dtype.itemsize
 
 
+def _segment_size(weights: _Weights, steps: Steps) -> int:
+    """Returns how many steps make a segment, whose pre-activations fit in the cache."""
+    time = steps.x.shape[0]
+    if _is_short(weights, steps):
+        return time
+    return even_size(time, _SEGMENT_BYTES // (_preactivation_bytes(weights, steps) // time))
+
+
 def _is_short(weights: _Weights, steps: Steps) -> bool:
     return _preactivation_bytes(weights, steps) <= _SHORT_BYTES
 
@@ -273,25 +287,25 @@ def _forward(static, cell, weights, steps, carry, fresh_carry, *, keep):
     keep_z = keep and _keeps_preactivations(weights, steps)
     # XLA runs the two products of a step beside each other, which gains where they are wide and not of one gate.
     apart = _is_wide(weights) and len(cell.recurrent_gates) > 1
-    x_before = _is_short(weights, steps) and (_one_product(cell) or not apart)
-    kernel = weights.kernels[0][: steps.x.shape[-1]]
-    recurrent_kernel = weights.kernels[-1][-cell.hidden_features :]
-    if x_before:
-        steps = steps._replace(x=_input_gates(cell, kernel, weights.bias, steps.x))
+    x_before = not cell.recurrent_gates or (_is_short(weights, steps) and (_one_product(cell) or not apart))
+    kernel, recurrent_kernel = _input_and_recurrent_kernel(cell, weights, steps.x.shape[-1])
 
     def step(carry, inputs):
-        x, active, reset, _ = inputs
+        x, active, reset = inputs.x, inputs.active, inputs.reset
         old = carry
         if reset is not None:
             carry = jax.tree.map(partial(where, reset), fresh_carry, carry)
-        h = cell.hidden(carry)
-        if x_before:
-            z = _add_recurrent_gates(cell, recurrent_kernel, weights.bias, x, h)
+        if not cell.recurrent_gates:
+            z = x
+        elif x_before:
+            z = _add_recurrent_gates(cell, recurrent_kernel, weights.bias, x, cell.hidden(carry))
         elif apart:
-            products = [(x @ kernel, cell.input_gates), (h.astype(x.dtype) @ recurrent_kernel, cell.recurrent_gates)]
-            z = sum_gates(cell, products, weights.bias)
+            h = cell.hidden(carry).astype(x.dtype)
+            z = sum_gates(
+                cell, [(x @ kernel, cell.input_gates), (h @ recurrent_kernel, cell.recurrent_gates)], weights.bias
+            )
         else:
-            z = _preactivations(cell, weights, _operands(cell, x, h))
+            z = _preactivations(cell, weights, _operands(cell, x, carry))
         new, y = _pointwise(cell, z, carry)
         if active is not None:
             new = jax.tree.map(partial(where, active), new, old)
@@ -301,18 +315,31 @@ def _forward(static, cell, weights, steps, carry, fresh_carry, *, keep):
         kept = [part for k, part in enumerate(jax.tree.leaves(carry)) if k != static.output]
         return new, (y, (kept, z if keep_z else None))
 
-    carry, (ys, kept) = jax.lax.scan(step, carry, steps, reverse=static.reverse, unroll=static.unroll)
+    def segment(carry, steps):
+        if x_before:
+            steps = steps._replace(x=_input_gates(cell, kernel, weights.bias, steps.x))
+        return jax.lax.scan(step, carry, steps, reverse=static.reverse, unroll=static.unroll)
+
+    size = steps.x.shape[0] if cell.recurrent_gates else _segment_size(weights, steps)
+    carry, (ys, kept) = over_segments(segment, carry, steps, reverse=static.reverse, size=size)
     return carry, ys, kept
+
+
+def _input_and_recurrent_kernel(cell: PointwiseCell, weights: _Weights, in_features: int) -> tuple[Array, Array | None]:
+    """Returns W and, if there is one, R."""
+    if _one_product(cell):
+        return weights.kernels[0][:in_features], weights.kernels[0][in_features:]
+    return weights.kernels[0], weights.kernels[1] if cell.recurrent_gates else None
 
 
 def _run_bwd(static, residuals, cotangents):
     used, others, weights, steps, kept, fresh_carry, first_carry, ys = residuals
     split, output, record = static.split, static.output, static.record
     cell = split.merge(used, others)
-    in_features = steps.x.shape[-1]
+    kernel, recurrent_kernel = _input_and_recurrent_kernel(cell, weights, steps.x.shape[-1])
     # Once, not at each step.
-    to_x = jax.lax.optimization_barrier(weights.kernels[0][:in_features].T)
-    to_h = jax.lax.optimization_barrier(weights.kernels[-1][-cell.hidden_features :].T)
+    to_x = jax.lax.optimization_barrier(kernel.T)
+    to_h = None if recurrent_kernel is None else jax.lax.optimization_barrier(recurrent_kernel.T)
 
     def step(state, inputs):
         a, log2_scale, d_used, d_fresh = state
@@ -327,11 +354,13 @@ def _run_bwd(static, residuals, cotangents):
             bypass = jax.tree.map(lambda part: where(active, jnp.zeros_like(part), part), a)
             a = jax.tree.map(lambda part: where(active, part, jnp.zeros_like(part)), a)
 
-        d_used_t, dz, d_carry = pullback((a, g))
-        dz_h = jnp.concatenate([dz[name] for name in cell.recurrent_gates], axis=-1)
-        _, hidden_pullback = jax.vjp(cell.hidden, carry)
-        (recurrent_term,) = hidden_pullback((dz_h @ to_h).astype(cell.hidden(carry).dtype))
-        a = jax.tree.map(jnp.add, d_carry, recurrent_term)
+        d_used_t, dz, a = pullback((a, g))
+        dz_h = None
+        if to_h is not None:
+            dz_h = jnp.concatenate([dz[name] for name in cell.recurrent_gates], axis=-1)
+            h, hidden_pullback = jax.vjp(cell.hidden, carry)
+            (recurrent_term,) = hidden_pullback((dz_h @ to_h).astype(h.dtype))
+            a = jax.tree.map(jnp.add, a, recurrent_term)
         dz_x = {name: dz[name] for name in cell.input_gates if name not in cell.recurrent_gates}
         if record is not None:
             dz_h, dz_x, d_used_t = times_power_of_two((dz_h, dz_x, d_used_t), log2_scale)
@@ -359,7 +388,7 @@ def _run_bwd(static, residuals, cotangents):
         state, d_weights = state
         (steps, g, log2_g, (kept, z), ys), row = inputs
         carries = carries_before(kept, ys, row)
-        operands = _operands(cell, steps.x, cell.hidden(carries))
+        operands = _operands(cell, steps.x, carries)
         if z is None:
             z = _preactivations(cell, weights, operands)
         state, (dz_h, dz_x, recorded) = jax.lax.scan(
@@ -369,10 +398,11 @@ def _run_bwd(static, residuals, cotangents):
             reverse=not static.reverse,
             unroll=static.unroll,
         )
-        dz: tuple[Array, ...] = (dz_h,)
+        dz: tuple[Array, ...] = () if dz_h is None else (dz_h,)
         if not _one_product(cell):
-            of_gate = dz_x | dict(zip(cell.recurrent_gates, jnp.split(dz_h, len(cell.recurrent_gates), axis=-1)))
-            dz = (jnp.concatenate([of_gate[name] for name in cell.input_gates], axis=-1), *dz)
+            if dz_h is not None:
+                dz_x |= dict(zip(cell.recurrent_gates, jnp.split(dz_h, len(cell.recurrent_gates), axis=-1)))
+            dz = (jnp.concatenate([dz_x[name] for name in cell.input_gates], axis=-1), *dz)
         dx = dz[0] @ to_x
         d_bias = None
         if weights.bias is not None:
@@ -390,9 +420,7 @@ def _run_bwd(static, residuals, cotangents):
     log2_g = None if record is None else jax.vmap(log2_largest)(ys_cotangent)
     zeros = partial(jax.tree.map, jnp.zeros_like)
     state = ((a, log2_scale, zeros(used), zeros(fresh_carry)), zeros(weights))
-    time = size = steps.x.shape[0]
-    if not _is_short(weights, steps):
-        size = even_size(time, _SEGMENT_BYTES // (_preactivation_bytes(weights, steps) // time))
+    size = _segment_size(weights, steps)
     rows_before: PyTree = ()
     if output is not None:
         first = jax.tree.leaves(first_carry)[output][None]

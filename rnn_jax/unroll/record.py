@@ -21,22 +21,26 @@ class LayerCall:
 
     Attributes:
       cell: the cell.
-      xs: inputs, `[*batch, time, ...features]`.
+      xs: inputs, `[*batch, time, ...features]`, or a pytree of such arrays.
       carry: before the first step.
       lengths: int `[*batch]`, or None.
       resets: bool `[*batch, time]`, or None.
       reverse: whether it ran from the last step to the first.
+      context: what the cell was given at every step, or None.
+      key: of `jax.random`, from which each step's was drawn, or None.
       batch_shape, time: sizes of the axes.
       final_carry: after the last step.
       ys: outputs, each at the step of its input, `[*batch, time, ...]` each.
     """
 
     cell: nnx.RNNCellBase
-    xs: Array
+    xs: Any
     carry: Carry
     lengths: Array | None
     resets: Array | None
     reverse: bool
+    context: Any
+    key: Array | None
     batch_shape: tuple[int, ...]
     time: int
     final_carry: Carry = None

@@ -6,7 +6,7 @@ In plain Python, for one sequence:
         if resets is not None and resets[t]:
             carry = fresh_carry
         if lengths is None or t < lengths:
-            carry, ys[t] = cell(carry, xs[t])
+            carry, ys[t] = step(cell, carry, xs[t], context=context, key=jax.random.fold_in(key, t))
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rnn_jax.cell import step as step_of
 from rnn_jax.unroll.running_scale import Probe, Record, rescale, times_power_of_two, unscale
 
 Array = jax.Array
@@ -29,16 +30,21 @@ class Steps(NamedTuple):
     """What comes in at each step, time-major.
 
     Attributes:
-      x: `[time, *batch, ...features]`.
+      x: `[time, *batch, ...features]`, or a pytree of such arrays.
       active: bool `[time, *batch]`, False at padded steps; None if there are none.
       reset: bool `[time, *batch]`, or None.
       probe: the zeros of a `Probe`, or None.
+      key: of `jax.random`, `[time]`, or None.
     """
 
-    x: Array
+    x: PyTree
     active: Array | None
     reset: Array | None
     probe: PyTree
+    key: Array | None = None
+
+
+Run = Callable[[State, Steps], tuple[State, Any]]  # all steps, from the state before them
 
 
 def scan_cell(
@@ -47,6 +53,7 @@ def scan_cell(
     steps: Steps,
     *,
     fresh_carry: Carry | None,
+    context: PyTree,
     record: Record | None,
     reverse: bool,
     unroll: int,
@@ -58,6 +65,7 @@ def scan_cell(
       state: carry and scale token before the first step.
       steps: the inputs.
       fresh_carry: what a reset puts in the place of the carry.
+      context: of a cell that asks for it, `[*batch, ...]`, or None.
       record: of the `Probe` whose zeros are in `steps`.
       reverse: from the last step to the first.
       unroll: steps in one iteration of the loop, as in `jax.lax.scan`.
@@ -67,19 +75,20 @@ def scan_cell(
     """
 
     def step(state, inputs):
-        (carry, scale_token), the_cell, fresh = state, cell, fresh_carry
-        x, active, reset, probe_t = inputs
+        (carry, scale_token), operands = state, (cell, inputs.x, fresh_carry, context)
+        active, reset = inputs.active, inputs.reset
         if record is not None:
-            (the_cell, x, fresh), scale_token = unscale((cell, x, fresh_carry), scale_token)
+            operands, scale_token = unscale(operands, scale_token)
+        cell_t, x, fresh, context_t = operands
         old = carry
         if reset is not None:
             carry = jax.tree.map(partial(_where_batched, reset), fresh, carry, carry)
-        carry, y = the_cell(carry, x)
+        carry, y = step_of(cell_t, carry, x, context=context_t, key=inputs.key)
         if active is not None:
             carry = jax.tree.map(partial(_where_batched, active), carry, old, carry)
             y = jax.tree.map(lambda part: where(active, part, jnp.zeros_like(part)), y)
         if record is not None:
-            carry, y, scale_token = rescale(record, carry, y, scale_token, probe_t)
+            carry, y, scale_token = rescale(record, carry, y, scale_token, inputs.probe)
         return (carry, scale_token), y
 
     return jax.lax.scan(step, state, steps, reverse=reverse, unroll=unroll)
@@ -142,14 +151,14 @@ def over_segments(
     return state, outputs
 
 
-def even_size(time: int, most: int) -> int:
-    """Returns the size of pieces of at most `most` steps (at least 1) that divide `time` evenly.
+def even_size(time: int, max_size: int) -> int:
+    """Returns the size of pieces of at most `max_size` steps (at least 1) that divide `time` evenly.
 
-    Where no size between the half of `most` and `most` does, the last piece is shorter (and the inputs are copied).
+    Where no size between the half of `max_size` and `max_size` does, the last piece is shorter (the inputs are copied).
     """
-    most = max(1, min(most, time))
-    even = next((size for size in range(most, most // 2, -1) if time % size == 0), None)
-    return even or -(-time // -(-time // most))
+    max_size = max(1, min(max_size, time))
+    even = next((size for size in range(max_size, max_size // 2, -1) if time % size == 0), None)
+    return even or -(-time // -(-time // max_size))
 
 
 @jax.custom_vjp
@@ -165,7 +174,7 @@ def _start_fwd(probe, carry, scale_token):
 
 def _start_bwd(probe, cotangents):
     carry, log2_scale = cotangents
-    # A one for each run: made to hang on the scale, so that `jax.vmap` knows it for one of many.
+    # A one for each run. It depends on the scale, so that `jax.vmap` maps it wherever it maps the scale.
     counted = Probe(jax.tree.map(jnp.zeros_like, probe.zeros), 1.0 + 0.0 * log2_scale, probe.record)
     return counted, times_power_of_two(carry, log2_scale), jnp.zeros_like(log2_scale)
 

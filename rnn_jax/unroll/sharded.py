@@ -39,7 +39,7 @@ def batch_mesh(devices: int | None = None) -> jax.sharding.Mesh:
 
 
 def over_batch(run: Run, carries: PyTree, batch_shape: tuple[int, ...]) -> Run:
-    """Spreads `run((cell, fresh_carry), state, steps)` over the axis "batch" of the mesh that is set.
+    """Spreads `run((cell, fresh_carry, context), state, steps)` over the axis "batch" of the mesh that is set.
 
     The cell goes to every device. Of all else each gets its share of the first batch axis. Where there is no such mesh
     or axis, the batch cannot be shared out evenly, or an array of the carries has no batch axes, it stays as it is.
@@ -54,6 +54,5 @@ def over_batch(run: Run, carries: PyTree, batch_shape: tuple[int, ...]) -> Run:
     ):
         return run
     state, over_time = (P(BATCH), P()), P(None, BATCH)
-    return jax.shard_map(
-        run, mesh=mesh, in_specs=((P(), P(BATCH)), state, over_time), out_specs=(state, over_time), check_vma=False
-    )
+    in_specs = ((P(), P(BATCH), P(BATCH)), state, over_time)
+    return jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=(state, over_time), check_vma=False)

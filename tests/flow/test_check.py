@@ -382,11 +382,11 @@ def not_applicable(report):
     return {line.name for line in report.checks if line.passed is None}
 
 
-@pytest.mark.parametrize("name", rnn_jax.catalogue())
+@pytest.mark.parametrize("name", rnn_jax.list_cells())
 def test_every_cell_of_the_catalogue_passes(name):
     report = check_cell(name)
     assert report.passed, str(report)
-    is_pointwise = issubclass(rnn_jax.catalogue()[name], rnn_jax.PointwiseCell)
+    is_pointwise = issubclass(rnn_jax.list_cells()[name], rnn_jax.PointwiseCell)
     assert not_applicable(report) <= (set() if is_pointwise else POINTWISE_ONLY) | {"bfloat16"}
 
 

@@ -216,7 +216,7 @@ def test_a_batch_padded_to_500_is_one_padded_to_50(answer):
     other = np.where(np.arange(50) < lengths[:, None], short, (short + 1) % V)
 
     def loss(model, tokens):
-        answers = model(tokens, lengths, dropout_key=jax.random.key(5))
+        answers = model(tokens, lengths, key=jax.random.key(5))
         return jnp.sum(jnp.sin(answers)), answers[:, :50] if model.per_step else answers
 
     run = reference.quick_jit(jax.value_and_grad(loss, has_aux=True))
@@ -274,7 +274,7 @@ def test_any_number_of_batch_axes_will_do_for_tokens(answer):
     assert answers.shape == ((2, 3, T, C) if model.per_step else (2, 3, C))
     for b in np.ndindex(2, 3):
         np.testing.assert_allclose(answers[b], run(many[b], lengths[b]), rtol=1e-12)
-    alone = jax.eval_shape(lambda key: model(many[0, 0], dropout_key=key), jax.random.key(0))
+    alone = jax.eval_shape(lambda key: model(many[0, 0], key=key), jax.random.key(0))
     assert alone.shape == answers[0, 0].shape
 
 
@@ -375,7 +375,7 @@ def test_dropout_leaves_the_expectation_of_a_linear_network(answer):
     """Without nonlinearity the scores are linear in each of the masks, which are independent and of mean 1."""
     model = make_of_tokens("elman(activation='identity')", layers=3, dropout=0.4, **answer)
     count, read = 4000, tokens(1, T)
-    run = reference.quick_jit(jax.vmap(lambda key: model(read, dropout_key=key)))
+    run = reference.quick_jit(jax.vmap(lambda key: model(read, key=key)))
     drawn = np.asarray(run(jax.random.split(jax.random.key(0), count)))
     error = drawn.std(axis=0) / np.sqrt(count)
     assert np.all(error > 0.0)
@@ -384,7 +384,7 @@ def test_dropout_leaves_the_expectation_of_a_linear_network(answer):
 
 def test_dropout_hangs_on_its_key_alone():
     model, read = make_of_tokens(layers=2, dropout=0.5), tokens()
-    run = reference.quick_jit(lambda model, key: model(read, LENGTHS, dropout_key=key))
+    run = reference.quick_jit(lambda model, key: model(read, LENGTHS, key=key))
     one, same, other = (run(model, jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert np.all(np.any(np.asarray(one != other), axis=-1))
@@ -394,7 +394,7 @@ def test_dropout_without_a_key_or_a_rate_is_none():
     plain, dropping = make_of_tokens(layers=2), make_of_tokens(layers=2, dropout=0.5)
     expected = plain(tokens(), LENGTHS)
     np.testing.assert_array_equal(dropping(tokens(), LENGTHS), expected)
-    np.testing.assert_array_equal(plain(tokens(), LENGTHS, dropout_key=jax.random.key(0)), expected)
+    np.testing.assert_array_equal(plain(tokens(), LENGTHS, key=jax.random.key(0)), expected)
 
 
 def test_dropout_before_the_head_hides_its_inputs_from_the_gradient_too():
@@ -403,7 +403,7 @@ def test_dropout_before_the_head_hides_its_inputs_from_the_gradient_too():
     def run(model, kernel):
         model = nnx.clone(model)
         model.head.kernel = nnx.Param(kernel)
-        return jnp.sum(model(tokens(1, T), dropout_key=jax.random.key(3)))
+        return jnp.sum(model(tokens(1, T), key=jax.random.key(3)))
 
     value_and_grad = reference.quick_jit(jax.value_and_grad(run, argnums=1))
     value, grad = value_and_grad(model, model.head.kernel[...])
@@ -425,7 +425,7 @@ def test_the_layers_keep_their_names_in_a_profile_with_all_that_is_new():
     model = make_of_tokens(layers=2, bidirectional=True, dropout=0.5, pool="attention", dtype=jnp.float32)
 
     def loss(model, key):
-        return cross_entropy(model(tokens(), LENGTHS, dropout_key=key))
+        return cross_entropy(model(tokens(), LENGTHS, key=key))
 
     run = reference.quick_jit(lambda model, key: (flow.gradient_profile(loss, model, key), jax.grad(loss)(model, key)))
     profile, grads = run(model, jax.random.key(0))
@@ -440,7 +440,7 @@ def test_an_ensemble_of_seeds_is_each_of_them_alone():
         return SequenceClassifier("gru", V, H, C, emb_size=E, dropout=0.5, pool="attention", rngs=rngs)
 
     def run(model):
-        return model(tokens(), LENGTHS, dropout_key=jax.random.key(0))
+        return model(tokens(), LENGTHS, key=jax.random.key(0))
 
     together = reference.quick_jit(jax.vmap(run))(make_ensemble(build, [3, 4]))
     alone = reference.quick_jit(run)
@@ -457,7 +457,7 @@ def test_bfloat16_is_float32_to_its_two_digits():
     low = jax.tree.unflatten(jax.tree.structure(low), jax.tree.leaves(model))
 
     def loss(model):
-        answers = model(tokens(), LENGTHS, dropout_key=jax.random.key(0))
+        answers = model(tokens(), LENGTHS, key=jax.random.key(0))
         return jnp.sum(jnp.square(answers.astype(jnp.float32))), answers
 
     run = reference.quick_jit(jax.value_and_grad(loss, has_aux=True))

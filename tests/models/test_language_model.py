@@ -63,7 +63,7 @@ def test_padding_changes_neither_logits_nor_carry_nor_gradients():
     long = np.concatenate([tokens(), tokens(B, 20, seed=1)], axis=1)
 
     def loss(model, text):
-        carry, logits = model(text, lengths, return_carry=True, dropout_key=jax.random.key(0))
+        carry, logits = model(text, lengths, return_carry=True, key=jax.random.key(0))
         return jnp.sum(jnp.sin(logits)) + jnp.sum(jnp.sin(carry[1].h)), (carry, logits[:, :T], logits[:, T:])
 
     run = reference.quick_jit(jax.value_and_grad(loss, has_aux=True))
@@ -79,7 +79,7 @@ def test_dropout_needs_a_key_and_hangs_on_it():
     model = make(layers=2, dropout=0.5)
     plain = make(layers=2)(tokens())
     np.testing.assert_array_equal(model(tokens()), plain)
-    run = reference.quick_jit(lambda key: model(tokens(), dropout_key=key))
+    run = reference.quick_jit(lambda key: model(tokens(), key=key))
     one, same, other = (np.asarray(run(jax.random.key(seed))) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert np.all(np.any(one != other, axis=-1))

@@ -341,7 +341,7 @@ def test_an_update_goes_on_from_the_carry_of_the_batch_before_and_begins_anew_wi
 def test_dropout_is_drawn_anew_at_each_step_and_the_same_in_each_run(tmp_path):
     task = regression()
     model = SequenceClassifier("gru", 1, 16, 1, dropout=0.5, rngs=nnx.Rngs(0))
-    optimizer, chosen = optax.sgd(0.0), config(dropout=True)
+    optimizer, chosen = optax.sgd(0.0), config()
     update = jax.jit(make_update(task, optimizer, chosen))
     batch = tasks.collate([task.train[k] for k in range(8)])
     sums = []
@@ -361,7 +361,7 @@ def test_runs_of_other_seeds_drop_other_units_in_the_same_program():
     batch = tasks.collate([task.train[k] for k in range(8)])
     programs, losses = set(), set()
     for seed in range(2):
-        chosen = config(dropout=True, seed=seed)
+        chosen = config(seed=seed)
         update = jax.jit(make_update(task, optax.sgd(0.0), chosen))
         state = initial_state(task, model, optax.sgd(0.0), chosen)
         programs.add(update.lower(state, batch).as_text())

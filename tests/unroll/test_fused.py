@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 
 import rnn_jax
-from rnn_jax import flow
+from rnn_jax import Checkpointed, Truncated, Whole, flow
 from rnn_jax.unroll import fused, unroll
 
-POINTWISE = [name for name, cls in rnn_jax.catalogue().items() if issubclass(cls, rnn_jax.PointwiseCell)]
+POINTWISE = [name for name, cls in rnn_jax.list_cells().items() if issubclass(cls, rnn_jax.PointwiseCell)]
 F, H = 3, 4
 
 
@@ -104,10 +104,10 @@ def test_the_fast_path_runs_for_affine_cells_and_only_for_them(monkeypatch):
         return fused.scan_fused(cell, *args, **kwargs)
 
     monkeypatch.setattr(sys.modules["rnn_jax.unroll"], "scan_fused", spy)  # the name is the function, too
-    for name in rnn_jax.catalogue():
+    for name in rnn_jax.list_cells():
         unroll(make(name), draw(2, 3, F))
     unroll(nnx.GRUCell(F, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64), draw(2, 3, F))
-    assert ran == [rnn_jax.catalogue()[name].__name__ for name in POINTWISE]
+    assert ran == [rnn_jax.list_cells()[name].__name__ for name in POINTWISE]
 
 
 @pytest.mark.parametrize("name", POINTWISE)
@@ -187,15 +187,15 @@ def test_recomputed_segments_change_nothing(name, reverse):
     lengths = jnp.asarray([11, 6])
     carry = cell.initialize_carry((2, F))
     kept, recomputed = (
-        outputs_and_gradients(cell, xs, carry, "auto", lengths=lengths, reverse=reverse, checkpoint_every=every)
-        for every in (0, 3)
+        outputs_and_gradients(cell, xs, carry, "auto", lengths=lengths, reverse=reverse, gradient=gradient)
+        for gradient in (Whole(), Checkpointed(3))
     )
     assert_trees_close(recomputed, kept, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("every", [0, 4])
-def test_the_profile_sees_through_recomputed_segments(every):
-    layer = rnn_jax.RNN(make("lstm"), checkpoint_every=every)
+@pytest.mark.parametrize("gradient", [Whole(), Checkpointed(4)])
+def test_the_profile_sees_through_recomputed_segments(gradient):
+    layer = rnn_jax.RNN(make("lstm"), gradient=gradient)
     profile = flow.gradient_profile(lambda layer, xs: jnp.sum(layer(xs)[:, -1]), layer, draw(2, 300, F))
     plain = flow.gradient_profile(
         lambda layer, xs: jnp.sum(unroll(layer.cell, xs, method="scan", probe=layer.probe)[1][:, -1]),
@@ -209,7 +209,9 @@ def test_the_profile_sees_through_recomputed_segments(every):
 def test_truncated_at_full_length_is_back_propagation_bit_for_bit():
     cell, xs = make("lstm"), draw(2, 8, F)
     carry = cell.initialize_carry((2, F))
-    whole, truncated = (outputs_and_gradients(cell, xs, carry, "auto", truncate_every=every) for every in (None, 8))
+    whole, truncated = (
+        outputs_and_gradients(cell, xs, carry, "auto", gradient=gradient) for gradient in (None, Truncated(8))
+    )
     for a, b in zip(jax.tree.leaves(truncated), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -218,20 +220,16 @@ def test_truncated_at_full_length_is_back_propagation_bit_for_bit():
 def test_no_gradient_passes_a_truncation_and_outputs_do_not_notice(name):
     cell, xs = make(name), draw(8, F)
 
-    def last(xs, every):
-        return jnp.sum(unroll(cell, xs, truncate_every=every)[1][-1])
+    def last(xs, gradient):
+        return jnp.sum(unroll(cell, xs, gradient=gradient)[1][-1])
 
-    np.testing.assert_allclose(last(xs, 3), last(xs, None), rtol=1e-12)
-    gradient = jax.grad(last)(xs, 3)  # pieces are 0-2, 3-5 and 6-7
+    np.testing.assert_allclose(last(xs, Truncated(3)), last(xs, None), rtol=1e-12)
+    gradient = jax.grad(last)(xs, Truncated(3))  # pieces are 0-2, 3-5 and 6-7
     np.testing.assert_array_equal(gradient[:6], 0.0)
     assert np.all(np.any(np.asarray(gradient[6:]) != 0, axis=-1))
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "words"),
-    [({"checkpoint_every": -1}, "checkpoint_every=-1 .*allowed: 0 or more"),
-     ({"truncate_every": 0}, "truncate_every=0 .*allowed: 1 or more")],
-)  # fmt: skip
-def test_impossible_pieces_are_refused(kwargs, words):
-    with pytest.raises(ValueError, match=words):
-        unroll(make("lstm"), draw(4, F), **kwargs)
+@pytest.mark.parametrize("method", [Checkpointed, Truncated])
+def test_impossible_pieces_are_refused(method):
+    with pytest.raises(ValueError, match=r"^every=0 is no number of steps; allowed: 1 or more"):
+        method(0)

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import rnn_jax
-from rnn_jax import flow
+from rnn_jax import Checkpointed, Truncated, flow
 from rnn_jax.layers import make_rnn
 from rnn_jax.unroll import batch_mesh, unroll
 
@@ -58,7 +58,12 @@ def crossings(run, *operands):
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("lstm", {}), ("gru", {"checkpoint_every": 3}), ("elman", {"truncate_every": 2}), ("lstm", {"method": "scan"})],
+    [
+        ("lstm", {}),
+        ("gru", {"gradient": Checkpointed(3)}),
+        ("elman", {"gradient": Truncated(2)}),
+        ("lstm", {"method": "scan"}),
+    ],
 )
 def test_two_devices_give_what_one_gives(name, more):
     rng = np.random.default_rng(1)
