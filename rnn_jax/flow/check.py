@@ -30,6 +30,7 @@ from rnn_jax.constant import keep_constants
 from rnn_jax.flow.adjoint import adjoints
 from rnn_jax.flow.check_numbers import (
     Arrays,
+    abstract_cast,
     cast,
     counterpart,
     difference_text,
@@ -44,6 +45,8 @@ from rnn_jax.flow.check_numbers import (
     largest,
     norm,
     normals,
+    on_device,
+    on_host,
     relative_difference,
     with_inexact,
 )
@@ -59,8 +62,10 @@ from rnn_jax.flow.check_report import (
     structure_text,
 )
 from rnn_jax.flow.check_subject import (
+    BATCH,
     LoopByExample,
     Subject,
+    abstract_outputs,
     at_step,
     cast_cell,
     jit_once,
@@ -82,7 +87,7 @@ Array = jax.Array
 Carry = Any
 PyTree = Any
 
-_BATCH, _TIME, _HALF, _LONG = 3, 4, 2, 2000
+_TIME, _HALF, _LONG = 4, 2, 2000
 _EXACT = 1e-12  # float64, the same sums in another order
 _GRADIENT = 1e-8  # float64, the same gradient by another program; a saturated tanh costs digits
 _DIFFERENCES = 1e-6  # float64, central differences
@@ -102,7 +107,7 @@ def check_cell(
 ) -> CellReport:
     """Holds a cell against the contract that everything in this library relies on.
 
-    It takes some 10 seconds, prints nothing, and does not depend on the global settings for x64 and promotion.
+    It takes some 5 seconds, prints nothing, and does not depend on the global settings for x64 and promotion.
 
     Args:
       cell_or_name: a name as `rnn_jax.make_cell` takes; a class, built as `Class(in_features, hidden_features,
@@ -229,10 +234,16 @@ def contract(subject: Subject) -> str:
     counts = jax.tree.leaves(axes)
     if not counts or any(not isinstance(count, int) or count < 0 for count in counts) or axes == 0:
         raise Failed(f"num_feature_axes={axes!r}; allowed: 1 or more, or a pytree of numbers from 0 on.")
-    for batch in ((), (_BATCH,), (2, _BATCH)):
+    for batch in ((), (BATCH,), (2, BATCH)):
         input_shape = subject.input_shape(*batch)
-        carry = cell.initialize_carry(input_shape, nnx.Rngs(subject.seed))
-        shapes = [getattr(part, "shape", None) for part in jax.tree.leaves(carry)]
+        shapes: list[Any] = []
+
+        def make(input_shape=input_shape, shapes=shapes):
+            carry = cell.initialize_carry(input_shape, nnx.Rngs(subject.seed))
+            shapes += [getattr(part, "shape", None) for part in jax.tree.leaves(carry)]
+            return carry
+
+        carry = jax.eval_shape(make)
         if not shapes or any(shape is None or shape[: len(batch)] != batch for shape in shapes):
             raise Failed(f"initialize_carry({input_shape}) makes arrays of {shapes}; allowed: [*batch, ...] each.")
     return f"nnx.RNNCellBase, num_feature_axes={axes}, carry {carry_text(cell, carry, 2)}"
@@ -246,9 +257,9 @@ def carry_is_kept(subject: Subject) -> str:
     """
     for dtype in (jnp.dtype(jnp.float64), subject.dtype):
         cell = subject.at(dtype)
-        for batch in ((), (_BATCH,), (2, _BATCH)):
-            carry = subject.initial_carry(cell, *batch, dtype=dtype)
-            y = kept(cell, carry, subject.inputs(*batch, dtype=dtype), "")
+        for batch in ((), (BATCH,), (2, BATCH)):
+            carry = abstract_cast(subject.abstract_carry(cell, *batch), dtype)
+            y = kept(cell, carry, subject.abstract_inputs(*batch, dtype=dtype), "")
             parts = jax.tree.leaves(y)
             if not parts or any(part.shape[: len(batch)] != batch for part in parts):
                 raise Failed(
@@ -295,17 +306,17 @@ def strict_promotion(subject: Subject) -> str:
     """
     for dtype in (subject.dtype, jnp.dtype(jnp.float64)):
         cell = subject.at(dtype)
-        for batch in ((), (_BATCH,), (2, _BATCH)):
-            carry = cell.initialize_carry(subject.input_shape(*batch), nnx.Rngs(0))
-            x = subject.inputs(*batch, dtype=dtype)
+        for batch in ((), (BATCH,), (2, BATCH)):
+            carry = subject.abstract_carry(cell, *batch)
+            x = subject.abstract_inputs(*batch, dtype=dtype)
 
-            def loss(leaves, cell=cell, carry=carry, x=x):
+            def loss(leaves, carry, x, cell=cell):
                 outputs = with_inexact(cell, leaves)(carry, x)
                 return sum(jnp.sum(jnp.real(part)).astype(jnp.float64) for part in inexact(outputs))
 
             with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
                 try:
-                    jax.eval_shape(jax.grad(loss), inexact(cell))
+                    jax.eval_shape(jax.grad(loss), inexact(cell), carry, x)
                 except Exception as error:
                     remedy = ""
                     if "numpy_rank_promotion" in str(error):
@@ -331,7 +342,7 @@ def float64(subject: Subject) -> str:
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise Failed(f"{name} is {leaf.dtype} with param_dtype={promised}; allowed: {promised}.")
     cell = subject.at(jnp.float64)
-    carry, x = cell.initialize_carry(subject.input_shape(_BATCH), nnx.Rngs(0)), subject.inputs(_BATCH)
+    carry, x = subject.abstract_carry(cell, BATCH), subject.abstract_inputs(BATCH, dtype=jnp.float64)
     for what, tree in (("initialize_carry makes", carry), ("a step puts out", jax.eval_shape(cell, carry, x))):
         for leaf in inexact(tree):
             if jnp.finfo(leaf.dtype).bits < 64:
@@ -378,11 +389,11 @@ def parameters(subject: Subject) -> str:
         if not is_inexact(leaf):
             raise Failed(f"{name} has dtype {leaf.dtype}, at which jax.grad stops; allowed: floating-point types.")
     cell = subject.at(jnp.float64)
-    carry, xs = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    carry, xs = subject.carry_after_steps(cell), subject.inputs(BATCH, _TIME)
     _, (gradients, _, _) = outputs_and_gradients(loop, cell, carry, xs, weights_for(subject, cell, carry, xs))
     # Weight decay leaves a zero where it is, whatever kind of variable holds it.
-    before = with_inexact(cell, [leaf + (leaf == 0) for leaf in inexact(cell)])
-    after = adamw_step(before, with_inexact(cell, gradients))
+    before = with_inexact(cell, [leaf + (leaf == 0) for leaf in inexact(on_host(cell))])
+    after = on_host(adamw_step(before, with_inexact(cell, gradients)))
     for (name, leaf), gradient, old, new in zip(leaves, gradients, inexact(before), inexact(after), strict=True):
         if not isinstance(leaf, nnx.Param) and not equal(old, new):
             what = "the weight decay of AdamW moves" if equal(gradient, 0 * gradient) else "a gradient reaches"
@@ -405,20 +416,20 @@ def usage(subject: Subject) -> str:
     All parameters are moved at random first, then one more at a time, by amounts of order 0.1, 1 and 10.
     """
     cell = subject.perturbed()
-    xs = subject.inputs(_BATCH, _TIME)
-    carries = subject.initial_carry(cell, _BATCH), subject.carry_after_steps(cell, _BATCH)
+    xs = subject.inputs(BATCH, _TIME)
+    carries = subject.initial_carry(cell, BATCH), subject.carry_after_steps(cell)
     weights = weights_for(subject, cell, carries[0], xs)
-    steps = [one_step(cell, carry, at_step(xs, 0))[0] for carry in carries]
+    steps = [on_host(one_step(cell, carry, at_step(xs, 0))[0]) for carry in carries]
     # A counter may go on beside a state that is thrown away.
     if all(equal(inexact(new) or new, inexact(old) or old) for new, old in zip(steps, carries, strict=True)):
         raise Failed("the carry is never changed in a step; allowed: a step that returns the new carry.")
 
     def effects(cell: nnx.RNNCellBase) -> list[PyTree]:
-        initial = subject.initial_carry(cell, _BATCH)
+        initial = subject.initial_carry(cell, BATCH)
         runs = [outputs_and_gradients(loop, cell, carry, xs, weights)[0] for carry in carries]
         return [initial, runs]
 
-    want, leaves = effects(cell), inexact(cell)
+    want, leaves = effects(cell), inexact(on_host(cell))
     rng = np.random.default_rng([subject.seed, 17])
     paths = jax.tree_util.tree_leaves_with_path(cell, is_leaf=is_variable)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in paths if is_inexact(leaf)]
@@ -428,7 +439,7 @@ def usage(subject: Subject) -> str:
             continue
         (noise,) = normals([leaves[k]], rng)
         moved = (with_inexact(cell, [*leaves[:k], leaves[k] + size * noise, *leaves[k + 1 :]]) for size in (0.1, 1, 10))
-        if all(equal(effects(other), want) for other in moved):
+        if all(equal(effects(on_device(other)), want) for other in moved):
             unused.append(name)
     if unused:
         raise Failed(f"no output, carry or initial carry depends on {', '.join(unused)}; allowed: parameters in use.")
@@ -439,12 +450,10 @@ def usage(subject: Subject) -> str:
 def batch_axes(subject: Subject) -> str:
     """One and two leading axes give what each example gives alone: relative difference at most 1e-12."""
     cell = subject.at(jnp.float64)
-    carry, x = subject.carry_after_steps(cell, 2, _BATCH), subject.inputs(2, _BATCH)
-    two_axes = one_step(cell, carry, x)
-    one_axis = one_step(cell, *jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), (carry, x)))
-    alone = [one_step(cell, *jax.tree.map(lambda part, i=i: part[i], (carry, x))) for i in np.ndindex(2, _BATCH)]
-    want = stacked(alone)
-    want_two = jax.tree.map(lambda part: part.reshape(2, _BATCH, *part.shape[1:]), want)
+    carries = [subject.carry_after_steps(cell, draw=draw) for draw in range(2)]
+    carry = jax.tree.map(lambda *parts: np.stack(parts), *carries)
+    two_axes, one_axis, want = on_host(with_batch_axes(cell, carry, subject.inputs(2, BATCH)))
+    want_two = jax.tree.map(lambda part: part.reshape(2, BATCH, *part.shape[1:]), want)
     differences = [
         relative_difference(one_axis, want, _EXACT, "one batch axis against example by example"),
         relative_difference(two_axes, want_two, _EXACT, "two batch axes against example by example"),
@@ -452,22 +461,32 @@ def batch_axes(subject: Subject) -> str:
     return difference_text(differences, _EXACT, "none, one and two")
 
 
+@jit_once
+def with_batch_axes(cell: nnx.RNNCellBase, carry: Carry, x: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+    """Returns a step with two batch axes, with both as one axis, and of one example after another."""
+    flat = jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), (carry, x))
+    alone = [cell(*jax.tree.map(lambda part, k=k: part[k], flat)) for k in range(2 * BATCH)]
+    return cell(carry, x), cell(*flat), stacked(alone)
+
+
 @check("jit and grad", relies_on=["float64", "parameters"])
 def jit_and_grad(subject: Subject) -> str:
     """`jax.jit` and `jax.grad` take the cell as an argument and closed over: relative difference at most 1e-12."""
     cell = subject.at(jnp.float64)
-    carry, x = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH)
+    carry, x = on_device((subject.carry_after_steps(cell), subject.inputs(BATCH)))
     want = cell(carry, x)
     weights = normals(inexact(want), np.random.default_rng(subject.seed))
 
     def loss(cell, x):
-        return dot(weights, inexact(cell(carry, x)))
+        outputs = cell(carry, x)
+        return dot(weights, inexact(outputs)), outputs
 
-    _, to_x = jit_once(jax.grad(loss, argnums=(0, 1)))(cell, x)
+    (_, to_x), passed = jit_once(jax.grad(loss, argnums=(0, 1), has_aux=True))(cell, x)
+    to_x_closed, closed = jit_once(jax.grad(lambda x: loss(cell, x), has_aux=True))(x)
     differences = [
-        relative_difference(one_step(cell, carry, x), want, _EXACT, "jit, cell passed"),
-        relative_difference(jit_once(lambda c, x: cell(c, x))(carry, x), want, _EXACT, "jit, cell closed over"),
-        relative_difference(jit_once(jax.grad(lambda x: loss(cell, x)))(x), to_x, _EXACT, "grad, cell closed over"),
+        relative_difference(passed, want, _EXACT, "jit, cell passed"),
+        relative_difference(closed, want, _EXACT, "jit, cell closed over"),
+        relative_difference(to_x_closed, to_x, _EXACT, "grad, cell closed over"),
     ]
     return difference_text(differences, _EXACT, "cell passed and closed over")
 
@@ -476,25 +495,27 @@ def jit_and_grad(subject: Subject) -> str:
 def vmap(subject: Subject) -> str:
     """`jax.vmap` over examples, cell passed and closed over, and over an ensemble of cells: at most 1e-12."""
     cell = subject.at(jnp.float64)
-    carry, x = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH)
-    want = cell(carry, x)
-    other = with_inexact(cell, [2.0 * leaf for leaf in inexact(cell)])
-    cells = stacked([cell, other])
-    pair = stacked([want, other(carry, x)])
+    carry, x = on_device((subject.carry_after_steps(cell), subject.inputs(BATCH)))
+    other = on_device(with_inexact(cell, [2.0 * leaf for leaf in inexact(on_host(cell))]))
+    want, of_other = on_host((cell(carry, x), other(carry, x)))
 
     def step(cell, carry, x):
         return cell(carry, x)
 
+    @jit_once
+    def mapped(passed, other, carry, x):
+        return (
+            jax.vmap(lambda c, x: cell(c, x))(carry, x),
+            jax.vmap(step, (None, 0, 0))(passed, carry, x),
+            jax.vmap(step, (0, None, None))(stacked([passed, other]), carry, x),
+        )
+
+    closed, passed, together = mapped(cell, other, carry, x)
+    pair = jax.tree.map(lambda *parts: np.stack(parts), want, of_other)
     differences = [
-        relative_difference(
-            jit_once(jax.vmap(lambda c, x: cell(c, x)))(carry, x), want, _EXACT, "over examples, cell closed over"
-        ),
-        relative_difference(
-            jit_once(jax.vmap(step, (None, 0, 0)))(cell, carry, x), want, _EXACT, "over examples, cell passed"
-        ),
-        relative_difference(
-            jit_once(jax.vmap(step, (0, None, None)))(cells, carry, x), pair, _EXACT, "over an ensemble of cells"
-        ),
+        relative_difference(closed, want, _EXACT, "over examples, cell closed over"),
+        relative_difference(passed, want, _EXACT, "over examples, cell passed"),
+        relative_difference(together, pair, _EXACT, "over an ensemble of cells"),
     ]
     return difference_text(differences, _EXACT, "over examples and over an ensemble")
 
@@ -503,15 +524,16 @@ def vmap(subject: Subject) -> str:
 def scan(subject: Subject) -> str:
     """`jax.lax.scan` over the cell gives what the Python loop gives: relative difference at most 1e-12."""
     cell = subject.at(jnp.float64)
-    carry, xs = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
-    last, ys = jit_once(partial(jax.lax.scan, lambda c, x: cell(c, x)))(carry, swapped(xs))
-    difference = relative_difference((last, swapped(ys)), loop(cell, carry, xs), _EXACT, "scan against the Python loop")
+    carry, xs = subject.carry_after_steps(cell), subject.inputs(BATCH, _TIME)
+    last, ys = on_host(jit_once(partial(jax.lax.scan, lambda c, x: cell(c, x)))(carry, swapped(xs)))
+    want, _ = outputs_and_gradients(loop, cell, carry, xs, weights_for(subject, cell, carry, xs))
+    difference = relative_difference((last, swapped(ys)), want, _EXACT, "scan against the Python loop")
     return difference_text([difference], _EXACT, f"{_TIME} steps")
 
 
 def swapped(tree: PyTree) -> PyTree:
     """Returns arrays `[batch, time, ...]` time-major, and the reverse."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1), tree)
 
 
 @check("bfloat16", relies_on=["carry"])
@@ -522,12 +544,12 @@ def bfloat16(subject: Subject) -> str:
     `rnn_jax.Cell` is also run with `dtype=bfloat16` and float32 parameters, where its carry stays float32.
     """
     narrow = subject.at(jnp.bfloat16)
-    carry = subject.initial_carry(narrow, _BATCH, dtype=jnp.bfloat16)
+    carry = subject.initial_carry(narrow, BATCH, dtype=jnp.bfloat16)
     if any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in jax.tree.leaves((narrow, carry))):
         raise NotApplicable("the cell computes with complex numbers, which have no bfloat16")
-    xs = subject.inputs(_BATCH, _TIME, dtype=jnp.bfloat16)
+    xs = subject.inputs(BATCH, _TIME, dtype=jnp.bfloat16)
     kept(narrow, carry, at_step(xs, 0), "with bfloat16 parameters ")
-    wide = with_inexact(subject.at(jnp.float64), [leaf.astype(jnp.float64) for leaf in inexact(narrow)])
+    wide = with_inexact(subject.at(jnp.float64), inexact(cast(narrow, jnp.float64)))
     wide_carry, wide_xs = cast((carry, xs), jnp.float64)
     weights = weights_for(subject, wide, wide_carry, wide_xs)
     outputs, gradients = outputs_and_gradients(scanned, narrow, carry, xs, cast(weights, jnp.bfloat16))
@@ -539,8 +561,13 @@ def bfloat16(subject: Subject) -> str:
     if isinstance(subject.cell, Cell):
         mixed = cast_cell(subject.cell, jnp.float32)
         setattr(mixed, "dtype", jnp.bfloat16)  # noqa: B010  (its type does not tell that it is a Cell)
-        carry = subject.initial_carry(mixed, _BATCH, dtype=jnp.float32)
-        kept(mixed, carry, subject.inputs(_BATCH, dtype=jnp.float32), "with dtype=bfloat16 and float32 parameters ")
+        carry = abstract_cast(subject.abstract_carry(mixed, BATCH), jnp.float32)
+        kept(
+            mixed,
+            carry,
+            subject.abstract_inputs(BATCH, dtype=jnp.float32),
+            "with dtype=bfloat16 and float32 parameters ",
+        )
         detail += "; carry float32 with dtype=bfloat16"
     return detail
 
@@ -563,7 +590,7 @@ def gradients(subject: Subject) -> str:
     disagreeing: list[str] = []
     for point in range(5):
         noise = [moves * n for moves, n in zip(moving, normals(inexact(cell), rng), strict=True)]
-        carry, xs = subject.carry_after_steps(cell, _BATCH, draw=point), subject.inputs(_BATCH, _TIME, draw=point)
+        carry, xs = subject.carry_after_steps(cell, draw=point), subject.inputs(BATCH, _TIME, draw=point)
         at = (jittered(cell, noise), carry, xs)
         weights = weights_for(subject, *at)
         error, text = max(worst_slope(at, space, weights, moving, rng) for space in range(3) if inexact(at[space]))
@@ -590,15 +617,16 @@ def worst_slope(
     outputs, slopes = outputs_and_gradients(loop, *at, weights)
     terms = [np.sum(np.abs(w * y)) for w, y in zip(weights, inexact(outputs), strict=True)]
     rounding = 10 * np.finfo(np.float64).eps * sum(terms) / step
+    leaves = inexact(on_host(at[space]))
     worst = (0.0, "")
     for _ in range(3):
-        direction = normals(inexact(at[space]), rng)
+        direction = normals(leaves, rng)
         if space == 0:
             direction = [moves * d for moves, d in zip(moving, direction, strict=True)]
         direction = [d / (norm(direction) or 1.0) for d in direction]
         losses = []
         for signed in (step, -step):
-            moved = [x + signed * d for x, d in zip(inexact(at[space]), direction, strict=True)]
+            moved = [x + signed * d for x, d in zip(leaves, direction, strict=True)]
             there = (*at[:space], with_inexact(at[space], moved), *at[space + 1 :])
             losses.append(float(dot(weights, inexact(outputs_and_gradients(loop, *there, weights)[0]))))
         slope, quotient = float(dot(slopes[space], direction)), (losses[0] - losses[1]) / (2 * step)
@@ -620,14 +648,14 @@ def unroll_is_the_loop(subject: Subject) -> str:
     whatever faster way `unroll` has with this kind of cell.
     """
     cell = subject.at(jnp.float64)
-    carry, xs = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    carry, xs = subject.carry_after_steps(cell), subject.inputs(BATCH, _TIME)
     args = (cell, carry, xs, weights_for(subject, cell, carry, xs))
     lengths, resets = (_TIME, _HALF, 1), ((1, _HALF), (), (0,))
     masks = np.array([[t in steps for t in range(_TIME)] for steps in resets])
     pairs = {
         "forward": (outputs_and_gradients(scanned, *args), outputs_and_gradients(loop, *args)),
         "reverse, lengths, resets": (
-            outputs_and_gradients(scanned, *args, jnp.asarray(lengths), jnp.asarray(masks), reverse=True),
+            outputs_and_gradients(scanned, *args, np.asarray(lengths), masks, reverse=True),
             outputs_and_gradients(LoopByExample(lengths, resets), *args),
         ),
     }
@@ -649,13 +677,13 @@ def context_is_the_same_at_every_step(subject: Subject) -> str:
     if not subject.asks_for_context:
         raise NotApplicable("the cell asks for no context")
     cell = subject.at(jnp.float64)
-    carry, (xs, contexts) = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    carry, (xs, contexts) = subject.carry_after_steps(cell), subject.inputs(BATCH, _TIME)
     operands = (cell, carry, xs, at_step(contexts, 0))
-    shapes = jax.eval_shape(loop, cell, carry, (xs, contexts))
+    shapes = abstract_outputs(cell, carry, (xs, contexts))
     weights = normals(inexact(shapes), np.random.default_rng([subject.seed, 19]))
 
     def python_loop(cell, carry, xs, context):
-        every_step = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (_BATCH, _TIME, *x.shape[1:])), context)
+        every_step = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (BATCH, _TIME, *x.shape[1:])), context)
         return loop(cell, carry, (xs, every_step))
 
     def unrolled(cell, carry, xs, context):
@@ -677,7 +705,7 @@ def key_of_a_step(subject: Subject) -> str:
     if subject.asks_for_context:
         raise NotApplicable("the cell asks for a context, too")
     cell = subject.at(jnp.float64)
-    carry, xs = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    carry, xs = subject.carry_after_steps(cell), subject.inputs(BATCH, _TIME)
     weights = weights_for(subject, cell, carry, xs)
     keys = jax.random.split(jax.random.key(subject.seed))
 
@@ -688,15 +716,16 @@ def key_of_a_step(subject: Subject) -> str:
             ys.append(y)
         return carry, stacked(ys, axis=1)
 
-    def unrolled(cell, carry, xs, **options):
-        return unroll(cell, xs, carry, **{"key": keys[0], **options})
+    def unrolled(cell, carry, xs, key=keys[0], **options):
+        return unroll(cell, xs, carry, key=key, **options)
 
     text = same_with_gradients(unrolled, python_loop, (cell, carry, xs), weights, "with a key, against the Python loop")
-    if equal(jit_once(unrolled)(cell, carry, xs), jit_once(partial(unrolled, key=keys[1]))(cell, carry, xs)):
+    run = jit_once(unrolled)
+    if equal(run(cell, carry, xs, keys[0]), run(cell, carry, xs, keys[1])):
         raise Failed("another key gives the same outputs; allowed: a cell that uses its key, or does not ask for one.")
     half = slice(_HALF)
-    padded = jit_once(partial(unrolled, lengths=jnp.full(_BATCH, _HALF)))(cell, carry, xs)
-    alone = jit_once(unrolled)(cell, carry, at_step(xs, half))
+    padded = on_host(run(cell, carry, xs, keys[0], lengths=np.full(BATCH, _HALF)))
+    alone = run(cell, carry, at_step(xs, half), keys[0])
     relative_difference((padded[0], at_step(padded[1], half)), alone, _EXACT, "padded against not padded")
     return text
 
@@ -714,7 +743,7 @@ def same_with_gradients(
 
         leaves = [inexact(tree) for tree in operands]
         (_, outputs), gradients = jit_once(jax.value_and_grad(loss, has_aux=True))(leaves)
-        return outputs, gradients
+        return on_host((outputs, gradients))
 
     (outputs, gradients), (want_outputs, want_gradients) = run(got), run(want)
     differences = [
@@ -732,7 +761,7 @@ def adjoints_are_brute_force(subject: Subject) -> str:
     parameter gradients that come with the profile to 1e-8. In float64.
     """
     cell = subject.at(jnp.float64)
-    carry, xs = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    carry, xs = subject.carry_after_steps(cell), subject.inputs(BATCH, _TIME)
     weights = weights_for(subject, cell, carry, xs)
 
     @jit_once
@@ -745,8 +774,8 @@ def adjoints_are_brute_force(subject: Subject) -> str:
             ys.append(y)
         return dot(weights, inexact((h, stacked(ys, axis=1))))
 
-    want = brute_force([jnp.zeros((_BATCH, _TIME, *part.shape[1:]), part.dtype) for part in inexact(carry)])
-    squares = [np.sum(np.abs(part) ** 2, axis=(0, *range(2, part.ndim))) for part in map(np.asarray, want)]
+    want = on_host(brute_force([np.zeros((BATCH, _TIME, *part.shape[1:]), part.dtype) for part in inexact(carry)]))
+    squares = [np.sum(np.abs(part) ** 2, axis=(0, *range(2, part.ndim))) for part in want]
     names = [name for name, x in zip(carry_names(cell, carry), jax.tree.leaves(carry), strict=True) if is_inexact(x)]
     expected = {"rnn": sum(squares)}
     if len(jax.tree.leaves(carry)) > 1:
@@ -760,7 +789,7 @@ def adjoints_are_brute_force(subject: Subject) -> str:
     for name, square in expected.items():
         got = np.asarray(profile.log10_norm[name])
         with np.errstate(divide="ignore", invalid="ignore"):
-            log10 = 0.5 * np.log10(square / _BATCH)
+            log10 = 0.5 * np.log10(square / BATCH)
             off = float(np.max([off, *np.where(got == log10, 0.0, np.abs(got - log10))]))
     if not off <= _LOG10:
         raise Failed(f"gradient_profile is {off:.1g} off in log10; allowed: {_LOG10:g}.")
@@ -768,12 +797,10 @@ def adjoints_are_brute_force(subject: Subject) -> str:
     relative_difference(inexact(profile.grads), to_cell, _GRADIENT, "parameter gradients of gradient_profile")
 
     count = len(inexact(carry))
-    carry_cotangent = with_inexact(jax.tree.map(jnp.zeros_like, carry), list(map(jnp.asarray, weights[:count])))
-    ys = jax.eval_shape(loop, cell, carry, xs)[1]
-    ys_cotangent = with_inexact(
-        jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), ys), list(map(jnp.asarray, weights[count:]))
-    )
-    measured = jit_once(partial(adjoints, carry_cotangent=carry_cotangent))(cell, xs, ys_cotangent, carry)
+    carry_cotangent = with_inexact(jax.tree.map(np.zeros_like, carry), weights[:count])
+    ys = abstract_outputs(cell, carry, xs)[1]
+    ys_cotangent = with_inexact(jax.tree.map(lambda y: np.zeros(y.shape, y.dtype), ys), weights[count:])
+    measured = on_host(jit_once(adjoints)(cell, xs, ys_cotangent, carry, carry_cotangent=carry_cotangent))
     scale = 10.0 ** np.asarray(measured.log10_scale, np.float64)
     vectors = [x * scale.reshape(scale.shape + (1,) * (x.ndim - 2)) for x in inexact(measured.direction)]
     relative_difference(vectors, want, _ADJOINT, "flow.adjoints")
@@ -788,24 +815,28 @@ def padding_is_inert(subject: Subject) -> str:
     has what it has when run alone, to 1e-12. In float64.
     """
     cell = subject.at(jnp.float64)
-    carry, xs = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    carry, xs = subject.carry_after_steps(cell), subject.inputs(BATCH, _TIME)
     weights = weights_for(subject, cell, carry, xs)
     lengths = np.array([_TIME, _HALF, 0])
     padded = np.arange(_TIME) >= lengths[:, None]
+    no_resets = np.zeros((BATCH, _TIME), bool)
     results = []
     for filling in (np.nan, 0.0):
         filled = jax.tree.map(lambda x, filling=filling: where_batched(padded, filling, x), xs)
-        results.append(outputs_and_gradients(scanned, cell, carry, filled, weights, jnp.asarray(lengths)))
+        results.append(outputs_and_gradients(scanned, cell, carry, filled, weights, lengths, no_resets))
     finite(results[0], "NaN in the padding gives")
     relative_difference(results[0], results[1], 0.0, "NaN against zeros in the padding")
     (last, ys), (_, _, to_xs) = results[0]
     for what, arrays in (("outputs", inexact(ys)), ("input gradients", to_xs)):
-        if largest([np.asarray(array)[padded] for array in arrays]) != 0:
+        if largest([array[padded] for array in arrays]) != 0:
             raise Failed(f"{what} at padded steps are not zero; allowed: exactly zero.")
     relative_difference(example(last, 2), example(carry, 2), 0.0, "carry of a sequence of length 0")
-    half = slice(_HALF)
-    alone = loop(cell, example(carry, 1), at_step(example(xs, 1), half))
-    got = (example(last, 1), at_step(example(ys, 1), half))
+    alone, ys_alone = carry, []
+    for t in range(_HALF):
+        alone, y = on_host(one_step(cell, alone, at_step(xs, t)))
+        ys_alone.append(example(y, 1))
+    alone = (example(alone, 1), jax.tree.map(lambda *parts: np.stack(parts, 1), *ys_alone))
+    got = (example(last, 1), at_step(example(ys, 1), slice(_HALF)))
     return difference_text(
         [relative_difference(got, alone, _EXACT, "a padded sequence against the same alone")],
         _EXACT,
@@ -813,9 +844,9 @@ def padding_is_inert(subject: Subject) -> str:
     )
 
 
-def where_batched(condition: np.ndarray, value: float, x: Array) -> Array:
+def where_batched(condition: np.ndarray, value: float, x: np.ndarray) -> np.ndarray:
     """Returns x with a value where the condition `[batch, time]` holds."""
-    return jnp.asarray(np.where(condition.reshape(condition.shape + (1,) * (x.ndim - 2)), value, x))
+    return np.where(condition.reshape(condition.shape + (1,) * (x.ndim - 2)), value, x)
 
 
 @check("resets", relies_on=["unroll"])
@@ -825,18 +856,18 @@ def resets_part_sequences(subject: Subject) -> str:
     The gradient from outputs behind the reset to inputs before it, and to the initial carry, is exactly zero.
     """
     cell = subject.at(jnp.float64)
-    carry, xs = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    carry, xs = subject.carry_after_steps(cell), subject.inputs(BATCH, _TIME)
     weights, count = weights_for(subject, cell, carry, xs), len(inexact(carry))
-    resets = jnp.asarray(np.tile(np.arange(_TIME) == _HALF, (_BATCH, 1)))
-    once = partial(outputs_and_gradients, scanned, cell, carry, xs, resets=resets)
-    (last, ys), got = once(weights)
-
+    resets = np.tile(np.arange(_TIME) == _HALF, (BATCH, 1))
+    # With full lengths, so that it is the program that `padding` compiles.
+    once = partial(outputs_and_gradients, scanned, cell, carry, xs)
+    (last, ys), got = once(weights, np.full(BATCH, _TIME), resets)
     (want_last, want_ys), want = outputs_and_gradients(two_loops, cell, carry, xs, weights)
     differences = [relative_difference((last, ys), (want_last, want_ys), _EXACT, "outputs and carry")]
     for k, of in enumerate(("parameters", "initial carry", "inputs")):
         differences.append(relative_difference(got[k], want[k], _GRADIENT, f"gradient to the {of}"))
     behind = [np.concatenate([0 * part[:, :_HALF], part[:, _HALF:]], 1) for part in weights[count:]]
-    _, (_, to_carry, to_xs) = once([*weights[:count], *behind])
+    _, (_, to_carry, to_xs) = once([*weights[:count], *behind], np.full(BATCH, _TIME), resets)
     if largest([to_carry, at_step(to_xs, slice(_HALF))]) != 0:
         raise Failed("outputs behind a reset send a gradient before it; allowed: exactly zero.")
     return difference_text(differences, _GRADIENT, "against two sequences run apart")
@@ -846,11 +877,15 @@ def resets_part_sequences(subject: Subject) -> str:
 def flax_rnn(subject: Subject) -> str:
     """`flax.nnx.RNN` runs the cell, with the outputs and the final carry of `rnn_jax.RNN` to 1e-12, in float64."""
     cell = subject.at(jnp.float64)
-    carry, xs = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH, _TIME)
+    carry, xs = subject.carry_after_steps(cell), subject.inputs(BATCH, _TIME)
     if len(jax.tree.leaves(xs)) > 1:
         raise NotApplicable("the cell reads a pytree or asks for a context, which flax.nnx.RNN does not give")
-    got = RNN(cell, return_carry=True)(xs, initial_carry=carry)
-    want = nnx.RNN(cell, return_carry=True)(xs, initial_carry=carry)
+
+    @jit_once
+    def both(ours, theirs, xs, carry):
+        return ours(xs, initial_carry=carry), theirs(xs, initial_carry=carry)
+
+    got, want = both(RNN(cell, return_carry=True), nnx.RNN(cell, return_carry=True), xs, carry)
     return difference_text(
         [relative_difference(got, want, _EXACT, "rnn_jax.RNN against flax.nnx.RNN")], _EXACT, "outputs and carry"
     )
@@ -863,12 +898,12 @@ def extreme_inputs(subject: Subject) -> str:
     A linear or relu cell may grow: in 4 steps it stays far below the largest float32, 3e38.
     """
     cell = subject.cell
-    carry = subject.initial_carry(cell, _BATCH, dtype=subject.dtype)
-    xs = subject.inputs(_BATCH, _TIME, dtype=subject.dtype)
+    carry = subject.initial_carry(cell, BATCH, dtype=subject.dtype)
+    xs = subject.inputs(BATCH, _TIME, dtype=subject.dtype)
     weights = weights_for(subject, cell, carry, xs)
     seen = 0.0
-    kinds = {"zeros": jnp.zeros_like, "1e4": lambda x: 0 * x + 1e4, "-1e4": lambda x: 0 * x - 1e4}
-    kinds["+-1e4"] = lambda x: jnp.sign(x) * 1e4
+    kinds = {"zeros": np.zeros_like, "1e4": lambda x: 0 * x + 1e4, "-1e4": lambda x: 0 * x - 1e4}
+    kinds["+-1e4"] = lambda x: np.sign(x) * 1e4
     for what, extreme in kinds.items():  # an interval (an array without feature axes) stays as it is
         inputs = jax.tree.map(lambda x, extreme=extreme: extreme(x).astype(x.dtype) if x.ndim > 2 else x, xs)
         outputs, gradients = outputs_and_gradients(scanned, cell, carry, inputs, weights)
@@ -901,12 +936,12 @@ def long_run(subject: Subject) -> str:
             raise Failed(f"{sizes_T[gone]} at step {gone + 1}, behind numbers of {before:.1g}; allowed: finite ones.")
         return f"the state grows beyond {subject.dtype} by step {gone + 1}, which is allowed; no NaN before it"
 
-    weights = normals(inexact(jax.eval_shape(scanned, cell, carry, xs)), np.random.default_rng(subject.seed))
+    weights = normals(inexact(abstract_outputs(cell, carry, xs)), np.random.default_rng(subject.seed))
 
-    def loss(model):
+    def loss(model, carry, xs):
         return dot(weights, inexact(model(xs, initial_carry=carry)))
 
-    profile = jit_once(partial(gradient_profile, loss))(RNN(cell, return_carry=True))
+    profile = jit_once(partial(gradient_profile, loss))(RNN(cell, return_carry=True), carry, xs)
     log10_T = np.asarray(profile.log10_norm["rnn"])
     if np.any(np.isnan(log10_T)):
         raise Failed("the gradient profile holds NaN; allowed: numbers, and -inf for an exact zero.")
@@ -934,14 +969,16 @@ def gates(subject: Subject) -> str:
         )
     smallest: dict[str, float] = {}
     highest: dict[str, float] = {}
-    double = jnp.dtype(jnp.float64)
-    for dtype, size, batch in ((double, 1.0, ()), (double, 1.0, (2, _BATCH)), (subject.dtype, 1e4, (_BATCH,))):
-        cell = subject.at(dtype)
-        ranges = getattr(cell, "gate_ranges", {})
-        x = jax.tree.map(lambda x, size=size: x * size, subject.inputs(*batch, dtype=dtype))
-        values = jit_once(lambda cell, c, x: cell.gates(c, x))(
-            cell, subject.carry_after_steps(cell, *batch, dtype=dtype), x
-        )
+    double, own = subject.at(jnp.float64), subject.cell
+    carries = [subject.carry_after_steps(double, draw=draw) for draw in range(2)]
+    large = jax.tree.map(lambda x: x * 1e4, subject.inputs(BATCH, dtype=subject.dtype))
+    steps = {  # by batch axes
+        (): (double, jax.tree.map(lambda part: part[0], carries[0]), subject.inputs()),
+        (2, BATCH): (double, jax.tree.map(lambda *parts: np.stack(parts), *carries), subject.inputs(2, BATCH)),
+        (BATCH,): (own, subject.carry_after_steps(own, dtype=subject.dtype), large),
+    }
+    ranges = getattr(own, "gate_ranges", {})
+    for batch, values in zip(steps, on_host(gate_values(list(steps.values())))):
         if not values:
             raise NotApplicable("the cell names no gates")
         if unknown := set(ranges) - set(values):
@@ -960,7 +997,8 @@ def gates(subject: Subject) -> str:
         return detail
 
     cell = subject.perturbed()
-    carry, x = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH)
+    carry, x = subject.carry_after_steps(cell), subject.inputs(BATCH)
+    carry, x = on_device((carry, x))
     want = cell(carry, x)
     unchanged = [name for name in smallest if equal(halved_everywhere(cell, name)(carry, x), want)]
     if unused := [name for name in unchanged if not feeds_another_gate(cell, carry, x, name)]:
@@ -970,6 +1008,12 @@ def gates(subject: Subject) -> str:
             f"allowed: a step that calls `{method}` for its gates."
         )
     return f"{detail}; the step uses them"
+
+
+@jit_once
+def gate_values(steps: Sequence[tuple[Any, Carry, PyTree]]) -> list[dict[str, Array]]:
+    """Returns the gates of some steps (cell, carry, x)."""
+    return [cell.gates(carry, x) for cell, carry, x in steps]
 
 
 def halved_everywhere(cell: nnx.RNNCellBase, name: str) -> nnx.RNNCellBase:
@@ -1016,18 +1060,20 @@ def pointwise(subject: Subject) -> str:
         raise NotApplicable("the cell is no rnn_jax.PointwiseCell")
     if type(cell).__call__ is not PointwiseCell.__call__:
         raise NotApplicable("the cell overrides `__call__`, so it runs by the plain scan")
-    carry, x = subject.carry_after_steps(cell, _BATCH), subject.inputs(_BATCH)
-    kernel, recurrent_kernel, bias = cell.weights()
+    carry, x = subject.carry_after_steps(cell), subject.inputs(BATCH)
+    carry, x = on_device((carry, x))
+    kernel, recurrent_kernel, bias = on_host(cell.weights())
     names = cell.gate_columns()
-    z = {name: jnp.zeros((_BATCH, cell.hidden_features)) for name in names}
+    blocks = {name: np.zeros((BATCH, cell.hidden_features)) for name in names}
     for vector, matrix, columns in (
         (x, kernel, cell.input_gates),
         (cell.hidden(carry) if cell.recurrent_gates else x, recurrent_kernel, cell.recurrent_gates),
     ):
-        for name, block in zip(columns, jnp.split(matrix, max(1, len(columns)), axis=1)):
-            z[name] = z[name] + vector @ block
+        for name, block in zip(columns, np.split(matrix, max(1, len(columns)), axis=1)):
+            blocks[name] = blocks[name] + np.asarray(vector) @ block
     if bias is not None:
-        z = {name: z[name] + part for name, part in zip(names, jnp.split(bias, len(names)), strict=True)}
+        blocks = {name: blocks[name] + part for name, part in zip(names, np.split(bias, len(names)), strict=True)}
+    z = on_device(blocks)
     differences = [
         relative_difference(cell(carry, x), cell.pointwise(z, carry), _EXACT, "a step against pointwise"),
         relative_difference(cell.gates(carry, x), cell.activate(z, carry), _EXACT, "gates against activate"),

@@ -1,6 +1,7 @@
 """The numbers in a pytree, and how two pytrees of them are compared.
 
-Losses and gradients see floating-point leaves: a counter in a carry, or a random key, has no gradient.
+Losses and gradients see floating-point leaves: a counter in a carry, or a random key, has no gradient. Arrays outside a
+compiled program are NumPy's: to index, stack or add up a `jax.Array` compiles a program for each shape.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ from flax import nnx
 
 from rnn_jax.flow.check_report import Failed
 
-Array = jax.Array
 Arrays = Sequence[Any]  # arrays of jax or numpy
 PyTree = Any
 
@@ -42,9 +42,36 @@ def example(tree: PyTree, b: int) -> PyTree:
     return jax.tree.map(lambda part: part[b : b + 1], tree)
 
 
+def is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def on_host(tree: PyTree) -> PyTree:
+    """Returns the leaves as NumPy arrays; typed random keys, which NumPy has not, as they are."""
+    return jax.tree.map(lambda x: x if is_key(x) else np.asarray(x), tree)
+
+
+def on_device(tree: PyTree) -> PyTree:
+    """Returns the leaves as `jax.Array`s, as a cell expects them outside of a compiled program."""
+    return jax.tree.map(jax.device_put, tree)  # jnp.asarray would compile a copy
+
+
 def cast(tree: PyTree, dtype: Any) -> PyTree:
     """Casts the floating-point leaves; complex ones to the complex type of that precision."""
-    return jax.tree.map(lambda x: x.astype(counterpart(x.dtype, dtype)) if is_inexact(x) else x, tree)
+
+    def of_type(x: Any) -> Any:
+        return np.asarray(x).astype(jnp.dtype(counterpart(x.dtype, dtype))) if is_inexact(x) else x
+
+    return jax.tree.map(of_type, tree)
+
+
+def abstract_cast(tree: PyTree, dtype: Any) -> PyTree:
+    """As `cast`, of shapes and types alone."""
+
+    def of_type(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, counterpart(x.dtype, dtype))
+
+    return jax.tree.map(of_type, tree)
 
 
 def counterpart(old: Any, dtype: Any) -> Any:
@@ -66,9 +93,9 @@ def normals(leaves: Arrays, rng: np.random.Generator) -> list[np.ndarray]:
     return [draw(x) for x in leaves]
 
 
-def dot(a: Arrays, b: Arrays) -> Array:
+def dot(a: Arrays, b: Arrays) -> Any:
     """Returns Re(sum of a b) over lists of arrays: the loss of the kit, and a slope from its gradient."""
-    return sum((jnp.sum(jnp.real(x * y)) for x, y in zip(a, b, strict=True)), start=jnp.zeros(()))
+    return sum((x * y).real.sum() for x, y in zip(a, b, strict=True))
 
 
 def norm(leaves: Arrays) -> float:
@@ -110,7 +137,7 @@ def relative_difference(got: PyTree, want: PyTree, allowed: float, what: str) ->
 
 def comparable(x: Any) -> np.ndarray:
     """Returns a leaf as a NumPy array; of a typed random key, its numbers."""
-    return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+    return np.asarray(jax.random.key_data(x) if is_key(x) else x)
 
 
 def equal(a: PyTree, b: PyTree) -> bool:
@@ -127,7 +154,8 @@ def all_finite(tree: PyTree) -> bool:
 
 def jittered(tree: PyTree, noise: Arrays) -> PyTree:
     """Returns the tree with its floating-point leaves moved a little, also those that are zero."""
-    return with_inexact(tree, [x * (1 + 0.1 * n) + 0.01 * n for x, n in zip(inexact(tree), noise, strict=True)])
+    pairs = zip(inexact(on_host(tree)), noise, strict=True)
+    return on_device(with_inexact(tree, [x * (1 + 0.1 * n) + 0.01 * n for x, n in pairs]))
 
 
 def difference_text(differences: list[float], allowed: float, of: str) -> str:

@@ -22,6 +22,8 @@ from rnn_jax.flow.check_numbers import (
     is_variable,
     jittered,
     normals,
+    on_device,
+    on_host,
     with_inexact,
 )
 from rnn_jax.flow.check_report import exception_text
@@ -30,9 +32,14 @@ from rnn_jax.unroll import unroll
 Array = jax.Array
 Carry = Any
 
+BATCH = 3  # examples in a batch
+
 # The programs of the kit run once, on little data: nearly all of their time is compilation, so no time goes into
-# making them fast.
-jit_once = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+# making them fast. The two options of XLA's back end for CPUs halve the time twice; later versions may not know them.
+_QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):
+    _QUICK |= {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+jit_once = partial(jax.jit, compiler_options=_QUICK)
 
 
 class Subject:
@@ -112,7 +119,7 @@ class Subject:
         cell = self.at(jnp.float64)
         noise = normals(inexact(cell), np.random.default_rng([self.seed, 13]))
         moved = jittered(cell, [moves * n for moves, n in zip(trainable(cell), noise, strict=True)])
-        return moved if all_finite(one_step(moved, self.initial_carry(moved, 3), self.inputs(3))) else cell
+        return moved if all_finite(one_step(moved, self.initial_carry(moved, BATCH), self.inputs(BATCH))) else cell
 
     @property
     def features(self) -> list[tuple[int, ...]]:
@@ -134,23 +141,34 @@ class Subject:
         """Returns standard normal inputs `[*leading, ...features]`; positive ones where there are no feature axes."""
         rng = np.random.default_rng([self.seed, draw, *leading])
 
-        def draw_array(features: tuple[int, ...]) -> Array:
+        def draw_array(features: tuple[int, ...]) -> np.ndarray:
             numbers = rng.normal(size=(*leading, *features))
-            return jnp.asarray(numbers if features else 0.1 + np.abs(numbers), dtype)
+            return np.asarray(numbers if features else 0.1 + np.abs(numbers)).astype(jnp.dtype(dtype))
 
         structure = jax.tree.structure(self.cell.num_feature_axes)
         return jax.tree.unflatten(structure, [draw_array(features) for features in self.features])
 
+    def abstract_inputs(self, *leading: int, dtype: Any) -> Any:
+        """Returns the shapes and types of `inputs`."""
+        structure = jax.tree.structure(self.cell.num_feature_axes)
+        arrays = [jax.ShapeDtypeStruct((*leading, *features), dtype) for features in self.features]
+        return jax.tree.unflatten(structure, arrays)
+
+    def abstract_carry(self, cell: nnx.RNNCellBase, *batch: int) -> Carry:
+        """Returns the shapes and types of the carry that the cell makes."""
+        return jax.eval_shape(lambda: cell.initialize_carry(self.input_shape(*batch), nnx.Rngs(0)))
+
     def initial_carry(self, cell: nnx.RNNCellBase, *batch: int, dtype: Any = jnp.float64) -> Carry:
         """Returns the initial carry, cast where the cell makes it of another type (`float64` tells of that)."""
-        return cast(cell.initialize_carry(self.input_shape(*batch), nnx.Rngs(0)), dtype)
+        return cast(on_host(cell.initialize_carry(self.input_shape(*batch), nnx.Rngs(0))), dtype)
 
-    def carry_after_steps(self, cell: nnx.RNNCellBase, *batch: int, dtype: Any = jnp.float64, draw: int = 0) -> Carry:
-        """Returns a carry as it is after two steps: not zero, and none that the cell would never be in."""
-        carry = self.initial_carry(cell, *batch, dtype=dtype)
+    def carry_after_steps(self, cell: nnx.RNNCellBase, *, dtype: Any = jnp.float64, draw: int = 0) -> Carry:
+        """Returns a carry `[BATCH, ...]` as it is after two steps: not zero, and none that the cell is never in."""
+        carry = self.initial_carry(cell, BATCH, dtype=dtype)
         for k in range(2):
-            carry, _ = one_step(cell, carry, self.inputs(*batch, dtype=dtype, draw=100 + 2 * draw + k))
-        return cast(carry, dtype)
+            carry, _ = one_step(cell, carry, self.inputs(BATCH, dtype=dtype, draw=100 + 2 * draw + k))
+            carry = cast(on_host(carry), dtype)
+        return carry
 
 
 class ContextAsInput(nnx.RNNCellBase):
@@ -188,7 +206,7 @@ def cast_cell(cell: nnx.RNNCellBase, dtype: Any) -> nnx.RNNCellBase:
         for attribute in ("dtype", "param_dtype"):
             if getattr(module, attribute, None) is not None:
                 setattr(module, attribute, counterpart(jnp.dtype(getattr(module, attribute)), dtype))
-    return cell
+    return on_device(cell)
 
 
 def time_of(xs: Any) -> int:
@@ -202,7 +220,7 @@ def at_step(xs: Any, t: int | slice) -> Any:
 
 
 def stacked(trees: list[Any], axis: int = 0) -> Any:
-    """Returns pytrees of one structure as one."""
+    """Returns pytrees of one structure as one, within a compiled program."""
     return jax.tree.map(lambda *parts: jnp.stack(parts, axis), *trees)
 
 
@@ -269,11 +287,28 @@ def scanned(cell: nnx.RNNCellBase, carry: Carry, xs: Array, **options: Any) -> t
 
 def weights_for(subject: Subject, cell: nnx.RNNCellBase, carry: Carry, xs: Array) -> list[np.ndarray]:
     """Draws the loss, `dot(weights, (carry, ys))`: every output counts, each with another weight."""
-    return normals(inexact(jax.eval_shape(loop, cell, carry, xs)), np.random.default_rng([subject.seed, 7]))
+    return normals(inexact(abstract_outputs(cell, carry, xs)), np.random.default_rng([subject.seed, 7]))
+
+
+def abstract_outputs(cell: nnx.RNNCellBase, carry: Carry, xs: Any) -> tuple[Carry, Any]:
+    """Returns the shapes and types of (carry, ys)."""
+    last, y = jax.eval_shape(cell, carry, at_step(xs, 0))
+    batch, time = jax.tree.leaves(xs)[0].shape[:2]
+    return last, jax.tree.map(lambda part: jax.ShapeDtypeStruct((batch, time, *part.shape[1:]), part.dtype), y)
+
+
+def outputs_and_gradients(*args: Any, **options: Any) -> tuple[tuple[Carry, Any], tuple[list[Any], ...]]:
+    """Returns (carry, ys), and the gradients of `dot(weights, (carry, ys))` to the cell, the carry and the inputs.
+
+    Args:
+      *args: a method, cell, carry, xs, weights. Compiled once for each method, cell and shape, whichever checks ask.
+      **options: lengths, resets, reverse.
+    """
+    return on_host(_outputs_and_gradients(*args, **options))
 
 
 @partial(jit_once, static_argnames=("method", "reverse"))
-def outputs_and_gradients(
+def _outputs_and_gradients(
     method: Callable[..., tuple[Carry, Array]],
     cell: nnx.RNNCellBase,
     carry: Carry,
@@ -283,10 +318,6 @@ def outputs_and_gradients(
     resets: Array | None = None,
     reverse: bool | None = None,
 ) -> tuple[tuple[Carry, Array], tuple[list[Array], list[Array], list[Array]]]:
-    """Returns (carry, ys), and the gradients of `dot(weights, (carry, ys))` to the cell, the carry and the inputs.
-
-    Compiled once for each method, cell and shape, whichever checks ask for it.
-    """
     given = {"lengths": lengths, "resets": resets, "reverse": reverse}
     options = {name: value for name, value in given.items() if value is not None}
 
