@@ -7,9 +7,16 @@
 """
 
 import os
+import pathlib
+import subprocess
 
 import jax
 import pytest
+
+import rnn_jax
+from tests import reference
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 2)
@@ -17,7 +24,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-# XLA ends the process at a flag that it does not know: the flags of its back end for CPUs are those of JAX 0.9 and 0.10.
+# XLA ends the process at a flag that it does not know; two of these are of its back end in JAX 0.9 and 0.10.
 QUICK_FLAGS = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):
     QUICK_FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
@@ -35,12 +42,39 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--run-slow") or os.environ.get("RUN_SLOW") == "1":
-        return
-    skip = pytest.mark.skip(reason="slow: `pytest --run-slow` or RUN_SLOW=1 runs it")
-    for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(skip)
+    if not (config.getoption("--run-slow") or os.environ.get("RUN_SLOW") == "1"):
+        skip = pytest.mark.skip(reason="slow: `pytest --run-slow` or RUN_SLOW=1 runs it")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
+    if not config.getoption("--all"):
+        changed = changed_files()
+        skip = pytest.mark.skip(reason="this cell is as in the last release: `bash tests/run --all` runs the kit on it")
+        for item in items:
+            if "kit" in item.keywords and not kit_is_due(item.callspec.params["name"], changed):
+                item.add_marker(skip)
+
+
+def changed_files():
+    """Returns the paths of the files that are not as at the last release tag; None if there is no tag, or no git."""
+
+    def git(*arguments):
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    try:
+        (tag,) = git("describe", "--tags", "--abbrev=0")
+        return {*git("diff", "--name-only", tag), *git("ls-files", "--others", "--exclude-standard")}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def kit_is_due(name, changed):
+    """Whether the conformance kit runs on a cell unasked: on one of each kind, and on all whose file has changed."""
+    if name in reference.REPRESENTATIVE or changed is None:
+        return True
+    module = name.partition(":")[0] if ":" in name else rnn_jax.cell_info(name).cls.__module__
+    return module.replace(".", "/") + ".py" in changed
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,19 @@ import rnn_jax
 
 FLAX_CELLS = ("SimpleCell", "LSTMCell", "OptimizedLSTMCell", "GRUCell")
 
+# One cell of each kind: they carry the claims about drivers and instruments (unroll, profile, adjoints, layers).
+REPRESENTATIVE = {
+    "elman": "pointwise, one gate, the carry is one array",
+    "lstm": "pointwise, the carry has two parts",
+    "gru": "pointwise, a gate whose two products stay apart",
+    "gru_reset_before": "a general Cell of ours, run by the plain scan",
+    "flax.nnx:LSTMCell": "a cell of Flax, which names no gates and carries a bare tuple",
+    "tests.user_cells:IndRNNCell": "pointwise without a recurrent kernel",
+    "tests.user_cells:MatrixCell": "a matrix memory and an integer counter in the carry",
+    "tests.user_cells:AttendingCell": "asks for a context",
+    "tests.user_cells:Zoneout": "a wrapper that asks for a key",
+}
+
 
 def every_cell() -> list[str]:
     """Returns the names of all cells under test: the catalogue's, so that a new one is tested unasked, and Flax's."""
