@@ -42,28 +42,31 @@ def quick_jit(function):
 
 def make_cell(name, in_features, hidden_features, *, seed=0, dtype=jnp.float64, **kwargs):
     """Builds a cell in one dtype throughout, every parameter moved at random, so that no bias is left at 0."""
-    cell = rnn_jax.make_cell(
-        name, in_features, hidden_features, rngs=nnx.Rngs(seed), dtype=dtype, param_dtype=dtype, **kwargs
-    )
+    cell = rnn_jax.make_cell(name, in_features, hidden_features, rngs=nnx.Rngs(seed), param_dtype=dtype, **kwargs)
     return randomised(cell, seed)
 
 
 def randomised(tree, seed):
     """Returns the tree with a small random number added to every entry."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: x + (0.3 * rng.normal(size=x.shape)).astype(x.dtype), tree)
+    return jax.tree.map(
+        lambda x: jax.device_put((np.asarray(x) + 0.3 * rng.normal(size=x.shape)).astype(x.dtype)), tree
+    )
 
 
 def normal(seed, *shape, dtype=jnp.float64):
     """Returns random numbers."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+    return jax.device_put(np.random.default_rng(seed).normal(size=shape).astype(jnp.dtype(dtype)))
 
 
 def random_carry(cell, batch_shape, seed, dtype=jnp.float64):
     """Returns a random carry, `[*batch, ...]`, of the cell's own structure."""
     own = cell.initialize_carry((*batch_shape, cell.in_features), nnx.Rngs(0))
     leaves, structure = jax.tree.flatten(own)
-    drawn = [normal(seed + k, *leaf.shape, dtype=dtype) for k, leaf in enumerate(leaves)]
+    drawn = [
+        normal(seed + k, *leaf.shape, dtype=dtype) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf  # a counter
+        for k, leaf in enumerate(leaves)
+    ]
     return jax.tree.unflatten(structure, drawn)
 
 

@@ -89,9 +89,9 @@ class ProjectedLSTMCell(Cell):
 class Zoneout(nnx.RNNCellBase):
     """Zoneout (Krueger et al. 2017, arXiv 1606.01305) around any cell: units keep their old state at random."""
 
-    def __init__(self, in_features, hidden_features, *, cell="lstm", rate=0.2, rngs, **kwargs):
-        self.cell = rnn_jax.make_cell(cell, in_features, hidden_features, rngs=rngs, **kwargs)
-        self.rate = rate
+    def __init__(self, in_features, hidden_features, *, cell="lstm", rate=0.2, param_dtype=jnp.float32, rngs):
+        self.cell = rnn_jax.make_cell(cell, in_features, hidden_features, param_dtype=param_dtype, rngs=rngs)
+        self.in_features, self.rate = in_features, rate
 
     def initialize_carry(self, input_shape, rngs=None, carry_init=None):
         return self.cell.initialize_carry(input_shape, rngs, carry_init)
