@@ -3,6 +3,7 @@
 import csv
 import re
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -204,9 +205,7 @@ def poisoned(where):
 
 
 def in_order(source, batch_size, seed, augment=None, widths=None):
-    return iter(
-        tasks.task.grain.MapDataset.source(source).repeat().batch(batch_size, batch_fn=tasks.collate).to_iter_dataset()
-    )
+    return iter(grain.MapDataset.source(source).repeat().batch(batch_size, batch_fn=tasks.collate).to_iter_dataset())
 
 
 @pytest.mark.parametrize("where", ["xs", "target"])
