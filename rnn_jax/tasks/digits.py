@@ -102,7 +102,7 @@ def digits(
             f" for the task 'digits', seq_len = {steps} + blanks."
         )
     seq_len = steps + blanks
-    arrays = load_digits(data_dir)
+    arrays = load_splits(data_dir)
     train = _as_source(arrays["train"], steps, seq_len)
     test = _as_source(arrays["test"], steps, seq_len if test_seq_len is None else test_seq_len)
     commonest = np.bincount(train.arrays["label"]).argmax()
@@ -135,7 +135,7 @@ def _as_source(arrays: Mapping[str, np.ndarray], steps: int, seq_len: int) -> Ar
     return ArraySource(xs=xs, label=arrays["label"].astype(np.int32))
 
 
-def load_digits(data_dir: str | os.PathLike[str] | None) -> dict[str, dict[str, np.ndarray]]:
+def load_splits(data_dir: str | os.PathLike[str] | None) -> dict[str, dict[str, np.ndarray]]:
     """Returns {"train", "test"}: {"pixels": uint8 [N, 64], "label": int64 [N]}."""
     examples = prepared.load(SklearnDigits, data_dir, ("train", "test"))
     return {

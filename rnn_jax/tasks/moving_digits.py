@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from rnn_jax.tasks import generated, task
-from rnn_jax.tasks.digits import PACKAGES, load_digits
+from rnn_jax.tasks.digits import PACKAGES, load_splits
 from rnn_jax.tasks.fingerprint import fingerprint
 from rnn_jax.tasks.splits import stratified_split
 
@@ -66,7 +66,7 @@ def moving_digits(
     """
     generated.check_lengths(seq_len, test_seq_len, 1)
     generated.check_sizes(train_size, test_size, seed)
-    arrays = load_digits(data_dir)
+    arrays = load_splits(data_dir)
     known = arrays["train"]
     members = stratified_split(known["label"], "0123456789", _VALIDATION, _SPLIT_SEED)
     digits = {split: {name: array[of_split] for name, array in known.items()} for split, of_split in members.items()}

@@ -78,8 +78,7 @@ class Task:
         are.
       out_features: size of the last axis of what a model returns: classes, or components of the target.
       loss: `(model, batch) -> scalar`, what training lowers. The model is any callable as `Model` says.
-      score: `(model, batch) -> scalar`, the metric averaged over the batch, or over the steps asked where there is an
-        answer a step.
+      score: `(model, batch) -> scalar`, the metric averaged over the batch (over the steps asked, if per step).
       metric: what the score is called: "accuracy", "mse", "bits per character", ...
       higher_is_better: whether a larger score is a better one.
       baseline_score: the score of the best answer that ignores the input. A curve that does not leave it has
@@ -111,7 +110,7 @@ class Task:
     class_names: tuple[str, ...] = ()
     vocabulary: Vocabulary | None = None
 
-    # `rnn_jax.training` reads these two.
+    # Both follow from the kind; `rnn_jax.training` reads them.
     @property
     def per_step(self) -> bool:
         """Whether there is an answer at every step."""

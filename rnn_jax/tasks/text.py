@@ -38,8 +38,8 @@ def text_classification(
       train, validation, test: texts and labels; there may be no validation split.
       packages: whose versions the fingerprint notes, as pip knows them.
       tokens: "word", "character" or "byte".
-      vocab_size: symbols to keep at most, the commonest; all by default.
-      max_length: tokens to keep of each text at most, the first; all by default.
+      vocab_size: max number of symbols to keep, the commonest; all by default.
+      max_length: max number of tokens to keep of each text, the first; all by default.
 
     Raises:
       ValueError: if an argument is out of range, a split is empty or its texts and labels do not match.
@@ -106,7 +106,7 @@ def language_modelling(
       packages: whose versions the fingerprint notes, as pip knows them.
       seq_len: steps in a piece.
       tokens: "word", "character" or "byte".
-      vocab_size: symbols to keep at most, the commonest; all by default.
+      vocab_size: max number of symbols to keep, the commonest; all by default.
 
     Raises:
       ValueError: if an argument is out of range, or a text has not the tokens for one piece.
