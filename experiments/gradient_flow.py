@@ -135,8 +135,9 @@ def main(argv: list[str]) -> None:
 
 def check_lengths(task: tasks.Task) -> None:
     """Raises ValueError unless all sequences are of one length: else a step has no one lag from the end."""
-    if task.train.lengths is not None or task.stateful:
-        kind = "is one long stream" if task.stateful else "has sequences of different lengths"
+    is_stream = task.kind is tasks.Kind.STREAM
+    if task.train.lengths is not None or is_stream:
+        kind = "is one long stream" if is_stream else "has sequences of different lengths"
         raise ValueError(
             f"--task={_TASK.value} {kind}, where a step has no lag of its own; allowed: a task whose sequences have"
             " one length. `python -m experiments.train` takes this one."
@@ -150,7 +151,7 @@ def make_model(cell: str, task: tasks.Task, rngs: nnx.Rngs) -> SequenceClassifie
         _HIDDEN.value,
         task.out_features,
         emb_size=_EMB_SIZE.value if task.reads_tokens else None,
-        per_step=task.per_step,
+        per_step=task.kind is tasks.Kind.ANSWER_A_STEP,
         layers=_LAYERS.value,
         bidirectional=_BIDIRECTIONAL.value,
         rngs=rngs,
@@ -162,7 +163,7 @@ def steps_to_keep(count: int) -> list[int]:
     return sorted({round(step) for step in np.linspace(0, _STEPS.value, count + 1)})
 
 
-def held_out(task: tasks.Task) -> dict[str, np.ndarray]:
+def held_out(task: tasks.Task) -> tasks.Batch:
     """Examples for the learning curve, by which nothing is chosen: of the validation split, else of the test split."""
     source = task.test if task.validation is None else task.validation
     return tasks.collate([source[index] for index in range(min(_HELD_OUT, len(source)))], ragged=False)

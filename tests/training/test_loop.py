@@ -3,6 +3,7 @@
 import csv
 import re
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +48,7 @@ def make_task(train, test=None, validation=None, **changes):
             "train": train,
             "test": test or train,
             "validation": validation,
+            "kind": tasks.Kind.ONE_ANSWER,
             "seq_len": 6,
             "in_features": 7 if reads_tokens else 1,
             "out_features": 1,
@@ -203,9 +205,7 @@ def poisoned(where):
 
 
 def in_order(source, batch_size, seed, augment=None, widths=None):
-    return iter(
-        tasks.task.grain.MapDataset.source(source).repeat().batch(batch_size, batch_fn=tasks.collate).to_iter_dataset()
-    )
+    return iter(grain.MapDataset.source(source).repeat().batch(batch_size, batch_fn=tasks.collate).to_iter_dataset())
 
 
 @pytest.mark.parametrize("where", ["xs", "target"])
@@ -294,7 +294,7 @@ def test_scores_per_step_are_means_over_all_steps_asked():
     labels = rng.integers(-1, 3, (20, 6)).astype(np.int32)
     source = tasks.ArraySource(tokens=tokens, labels=labels)
     model = SequenceClassifier("lstm", 7, 4, 3, emb_size=5, per_step=True, rngs=nnx.Rngs(0))
-    evaluate = Evaluator(make_task(source, out_features=3, score=cross_entropy, per_step=True))
+    evaluate = Evaluator(make_task(source, out_features=3, score=cross_entropy, kind=tasks.Kind.ANSWER_A_STEP))
     evaluate._size = 8
     expected = cross_entropy(model, tasks.as_batch(source))
     np.testing.assert_allclose(evaluate(model, source), expected, rtol=1e-5)
@@ -303,7 +303,7 @@ def test_scores_per_step_are_means_over_all_steps_asked():
 def language():
     tokens = np.random.default_rng(0).integers(0, 7, 6 * 20 + 1).astype(np.int32)
     source = tasks.StreamSource(tokens, 6)
-    changes = {"loss": cross_entropy, "score": cross_entropy, "out_features": 7, "per_step": True, "stateful": True}
+    changes = {"loss": cross_entropy, "score": cross_entropy, "out_features": 7, "kind": tasks.Kind.STREAM}
     return make_task(source, **changes), LanguageModel("gru", 7, 5, 4, rngs=nnx.Rngs(0))
 
 
