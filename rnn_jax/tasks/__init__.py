@@ -3,7 +3,8 @@
     task = make_task("digits", blanks=64)
     for batch in itertools.islice(batches(task.train, batch_size=64, seed=0), 1000):
         loss, grads = jax.value_and_grad(task.loss)(model, batch)
-    task.score(model, as_batch(task.test)), task.baseline_score
+    total, count = task.score(model, as_batch(task.test))
+    total / count, task.baseline_score
 
 A new task is a function that returns a `Task`, in a file of its own, and an entry in `TASKS`; or, if it reads data of
 the user's own, in `PREFIXES`.
@@ -35,6 +36,7 @@ from rnn_jax.tasks.task import (
     Batch,
     Model,
     RaggedSource,
+    Score,
     Source,
     StreamSource,
     Task,
@@ -52,6 +54,7 @@ __all__ = [
     "Batch",
     "Model",
     "RaggedSource",
+    "Score",
     "Source",
     "StreamSource",
     "Task",
