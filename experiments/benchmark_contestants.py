@@ -183,7 +183,7 @@ def contestants_of(w: Workload, libraries: Sequence[str], devices: int = 1) -> l
 
     With several devices every one of JAX competes twice: on one, and on as many as share out the batch evenly.
     """
-    keys = [(OURS, rnn_jax.list_cells()[w.cell].__name__)]
+    keys = [(OURS, rnn_jax.cell_info(w.cell).cls.__name__)]
     for library in libraries:
         names = ("flow.gradient_profile",) if library == PROFILE else LIBRARIES[library].implementations.get(w.cell, ())
         keys += [(library, name) for name in names]

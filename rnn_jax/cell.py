@@ -112,7 +112,11 @@ class Cell(nnx.RNNCellBase):
         axes = jax.tree.leaves(self.num_feature_axes)[0]
         batch_shape = tuple(input_shape[: len(input_shape) - axes])
         if self.first_carry is not None and carry_init is None:
-            return jax.tree.map(lambda part: jnp.broadcast_to(part, (*batch_shape, *part.shape)), self.first_carry)
+            return jax.tree.map(
+                lambda part: jnp.broadcast_to(part[...], (*batch_shape, *part.shape)),
+                self.first_carry,
+                is_leaf=lambda node: isinstance(node, nnx.Variable),
+            )
         stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
 
         def draw(part: jax.ShapeDtypeStruct) -> Array:

@@ -408,7 +408,7 @@ class LeakyCell(nnx.RNNCellBase):
         return 1
 
 
-class LearnedStart(rnn_jax.list_cells()["elman"]):
+class LearnedStart(rnn_jax.ElmanCell):
     """An Elman cell that learns its first carry."""
 
     def __init__(self, *args, **kwargs):

@@ -303,7 +303,7 @@ def test_resets_are_those_of_unroll(time_major):
     np.testing.assert_array_equal(RNN(cell(), time_major=time_major)(xs, resets=resets), expected)
 
 
-class RandomStart(rnn_jax.list_cells()["elman"]):
+class RandomStart(rnn_jax.ElmanCell):
     """An Elman cell that begins anywhere."""
 
     def initialize_carry(self, input_shape, rngs=None, carry_init=None):

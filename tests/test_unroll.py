@@ -624,7 +624,7 @@ def test_a_bare_tuple_will_do_for_the_carry_of_an_lstm():
 
 
 def test_rngs_draw_a_random_first_carry():
-    class RandomStart(rnn_jax.list_cells()["elman"]):
+    class RandomStart(rnn_jax.ElmanCell):
         def initialize_carry(self, input_shape, rngs=None, carry_init=None):
             return super().initialize_carry(input_shape, rngs, nnx.initializers.normal(1.0))
 

@@ -768,10 +768,10 @@ def adjoints_are_brute_force(subject: Subject) -> str:
     relative_difference(inexact(profile.grads), to_cell, _GRADIENT, "parameter gradients of gradient_profile")
 
     count = len(inexact(carry))
-    carry_cotangent = with_inexact(jax.tree.map(jnp.zeros_like, carry), map(jnp.asarray, weights[:count]))
+    carry_cotangent = with_inexact(jax.tree.map(jnp.zeros_like, carry), list(map(jnp.asarray, weights[:count])))
     ys = jax.eval_shape(loop, cell, carry, xs)[1]
     ys_cotangent = with_inexact(
-        jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), ys), map(jnp.asarray, weights[count:])
+        jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), ys), list(map(jnp.asarray, weights[count:]))
     )
     measured = jit_once(partial(adjoints, carry_cotangent=carry_cotangent))(cell, xs, ys_cotangent, carry)
     scale = 10.0 ** np.asarray(measured.log10_scale, np.float64)

@@ -66,7 +66,7 @@ class Subject:
     ):
         self.name, self.in_features, self.seed = name, in_features, seed
         self.build = build
-        self.cell = cell if build is None else self.draw()
+        self.cell: Any = cell if build is None else self.draw()
         self.asks_for_context = isinstance(self.cell, nnx.RNNCellBase) and asks_for(self.cell, "context")
         if self.asks_for_context:
             self.build, self.cell = (
@@ -215,7 +215,7 @@ def one_step(cell: nnx.RNNCellBase, carry: Carry, x: Array) -> tuple[Carry, Arra
     return cell(carry, x)
 
 
-def loop(cell: nnx.RNNCellBase, carry: Carry, xs: Array) -> tuple[Carry, Array]:
+def loop(cell: nnx.RNNCellBase, carry: Carry, xs: Any) -> tuple[Carry, Any]:
     """The plain loop."""
     ys = []
     for t in range(time_of(xs)):

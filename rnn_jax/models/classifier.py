@@ -91,19 +91,19 @@ class SequenceClassifier(nnx.Module):
         self.pool = None if per_step else pool or ("last" if recurrent else "mean")
 
         reads_tokens = emb_size is not None or embedding is not None
-        self.embedding = None
-        features = in_features
-        if reads_tokens:
-            self.embedding = make_embedding(in_features[0], emb_size, embedding, rngs=rngs, **dtypes)
-            features = (self.embedding.features,)
+        self.embedding = (
+            make_embedding(in_features[0], emb_size, embedding, rngs=rngs, **dtypes) if reads_tokens else None
+        )
+        features = in_features if self.embedding is None else (self.embedding.features,)
 
         build = functools.partial(make_rnn, layers=layers, bidirectional=bidirectional, dropout=dropout)
-        self.rnn = None
+        rnn = None
         if recurrent:
             if len(features) > 1 and reads_one_axis(cell, features[-1], hidden_features, **kwargs):
                 features = (math.prod(features),)
-            self.rnn = build(cell, features, hidden_features, rngs=rngs, **kwargs)
-            features = output_features(self.rnn, features, jax.ShapeDtypeStruct((1, 1, *features), jnp.float32))
+            rnn = build(cell, features, hidden_features, rngs=rngs, **kwargs)
+            features = output_features(rnn, features, jax.ShapeDtypeStruct((1, 1, *features), jnp.float32))
+        self.rnn = rnn
         size = math.prod(features)
         self.attention = AttentionPool(size, rngs=rngs, **dtypes) if self.pool == "attention" else None
         self.head = nnx.Linear(size, out_features, **dtypes, rngs=rngs)

@@ -298,6 +298,7 @@ def _forward(static, cell, weights, steps, carry, fresh_carry, *, keep):
         if not cell.recurrent_gates:
             z = x
         elif x_before:
+            assert recurrent_kernel is not None
             z = _add_recurrent_gates(cell, recurrent_kernel, weights.bias, x, cell.hidden(carry))
         elif apart:
             h = cell.hidden(carry).astype(x.dtype)

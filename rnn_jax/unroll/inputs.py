@@ -30,8 +30,8 @@ class InputAxes(NamedTuple):
         return len(self.batch_shape)
 
 
-def time_axis(cell: nnx.RNNCellBase, xs: PyTree) -> int:
-    """Returns how many axes the inputs have before time: those of the batch.
+def time_axis(cell: Any, xs: PyTree) -> int:
+    """Returns how many axes the inputs of a cell, or of a layer, have before time: those of the batch.
 
     Raises:
       ValueError: if an array has too few axes, or another number of them than the first.

@@ -386,7 +386,7 @@ def not_applicable(report):
 def test_every_cell_of_the_catalogue_passes(name):
     report = check_cell(name)
     assert report.passed, str(report)
-    is_pointwise = issubclass(rnn_jax.list_cells()[name], rnn_jax.PointwiseCell)
+    is_pointwise = issubclass(rnn_jax.cell_info(name).cls, rnn_jax.PointwiseCell)
     assert not_applicable(report) <= (set() if is_pointwise else POINTWISE_ONLY) | {"bfloat16"}
 
 
