@@ -240,9 +240,7 @@ def _reach(curves: Sequence[_Curve]) -> int:
 
 def _horizon(rows: Sequence[Mapping[str, str]], curve: _Curve, stage: str) -> str:
     key = (curve.cell, curve.layer, "", stage)
-    lags = [
-        float(row["horizon_1000"]) for row in rows if (row["cell"], row["layer"], row["part"], row["stage"]) == key
-    ]
+    lags = [float(row["horizon_1000"]) for row in rows if (row["cell"], row["layer"], row["part"], row["stage"]) == key]
     time = curve.log10_ratio_LST.shape[-1]
     if not lags:
         return ""

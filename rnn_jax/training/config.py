@@ -20,7 +20,7 @@ class TrainConfig:
       steps: batches in all; one each is a step.
       batch_size: sequences in a batch.
       eval_at: steps after which the validation split is scored and a checkpoint is written. The last step is always
-        among them. `every` and `spread` make such sets.
+        among them. `every` and `evenly` make such sets.
       look_at: steps after which the gradient flow is looked at, and the last one; none never looks.
       look: what a look shows. "probe": gradient flow and gates on one batch that stays the same, in a pass of its own,
         and the norms of gradient, update and weights by layer. "update": the gradient flow and the loss of the update
@@ -71,7 +71,7 @@ def every(interval: int, steps: int) -> frozenset[int]:
     return frozenset(range(interval, steps + 1, interval))
 
 
-def spread(count: int, steps: int) -> frozenset[int]:
+def evenly(count: int, steps: int) -> frozenset[int]:
     """Returns 0, the last step, and steps between at about equal distances: `count` beside the first, or all."""
     return frozenset(round(step) for step in np.linspace(0, steps, count + 1))
 

@@ -29,7 +29,7 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -49,7 +49,7 @@ from rnn_jax.training.evaluation import Evaluator
 from rnn_jax.training.nonfinite import NotFinite, describe_not_finite, layer_of, parameter_names
 from rnn_jax.training.session import Interrupted, Session, open_session
 from rnn_jax.training.update import State, ensemble_state, initial_state, make_update, own_copy
-from rnn_jax.training.watch import diagnose, probe_batch
+from rnn_jax.training.watch import Diagnostics, diagnose, probe_batch
 from rnn_jax.unroll import BATCH, batch_mesh
 
 Array = jax.Array
@@ -220,12 +220,12 @@ class _Run:
             self.places = dataclasses.replace(places, carry=jax.tree.map(lambda _: shared, state.carry))
         self.state = self._own(state)
         update, look = make_update(task, optimizer, config), partial(diagnose, task)
+        self.update: Callable[..., tuple[State, dict[str, Any]]] = over_members(update, donate_argnums=(0,))
+        self.diagnose: Callable[..., Diagnostics] = over_members(look, in_axes=(0, None))
         if one_model:
             out_shardings = None if self.places is None else (self.places, None)
-            self.update, self.diagnose = jax.jit(update, donate_argnums=0, out_shardings=out_shardings), jax.jit(look)
-        else:
-            self.update = over_members(update, donate_argnums=(0,))
-            self.diagnose = over_members(look, in_axes=(0, None))
+            self.update = jax.jit(update, donate_argnums=0, out_shardings=out_shardings)
+            self.diagnose = jax.jit(look)
         self.evaluate = Evaluator(task, self._place, ensemble=not one_model)
         self.probe = probe_batch(task, config.batch_size) if config.look == "probe" else None
         self.best_models: PyTree = None  # of an ensemble
@@ -323,7 +323,7 @@ class _Run:
         """Names a number in metrics.csv; the head of this file has the names."""
         if self.one_model:
             return f"{kind}/{what}"
-        return f"{self.names[member]}/" + (f"{_ROWS_OF_A_MEMBER[kind]}{what}" if kind in _ROWS_OF_A_MEMBER else f"{kind}/{what}")
+        return f"{self.names[member]}/{_ROWS_OF_A_MEMBER.get(kind, f'{kind}/')}{what}"
 
     def _check_finite(self, recent: collections.deque[tasks.Batch]) -> None:
         if self.config.on_nonfinite != "stop":
