@@ -394,7 +394,7 @@ def _sum_and_count(values: jax.Array, counted: jax.Array | None) -> Score:
     values = _precise(values)
     if counted is None:
         return jnp.sum(values), jnp.asarray(values.size, jnp.int32)
-    return jnp.sum(jnp.where(counted, values, jnp.zeros_like(values))), jnp.sum(counted.astype(jnp.int32))
+    return jnp.sum(jnp.where(counted, values, jnp.zeros_like(values))), jnp.sum(counted, dtype=jnp.int32)
 
 
 def _precise(values: jax.Array) -> jax.Array:

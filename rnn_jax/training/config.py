@@ -61,6 +61,11 @@ class TrainConfig:
             )
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience={self.patience} is out of range; allowed: 1 or more evaluations, or None.")
+        if self.patience is not None and not self.keep_best:
+            raise ValueError(
+                f"patience={self.patience} with keep_best=False would end with a model that is not the best;"
+                " allowed: keep_best=True."
+            )
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; allowed: {', '.join(allowed)}.")
