@@ -13,7 +13,7 @@ import rnn_jax
 from rnn_jax import Checkpointed, Truncated, Whole, flow
 from rnn_jax.unroll import fused, unroll
 
-POINTWISE = [name for name, cls in rnn_jax.list_cells().items() if issubclass(cls, rnn_jax.PointwiseCell)]
+POINTWISE = [name for name in rnn_jax.list_cells() if rnn_jax.cell_info(name).recurrence == "pointwise"]
 F, H = 3, 4
 
 
