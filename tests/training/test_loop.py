@@ -134,27 +134,25 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes_and_weights(tmp_pat
         assert (run_dir / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
-def test_members_of_an_ensemble_come_to_what_runs_of_their_own_come_to(tmp_path):
+def test_a_member_of_an_ensemble_comes_to_what_a_run_of_its_own_comes_to(tmp_path):
     """Weights, order of the data, dropout, learning rate, best step and patience are each member's own."""
-    task, chosen = regression(), config(steps=40, patience=2, eval_every=4, look_every=20)
+    task, chosen, member = regression(), config(steps=40, patience=1, eval_every=8, look_every=20), 1
+    label, rate, seed = LABELS[0], RATES[0], SEEDS[1]
     together = train_members(task, run_dir := new_run(tmp_path), chosen)
-    rows = metrics(run_dir)
-    for k, (label, rate, seed) in ((0, ("fast", RATES[0], SEEDS[0])), (3, ("slow", RATES[1], SEEDS[1]))):
-        folder, own = new_run(tmp_path, label), dataclasses.replace(chosen, seed=seed)
-        model = make_member(nnx.Rngs(jax.random.key(seed)))
-        alone = train(task, model, make_ensemble_optimizer(rate), folder, own)
-        assert (together.step[k], together.steps[k]) == (alone.step, alone.steps)
-        np.testing.assert_allclose(together.validation_score[k], alone.validation_score, rtol=1e-4)
-        assert_same_weights(jax.tree.map(operator.itemgetter(k), together.model), alone.model, rtol=1e-4)
-        names = {"train/loss": "loss", "validation/mse": "held_out_mse", "test/mse": "test_mse"}
-        expected = {
-            (step, f"{label}/seed{seed}/{names.get(name, name)}"): v for (step, name), v in metrics(folder).items()
-        }
-        found = {(step, name): v for (step, name), v in rows.items() if name.startswith(f"{label}/seed{seed}/")}
-        assert found.keys() == expected.keys()
-        for key, value in expected.items():
-            np.testing.assert_allclose(found[key], value, rtol=1e-3, err_msg=str(key))
-    assert len(set(together.steps.tolist())) > 1  # one was out of patience before another
+    model = make_member(nnx.Rngs(jax.random.key(seed)))
+    folder, own = new_run(tmp_path, "alone"), dataclasses.replace(chosen, seed=seed)
+    alone = train(task, model, make_ensemble_optimizer(rate), folder, own)
+    assert (together.step[member], together.steps[member]) == (alone.step, alone.steps)
+    assert alone.steps < max(together.steps)  # out of patience before another
+    np.testing.assert_allclose(together.validation_score[member], alone.validation_score, rtol=1e-4)
+    assert_same_weights(jax.tree.map(operator.itemgetter(member), together.model), alone.model, rtol=1e-3)
+    names = {"train/loss": "loss", "validation/mse": "held_out_mse", "test/mse": "test_mse"}
+    prefix = f"{label}/seed{seed}/"
+    expected = {(step, prefix + names.get(name, name)): value for (step, name), value in metrics(folder).items()}
+    found = {(step, name): value for (step, name), value in metrics(run_dir).items() if name.startswith(prefix)}
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-3, err_msg=str(key))
 
 
 def test_what_an_ensemble_cannot_read_side_by_side_is_refused(tmp_path):
@@ -164,7 +162,9 @@ def test_what_an_ensemble_cannot_read_side_by_side_is_refused(tmp_path):
         (regression(), config(devices=2), "devices=2 spreads the batch of one model; allowed for an ensemble: 1"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            train_members(task, tmp_path, chosen)
+            train_ensemble(
+                task, None, None, optax.sgd(0.1), tmp_path, chosen, None, labels="a", seeds=[0], checkpoint="gru"
+            )
 
 
 @needs_two_devices
