@@ -114,10 +114,10 @@ def main(argv: list[str]) -> None:
         del given["resume"]
         given["blanks"] = blanks
         run_dir = open_run("gradient_flow", _OUT.value, given, task.fingerprint, resume=_RESUME.value)
+        saved = [cell for cell in cells if run_directory.has_checkpoint(run_dir, cell)]  # finished, but for the last
     except ValueError as error:
         sys.exit(str(error))
 
-    saved = [cell for cell in cells if run_directory.has_checkpoint(run_dir, cell)]  # finished, but for the last
     notes = {cell: run_directory.load_note(run_dir, cell) for cell in saved}
     results: dict[str, Result] = {}
     for cell in saved:

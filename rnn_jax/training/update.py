@@ -66,10 +66,11 @@ def ensemble_state(
     task: tasks.Task, models: PyTree, opt_states: PyTree, seeds: Sequence[int], config: TrainConfig
 ) -> State:
     """Returns the state of an ensemble before the first update: member k draws its dropout from `seeds[k]`."""
-    zeros = jnp.zeros(len(seeds), jnp.int32)
+    zeros = np.zeros(len(seeds), np.int32)
     carry = jax.vmap(lambda model: model.initialize_carry((config.batch_size,)))(models) if task.stateful else None
-    keys = jnp.stack([jax.random.key_data(jax.random.key(seed)) for seed in seeds])
-    return State(models, opt_states, carry, keys, zeros, jnp.zeros(len(seeds), jnp.float32), zeros, zeros, zeros)
+    keys = np.stack([np.asarray(jax.random.key_data(jax.random.key(seed))) for seed in seeds])
+    state = State(models, opt_states, carry, keys, zeros, zeros.astype(np.float32), zeros, zeros, zeros)
+    return own_copy(state)
 
 
 def make_update(
