@@ -66,11 +66,10 @@ def ensemble_state(
     task: tasks.Task, models: PyTree, opt_states: PyTree, seeds: Sequence[int], config: TrainConfig
 ) -> State:
     """Returns the state of an ensemble before the first update: member k draws its dropout from `seeds[k]`."""
-    zeros = np.zeros(len(seeds), np.int32)
+    zeros, losses = jnp.asarray(np.zeros(len(seeds), np.int32)), jnp.asarray(np.zeros(len(seeds), np.float32))
     carry = jax.vmap(lambda model: model.initialize_carry((config.batch_size,)))(models) if task.stateful else None
-    keys = np.stack([np.asarray(jax.random.key_data(jax.random.key(seed))) for seed in seeds])
-    state = State(models, opt_states, carry, keys, zeros, zeros.astype(np.float32), zeros, zeros, zeros)
-    return own_copy(state)
+    keys = jnp.asarray(np.stack([jax.random.key_data(jax.random.key(seed)) for seed in seeds]))
+    return State(models, opt_states, carry, keys, zeros, losses, zeros, zeros, zeros)
 
 
 def make_update(
