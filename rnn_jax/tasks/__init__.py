@@ -3,7 +3,8 @@
     task = make_task("digits", blanks=64)
     for batch in itertools.islice(batches(task.train, batch_size=64, seed=0), 1000):
         loss, grads = jax.value_and_grad(task.loss)(model, batch)
-    task.score(model, as_batch(task.test)), task.baseline_score
+    total, count = task.score(model, as_batch(task.test))
+    total / count, task.baseline_score
 
 A new task is a function that returns a `Task`, in a file of its own, and an entry in `TASKS`; or, if it reads data of
 the user's own, in `PREFIXES`.
@@ -33,7 +34,7 @@ from rnn_jax.tasks.sources import ArraySource, RaggedSource, Source, StreamSourc
 from rnn_jax.tasks.stdlib_text import stdlib_text
 from rnn_jax.tasks.surnames import surnames
 from rnn_jax.tasks.tables import table
-from rnn_jax.tasks.task import Batch, Kind, Model, Task
+from rnn_jax.tasks.task import Batch, Kind, Model, Score, Task
 from rnn_jax.tasks.temporal_order import temporal_order
 from rnn_jax.tasks.tfds_named import tfds_named
 
@@ -44,6 +45,7 @@ __all__ = [
     "Kind",
     "Model",
     "RaggedSource",
+    "Score",
     "Source",
     "StreamSource",
     "Task",

@@ -25,7 +25,7 @@ CLASSES: dict[str, Any] = {
 }
 VALUES: dict[str, Any] = {
     "loss": task.mean_squared_error,
-    "score": task.mean_squared_error,
+    "score": task.squared_error,
     "metric": "mse",
     "higher_is_better": False,
 }

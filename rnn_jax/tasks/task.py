@@ -17,6 +17,8 @@ from rnn_jax.tasks.vocabulary import Vocabulary
 
 # (xs [B, T, *F] or tokens [B, T], lengths [B] if sequences differ) -> ys, [B, out_features] or [B, T, out_features]
 Model = Callable[..., jax.Array]
+# The sum over all answers that count, in float32 at least, and how many these are, int32.
+Score = tuple[jax.Array, jax.Array]
 
 NOT_ASKED = -1  # in "labels": a step whose answer does not count
 
@@ -78,7 +80,8 @@ class Task:
         are.
       out_features: size of the last axis of what a model returns: classes, or components of the target.
       loss: `(model, batch) -> scalar`, what training lowers. The model is any callable as `Model` says.
-      score: `(model, batch) -> scalar`, the metric averaged over the batch (over the steps asked, if per step).
+      score: `(model, batch) -> (sum, count)`, the metric summed over all answers of the batch that count, and how many
+        these are: a mean over several batches is the sum of their sums over the sum of their counts.
       metric: what the score is called: "accuracy", "mse", "bits per character", ...
       higher_is_better: whether a larger score is a better one.
       baseline_score: the score of the best answer that ignores the input. A curve that does not leave it has
@@ -98,7 +101,7 @@ class Task:
     in_features: int | tuple[int, ...]
     out_features: int
     loss: Callable[[Model, Batch], jax.Array]
-    score: Callable[[Model, Batch], jax.Array]
+    score: Callable[[Model, Batch], Score]
     metric: str
     higher_is_better: bool
     baseline_score: float
@@ -110,17 +113,6 @@ class Task:
     class_names: tuple[str, ...] = ()
     vocabulary: Vocabulary | None = None
 
-    # Both follow from the kind; `rnn_jax.training` reads them.
-    @property
-    def per_step(self) -> bool:
-        """Whether there is an answer at every step."""
-        return self.kind is not Kind.ONE_ANSWER
-
-    @property
-    def stateful(self) -> bool:
-        """Whether a model carries its state from batch to batch."""
-        return self.kind is Kind.STREAM
-
 
 def cross_entropy(model: Model, batch: Batch) -> jax.Array:
     """Mean of -log p(label), in nats, where the model returns logits: over the batch, or over the steps asked.
@@ -128,19 +120,7 @@ def cross_entropy(model: Model, batch: Batch) -> jax.Array:
     Raises:
       ValueError: if the model returns another shape: outputs at every step for one answer, or the reverse.
     """
-    logits, label, asked = _logits(model, batch)
-    nats = optax.losses.softmax_cross_entropy_with_integer_labels(logits, label)
-    return _mean(nats, asked)
-
-
-def accuracy(model: Model, batch: Batch) -> jax.Array:
-    """Share of the batch, or of the steps asked, float32, whose largest logit is the label's.
-
-    Raises:
-      ValueError: as `cross_entropy`.
-    """
-    logits, label, asked = _logits(model, batch)
-    return _mean(jnp.argmax(logits, axis=-1).astype(label.dtype) == label, asked)
+    return _mean(*_nats(model, batch))
 
 
 def mean_squared_error(model: Model, batch: Batch) -> jax.Array:
@@ -149,15 +129,35 @@ def mean_squared_error(model: Model, batch: Batch) -> jax.Array:
     Raises:
       ValueError: if the model returns another shape than the target's.
     """
-    per_step = "targets" in batch
-    ys = run_model(model, batch)
-    target = jnp.asarray(batch["targets"] if per_step else batch["target"], ys.dtype)
-    _check_shape(ys, target.shape)
-    true_steps = None
-    if per_step and "lengths" in batch:
-        steps = jnp.arange(ys.shape[1], dtype=jnp.int32)
-        true_steps = steps[None, :] < jnp.asarray(batch["lengths"], jnp.int32)[:, None]
-    return _mean(jnp.mean(optax.losses.squared_error(ys, target), axis=-1), true_steps)
+    return _mean(*_squared_errors(model, batch))
+
+
+def nats(model: Model, batch: Batch) -> Score:
+    """The score whose mean is `cross_entropy`.
+
+    Raises:
+      ValueError: as `cross_entropy`.
+    """
+    return _sum_and_count(*_nats(model, batch))
+
+
+def accuracy(model: Model, batch: Batch) -> Score:
+    """Counts the sequences, or the steps asked, whose largest logit is the label's, and how many there are.
+
+    Raises:
+      ValueError: as `cross_entropy`.
+    """
+    logits, label, asked = _logits(model, batch)
+    return _sum_and_count(jnp.argmax(logits, axis=-1).astype(label.dtype) == label, asked)
+
+
+def squared_error(model: Model, batch: Batch) -> Score:
+    """The score whose mean is `mean_squared_error`: it counts sequences or true steps, not components.
+
+    Raises:
+      ValueError: as `mean_squared_error`.
+    """
+    return _sum_and_count(*_squared_errors(model, batch))
 
 
 def run_model(model: Model, batch: Batch) -> jax.Array:
@@ -179,13 +179,42 @@ def _logits(model: Model, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array
     return logits, jnp.where(asked, label, jnp.zeros_like(label)), asked
 
 
+def _nats(model: Model, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+    """Returns -log p(label) `[...]`, and which of them count (None: all)."""
+    logits, label, asked = _logits(model, batch)
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, label), asked
+
+
+def _squared_errors(model: Model, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+    """Returns the mean over components of (output - target)^2, `[...]`, and which of them count (None: all)."""
+    per_step = "targets" in batch
+    ys = run_model(model, batch)
+    target = jnp.asarray(batch["targets"] if per_step else batch["target"], ys.dtype)
+    _check_shape(ys, target.shape)
+    true_steps = None
+    if per_step and "lengths" in batch:
+        steps = jnp.arange(ys.shape[1], dtype=jnp.int32)
+        true_steps = steps[None, :] < jnp.asarray(batch["lengths"], jnp.int32)[:, None]
+    return jnp.mean(optax.losses.squared_error(ys, target), axis=-1), true_steps
+
+
 def _mean(values: jax.Array, counted: jax.Array | None) -> jax.Array:
     """Mean of values, in float32 at least, over those that count."""
-    values = values if values.dtype == jnp.float64 else values.astype(jnp.float32)
     if counted is None:
-        return jnp.mean(values)
-    total = jnp.sum(jnp.where(counted, values, jnp.zeros_like(values)))
-    return total / jnp.maximum(jnp.sum(counted.astype(values.dtype)), 1)
+        return jnp.mean(_precise(values))
+    total, count = _sum_and_count(values, counted)
+    return total / jnp.maximum(count.astype(total.dtype), 1)
+
+
+def _sum_and_count(values: jax.Array, counted: jax.Array | None) -> Score:
+    values = _precise(values)
+    if counted is None:
+        return jnp.sum(values), jnp.asarray(values.size, jnp.int32)
+    return jnp.sum(jnp.where(counted, values, jnp.zeros_like(values))), jnp.sum(counted, dtype=jnp.int32)
+
+
+def _precise(values: jax.Array) -> jax.Array:
+    return values if values.dtype == jnp.float64 else values.astype(jnp.float32)
 
 
 def _check_shape(ys: jax.Array, wanted: tuple[int, ...]) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from rnn_jax.tasks import task
@@ -148,9 +147,10 @@ def language_modelling(
     )
 
 
-def _bits(model: task.Model, batch: task.Batch) -> jax.Array:
-    """Mean of -log2 p(label)."""
-    return task.cross_entropy(model, batch) / float(np.log(2))
+def _bits(model: task.Model, batch: task.Batch) -> task.Score:
+    """The score whose mean is that of -log2 p(label)."""
+    total, count = task.nats(model, batch)
+    return total / float(np.log(2)), count
 
 
 def tfidf_baseline(classification: task.Task) -> dict[str, float]:

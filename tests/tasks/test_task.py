@@ -38,7 +38,8 @@ def test_cross_entropy_and_accuracy_are_those_by_hand(numerics, dtype):
     chosen = logits[np.arange(4), batch["label"]]
     expected = np.mean(np.log(np.exp(logits).sum(axis=1)) - chosen)
     np.testing.assert_allclose(task_lib.cross_entropy(model, batch), expected, rtol=1e-6)
-    assert task_lib.accuracy(model, batch) == 0.5
+    np.testing.assert_allclose(task_lib.nats(model, batch), (4 * expected, 4), rtol=1e-6)
+    assert task_lib.accuracy(model, batch) == (2, 4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
@@ -51,6 +52,7 @@ def test_mean_squared_error_is_that_by_hand(numerics, dtype):
 
     expected = (0.5**2 + 0.25**2 + 3.0**2) / 3
     np.testing.assert_allclose(task_lib.mean_squared_error(model, batch), expected, rtol=1e-6)
+    np.testing.assert_allclose(task_lib.squared_error(model, batch), (3 * expected, 3), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,9 @@ def test_mean_squared_error_is_that_by_hand(numerics, dtype):
     [
         (task_lib.cross_entropy, {"label": np.zeros(4, np.int32)}),
         (task_lib.accuracy, {"label": np.zeros(4, np.int32)}),
+        (task_lib.nats, {"label": np.zeros(4, np.int32)}),
         (task_lib.mean_squared_error, {"target": np.zeros((4, 1), np.float32)}),
+        (task_lib.squared_error, {"target": np.zeros((4, 1), np.float32)}),
     ],
 )
 def test_outputs_at_every_step_are_refused(measure, answer):
@@ -119,9 +123,14 @@ def test_every_task_keeps_the_contract(numerics, name, data_dir):
         return loss, grad, task.score(model(kernel), batch)
 
     kernel = jnp.zeros((np.prod(task.in_features), task.out_features), jnp.float32)
-    loss, grad, score = learn(kernel)
-    assert loss.shape == score.shape == ()
-    assert loss.dtype == score.dtype == jnp.float32
+    loss, grad, (total, count) = learn(kernel)
+    assert loss.shape == total.shape == count.shape == ()
+    assert (loss.dtype, total.dtype, count.dtype) == (jnp.float32, jnp.float32, jnp.int32)
+    answers = np.count_nonzero(batch["labels"] != task_lib.NOT_ASKED) if "labels" in batch else None
+    if answers is None:  # one for each sequence, or for each true step
+        steps = np.sum(batch.get("lengths", task.seq_len * np.ones(32)))
+        answers = steps if task.kind is tasks.Kind.ANSWER_A_STEP else 32
+    assert int(count) == answers
     assert learn(kernel - 0.01 * grad)[0] < loss
 
 
