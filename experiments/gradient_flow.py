@@ -9,9 +9,11 @@ task by then is shown beside it.
     python -m experiments.gradient_flow --cells=lstm,gru --learning_rate=1e-2,3e-3,1e-3
     python -m experiments.gradient_flow --task=adding --seq_len=200 --steps=2000 --hidden=128
     python -m experiments.gradient_flow --task=temporal_order --cells=elman,lstm --steps=1000
+    python -m experiments.gradient_flow ... --out=runs/mine --resume       (the same flags again: goes on)
 
-It writes a run directory (config.json, metrics.csv, TensorBoard events, gradient_flow.npz and .csv, summary.csv,
-checkpoints/, figures/) and prints where.
+It writes a run directory (config.json, metrics.csv, TensorBoard events, gradient_flow.npz and .csv, summary.csv, a
+checkpoint for each cell, figures/) and prints where. A cell in training is saved at every tenth of its steps. A run
+that was killed at any moment and resumed ends with the same metrics.csv, profiles and weights as one left alone.
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ import functools
 import pathlib
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +34,17 @@ from rnn_jax import flow, tasks
 from rnn_jax.constant import parameter_count
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.registry import split_names
-from rnn_jax.report.gradient_flow import gradient_flow as draw
-from rnn_jax.report.gradient_flow import lag_text
-from rnn_jax.report.learning import learning as draw_learning
+from rnn_jax.report.learning import draw_learning
+from rnn_jax.report.profiles import draw_profiles, lag_text
 from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
-from rnn_jax.training.ensemble import over_members, use_cores
+from rnn_jax.training.config import TrainConfig, evenly
+from rnn_jax.training.ensemble import use_cores
+from rnn_jax.training.loop import train_ensemble
 from rnn_jax.training.optimizers import make_ensemble_optimizer
-from rnn_jax.training.step import evaluate, make_ensemble, train_step
+from rnn_jax.training.resume import open_run, other_versions, resume_command
+from rnn_jax.training.session import Interrupted, Session, open_session
+from rnn_jax.training.step import make_ensemble
 
 _CELLS = flags.DEFINE_string(
     "cells",
@@ -61,6 +67,7 @@ _CLIP = flags.DEFINE_float("clip", 1.0, "Clip gradients to this global norm; 0 d
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Members of the ensemble: seed, seed + 1, ...", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "The first seed, of parameters and of the order of the data.", lower_bound=0)
 _OUT = flags.DEFINE_string("out", None, "Folder for the results; runs/gradient_flow-<time> by default.")
+_RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --out; the other flags must be what they were.")
 
 _PROFILES_KEPT = 20  # on the way through training, for the heat map
 _SCORES_KEPT = 10  # on the way through training, for the learning curve
@@ -72,14 +79,14 @@ class Result:
     """What one cell at one learning rate showed, over seeds.
 
     Attributes:
-      profiles: by part of the carry, `[logged steps, seeds, time]`.
+      profiles: by (layer, part of its carry), `[logged steps, seeds, time]`.
       scores: on the test split, `[seeds]`.
       baseline_score: of the input-independent baseline.
       parameters: of one member.
       seconds: that the training took, with all that was trained beside it in the same program.
     """
 
-    profiles: dict[str, np.ndarray]
+    profiles: dict[tuple[str, str], np.ndarray]
     scores: np.ndarray
     baseline_score: float
     parameters: int
@@ -104,27 +111,48 @@ def main(argv: list[str]) -> None:
             jax.eval_shape(lambda cell=cell: make_model(cell, task, nnx.Rngs(0)))
         tasks.batches(task.train, _BATCH.value, _SEED.value)
         given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-        out = run_directory.default_out("gradient_flow") if _OUT.value is None else _OUT.value
-        run_dir = run_directory.create(out, {**given, "blanks": blanks, "data": task.fingerprint})
+        del given["resume"]
+        given["blanks"] = blanks
+        run_dir = open_run("gradient_flow", _OUT.value, given, task.fingerprint, resume=_RESUME.value)
+        saved = [cell for cell in cells if run_directory.has_checkpoint(run_dir, cell)]  # finished, but for the last
     except ValueError as error:
         sys.exit(str(error))
 
+    notes = {cell: run_directory.load_note(run_dir, cell) for cell in saved}
     results: dict[str, Result] = {}
-    bar = tqdm.tqdm(total=len(cells) * (_STEPS.value + 1), unit="step", disable=None)
-    with run_directory.MetricWriter(run_dir) as writer, bar:
+    for cell in saved:
+        if "finished" in notes[cell]:
+            results |= finished(cell, task, learning_rates, run_dir, notes[cell]["finished"])
+    if results:
+        save(run_dir, results)
+    if len(results) < len(cells) * len(learning_rates) and (warning := other_versions(run_dir, task.fingerprint)):
+        print(warning, file=sys.stderr)
+    position = notes[saved[-1]]["position"] if saved else 0
+    done = sum(note["step"] + ("finished" in note) for note in notes.values())
+    bar = tqdm.tqdm(total=len(cells) * (_STEPS.value + 1), initial=done, unit="step", disable=None)
+    judged = dataclasses.replace(task, validation=held_out(task))
+    with open_session(run_dir, position, bar) as session:
         for cell in cells:
+            if "finished" in notes.get(cell, {}):
+                continue
             bar.set_description(cell)
             try:
-                results |= train(cell, task, learning_rates, run_dir, writer, bar)
-            except KeyboardInterrupt:
+                if session.signals:  # that came while the cell before ended
+                    raise Interrupted(session.signals[0], 0)
+                results |= train(cell, judged, learning_rates, run_dir, session)
+            except (Interrupted, KeyboardInterrupt) as stop:  # the latter at a second Ctrl-C, without a checkpoint
                 bar.close()
-                print(f"Interrupted at {cell!r}; what the cells before it showed is in {run_dir}.", file=sys.stderr)
-                sys.exit(130)
+                command = resume_command("experiments.gradient_flow", run_dir, _OUT.value)
+                print(
+                    f"Interrupted at {cell!r}; what the cells before it showed is in {run_dir}. To go on:\n  {command}",
+                    file=sys.stderr,
+                )
+                sys.exit(128 + stop.signal if isinstance(stop, Interrupted) else 130)
             save(run_dir, results)
     print_table(task, results)
     print(f"\nThe run directory is {run_dir}. Look at:")
     for path in (
-        *draw(run_dir),
+        *draw_profiles(run_dir),
         *draw_learning(run_dir),
         run_dir / "summary.csv",
         run_dir / "gradient_flow.csv",
@@ -135,8 +163,9 @@ def main(argv: list[str]) -> None:
 
 def check_lengths(task: tasks.Task) -> None:
     """Raises ValueError unless all sequences are of one length: else a step has no one lag from the end."""
-    if task.train.lengths is not None or task.stateful:
-        kind = "is one long stream" if task.stateful else "has sequences of different lengths"
+    is_stream = task.kind is tasks.Kind.STREAM
+    if task.train.lengths is not None or is_stream:
+        kind = "is one long stream" if is_stream else "has sequences of different lengths"
         raise ValueError(
             f"--task={_TASK.value} {kind}, where a step has no lag of its own; allowed: a task whose sequences have"
             " one length. `python -m experiments.train` takes this one."
@@ -150,22 +179,18 @@ def make_model(cell: str, task: tasks.Task, rngs: nnx.Rngs) -> SequenceClassifie
         _HIDDEN.value,
         task.out_features,
         emb_size=_EMB_SIZE.value if task.reads_tokens else None,
-        per_step=task.per_step,
+        per_step=task.kind is tasks.Kind.ANSWER_A_STEP,
         layers=_LAYERS.value,
         bidirectional=_BIDIRECTIONAL.value,
         rngs=rngs,
     )
 
 
-def steps_to_keep(count: int) -> list[int]:
-    """Returns 0, before the first update, the step after the last one, and steps between, `count` beside the first."""
-    return sorted({round(step) for step in np.linspace(0, _STEPS.value, count + 1)})
-
-
-def held_out(task: tasks.Task) -> dict[str, np.ndarray]:
+def held_out(task: tasks.Task) -> tasks.ArraySource:
     """Examples for the learning curve, by which nothing is chosen: of the validation split, else of the test split."""
     source = task.test if task.validation is None else task.validation
-    return tasks.collate([source[index] for index in range(min(_HELD_OUT, len(source)))], ragged=False)
+    examples = [source[index] for index in range(min(_HELD_OUT, len(source)))]
+    return tasks.ArraySource(**tasks.collate(examples, ragged=False))
 
 
 def parse_learning_rates(texts: list[str]) -> list[float]:
@@ -179,17 +204,24 @@ def parse_learning_rates(texts: list[str]) -> list[float]:
     return rates
 
 
+def labels(cell: str, learning_rates: list[float]) -> list[str]:
+    """Names the cell at each learning rate."""
+    return [cell] if len(learning_rates) == 1 else [f"{cell} at {rate:g}" for rate in learning_rates]
+
+
 def train(
-    cell: str,
-    task: tasks.Task,
-    learning_rates: list[float],
-    run_dir: pathlib.Path,
-    writer: run_directory.MetricWriter,
-    bar: tqdm.tqdm,
+    cell: str, task: tasks.Task, learning_rates: list[float], run_dir: pathlib.Path, session: Session
 ) -> dict[str, Result]:
     """Trains a member for each learning rate and seed, all in one program; returns a result for each learning rate.
 
     A seed draws the parameters and the order of the data, and is the same at every learning rate.
+
+    Args:
+      cell: its name.
+      task: its validation split is what the learning curve is of.
+      learning_rates: of Adam.
+      run_dir: the run directory. The checkpoint named like the cell is that of its training, and then the models.
+      session: open at the end of what was trained before.
     """
     start = time.perf_counter()
     seeds = list(range(_SEED.value, _SEED.value + _SEEDS.value))
@@ -197,57 +229,67 @@ def train(
     member_rates = jnp.repeat(jnp.asarray(learning_rates, jnp.float32), len(seeds))
     clip = _CLIP.value or None
     opt_states = jax.vmap(lambda rate, model: make_ensemble_optimizer(rate, clip).init(model))(member_rates, models)
-    one_member = functools.partial(train_step, make_ensemble_optimizer(0.0, clip), task.loss)
-    step_fn = over_members(one_member, donate_argnums=(0, 1))
-    streams = [tasks.batches(task.train, _BATCH.value, seed) for seed in seeds]
-
-    def label(rate: float) -> str:
-        return cell if len(learning_rates) == 1 else f"{cell} at {rate:g}"
-
-    names = [f"{label(rate)}/seed{seed}" for rate in learning_rates for seed in seeds]
-    logged, scored = steps_to_keep(_PROFILES_KEPT), steps_to_keep(_SCORES_KEPT)
-    unseen = held_out(task)
-    kept: dict[int, dict[str, np.ndarray]] = {}
-    for step in range(_STEPS.value + 1):
-        if step == _STEPS.value:  # this one measures what the last update left; what it updates is not used
-            trained = jax.tree.map(jnp.copy, models)
-        if step in scored:
-            scores = evaluate(task.score, models, unseen)
-            writer.write(step, {f"{name}/held_out_{task.metric}": score for name, score in zip(names, scores)})
-        members = [next(stream) for stream in streams] * len(learning_rates)
-        batch = jax.tree.map(lambda *arrays: np.stack(arrays), *members)
-        models, opt_states, profile = step_fn(models, opt_states, batch)
-        if step in logged:
-            kept[step] = jax.tree.map(np.asarray, profile.in_run_order())
-            writer.write(step, {f"{name}/loss": float(loss) for name, loss in zip(names, profile.loss)})
-            bar.set_postfix(loss=f"{np.mean(profile.loss):.3f}", refresh=False)
-        bar.update()
-
-    scores = evaluate(task.score, trained, tasks.as_batch(task.test))
-    writer.write(_STEPS.value, {f"{name}/test_{task.metric}": score for name, score in zip(names, scores)})
-    run_directory.save_checkpoint(run_dir, cell, trained)
-    profiles = {part: np.stack([kept[step][part] for step in logged]) for part in kept[0]}
-
-    parameters = parameter_count(trained) // len(names)
+    config = TrainConfig(
+        steps=_STEPS.value,
+        batch_size=_BATCH.value,
+        eval_at=evenly(_SCORES_KEPT, _STEPS.value),
+        look_at=evenly(_PROFILES_KEPT, _STEPS.value),
+        look="update",
+        keep_best=False,
+        on_nonfinite="take",  # a member may diverge, and the others go on
+    )
     seconds = time.perf_counter() - start
-    results = {}
-    for k, rate in enumerate(learning_rates):
+    result = train_ensemble(
+        task,
+        models,
+        opt_states,
+        make_ensemble_optimizer(0.0, clip),
+        run_dir,
+        config,
+        session,
+        labels=labels(cell, learning_rates),
+        seeds=seeds,
+        checkpoint=cell,
+    )
+    # First the profiles, then what says that the cell is finished: a kill between them has it end once more.
+    by_label = {}
+    for k, label in enumerate(labels(cell, learning_rates)):
         mine = slice(k * len(seeds), (k + 1) * len(seeds))
-        of_rate = {part: profile[:, mine] for part, profile in profiles.items()}
-        results[label(rate)] = Result(of_rate, scores[mine], task.baseline_score, parameters, seconds)
-    return results
+        by_label[label] = {name: array_LST[:, mine] for name, array_LST in result.profiles.items()}
+    run_directory.save_profiles(run_dir, result.look_steps, by_label)
+    told = {
+        "scores": result.test_score.tolist(),
+        "parameters": parameter_count(result.model) // len(member_rates),
+        "seconds": seconds + result.seconds,
+    }
+    note = {"finished": told, "step": _STEPS.value, "position": session.writer.position}
+    run_directory.save_checkpoint(run_dir, cell, result.model, note)
+    return finished(cell, task, learning_rates, run_dir, told)
+
+
+def finished(
+    cell: str, task: tasks.Task, learning_rates: list[float], run_dir: pathlib.Path, told: dict[str, Any]
+) -> dict[str, Result]:
+    """Returns the results of a cell whose training is finished, from the note of its checkpoint and the profiles."""
+    profiles = run_directory.load_profiles(run_dir)[1]
+    scores = np.array(told["scores"], np.float64).reshape(len(learning_rates), -1)
+    return {
+        label: Result(profiles[label], scores[k], task.baseline_score, told["parameters"], told["seconds"])
+        for k, label in enumerate(labels(cell, learning_rates))
+    }
 
 
 def save(run_dir: pathlib.Path, results: dict[str, Result]) -> None:
-    """Writes the profiles of all cells so far, and a summary row for each cell, part, stage and seed."""
+    """Writes the profiles of all cells so far as a table, and a summary row for each cell, layer, part, stage, seed."""
     rows = []
     for cell, result in results.items():
-        for part, profiles_LST in result.profiles.items():
+        for (layer, part), profiles_LST in result.profiles.items():
             for stage, profiles_ST in (("initialisation", profiles_LST[0]), ("trained", profiles_LST[-1])):
                 lags = flow.horizon(jnp.asarray(profiles_ST))
                 rows += [
                     {
                         "cell": cell,
+                        "layer": layer,
                         "part": part,
                         "stage": stage,
                         "seed": _SEED.value + k,
@@ -260,9 +302,7 @@ def save(run_dir: pathlib.Path, results: dict[str, Result]) -> None:
                     }
                     for k in range(_SEEDS.value)
                 ]
-    run_directory.save_profiles(
-        run_dir, steps_to_keep(_PROFILES_KEPT), {cell: r.profiles for cell, r in results.items()}
-    )
+    run_directory.save_profile_table(run_dir)
     run_directory.save_table(run_dir, rows)
 
 
@@ -275,10 +315,10 @@ def print_table(task: tasks.Task, results: dict[str, Result]) -> None:
     print("and log10 of the share of it that is left at step 1:\n")
     rows = []
     for label, result in results.items():
-        layers = whole_carries(result.profiles)
-        for layer in layers:
+        layers = {layer: array_LST for (layer, part), array_LST in result.profiles.items() if not part}
+        for layer, profiles_LST in layers.items():
             row = [label if len(layers) == 1 else f"{label} {layer}"]
-            for profiles_ST in (result.profiles[layer][0], result.profiles[layer][-1]):
+            for profiles_ST in (profiles_LST[0], profiles_LST[-1]):
                 lags = flow.horizon(jnp.asarray(profiles_ST))
                 with np.errstate(invalid="ignore"):  # a profile of zeros leaves no share: NaN
                     left = profiles_ST[:, 0] - profiles_ST.max(axis=-1)
@@ -298,11 +338,6 @@ def print_table(task: tasks.Task, results: dict[str, Result]) -> None:
 
 def spread(values: np.ndarray, form: str) -> str:
     return f"{np.median(values):{form}} [{np.min(values):{form}}, {np.max(values):{form}}]"
-
-
-def whole_carries(profiles: dict[str, np.ndarray]) -> list[str]:
-    """Returns the layers among the parts: `rnn`, not `rnn/c`."""
-    return [part for part in profiles if not any(part.startswith(f"{other}/") for other in profiles)]
 
 
 if __name__ == "__main__":

@@ -12,14 +12,9 @@ summary.csv, checkpoints/last and best, figures/) and prints where. A run that w
 with the same metrics.csv and the same weights as one left alone.
 """
 
-import importlib.metadata
-import json
 import math
-import os
 import pathlib
-import shlex
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -29,31 +24,24 @@ import optax
 from absl import app, flags, logging
 from flax import nnx
 
+from experiments.option_flags import define_option_flags
 from rnn_jax import batch_mesh, flow, tasks
 from rnn_jax.constant import parameter_count
 from rnn_jax.models import LanguageModel, SequenceClassifier
-from rnn_jax.report.gradient_flow import gradient_flow as draw
-from rnn_jax.report.gradient_flow import lag_text
-from rnn_jax.report.learning import training as draw_training
-from rnn_jax.report.read import load_config, load_profiles, load_table
+from rnn_jax.report.learning import draw_training
+from rnn_jax.report.profiles import draw_profiles, lag_text
+from rnn_jax.report.read import load_profiles, load_table
 from rnn_jax.tasks.bucketing import padding_share
 from rnn_jax.tasks.embeddings import load_embeddings
-from rnn_jax.tasks.option_flags import define_option_flags
-from rnn_jax.tasks.task import package_version
 from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
-from rnn_jax.training.loop import (
-    Interrupted,
-    NotFinite,
-    TrainConfig,
-    TrainResult,
-    batches_of,
-    initial_state,
-    make_update,
-    train,
-    widths_of,
-)
+from rnn_jax.training.config import TrainConfig, batches_of, every, widths_of
+from rnn_jax.training.loop import TrainResult, train
+from rnn_jax.training.nonfinite import NotFinite
 from rnn_jax.training.optimizers import OPTIMIZERS, SCHEDULES, make_optimizer
+from rnn_jax.training.resume import open_run, other_versions, resume_command
+from rnn_jax.training.session import Interrupted
+from rnn_jax.training.update import initial_state, make_update
 from rnn_jax.training.watch import probe_batch
 
 _known = [*sorted(tasks.TASKS), *(f"{prefix}:..." for prefix in sorted(tasks.PREFIXES))]
@@ -127,7 +115,7 @@ def main(argv: list[str]) -> None:
         )
         embedding = None if _EMBEDDINGS.value is None else read_embeddings(task)
         check(task, optimizer, config, embedding)
-        run_dir = open_run(task)
+        run_dir = open_run("train", _OUT.value, given_flags(), task.fingerprint, resume=_RESUME.value)
         if task.vocabulary is not None:
             task.vocabulary.save(run_dir / "vocabulary.json")
     except ValueError as error:
@@ -137,6 +125,8 @@ def main(argv: list[str]) -> None:
         print("This run is finished.")
         show(run_dir, task)
         return
+    if warning := other_versions(run_dir, task.fingerprint):
+        print(warning, file=sys.stderr)
     widths = widths_of(task, config)
     if widths is not None:
         assert task.train.lengths is not None
@@ -149,7 +139,8 @@ def main(argv: list[str]) -> None:
     try:
         result = train(task, model, optimizer, run_dir, config, name=network_name())
     except Interrupted as stop:
-        print(f"Stopped at step {stop.step} of {config.steps}. To go on:\n  {resume_command(run_dir)}", file=sys.stderr)
+        command = resume_command("experiments.train", run_dir, _OUT.value)
+        print(f"Stopped at step {stop.step} of {config.steps}. To go on:\n  {command}", file=sys.stderr)
         sys.exit(128 + stop.signal)
     except NotFinite as error:
         sys.exit(str(error))
@@ -176,11 +167,12 @@ def make_plan(task: tasks.Task) -> TrainConfig:
     profile_every = _PROFILE_EVERY.value
     if profile_every is None:  # on a step that updates, of those that accumulate
         profile_every = math.ceil(max(25, steps / 20) / _ACCUMULATE.value) * _ACCUMULATE.value
+    looks = profile_every > 0 and _RECURRENT.value
     return TrainConfig(
         steps=steps,
         batch_size=_BATCH.value,
-        eval_every=_EVAL_EVERY.value or math.ceil(steps / 10),
-        profile_every=profile_every if _RECURRENT.value else 0,
+        eval_at=every(_EVAL_EVERY.value or math.ceil(steps / 10), steps),
+        look_at=frozenset({0}) | every(profile_every, steps) if looks else frozenset(),
         seed=_SEED.value,
         patience=_PATIENCE.value,
         on_nonfinite=_ON_NONFINITE.value,
@@ -213,7 +205,7 @@ def make_model(
     task: tasks.Task, rngs: nnx.Rngs, embedding: jax.Array | np.ndarray | None = None
 ) -> SequenceClassifier | LanguageModel:
     """Builds the network that the flags describe and the task needs."""
-    if task.stateful:
+    if task.kind is tasks.Kind.STREAM:
         for flag, plain in ((_BIDIRECTIONAL, False), (_POOL, None), (_RECURRENT, True), (_EMBEDDINGS, None)):
             if flag.value != plain:
                 raise ValueError(
@@ -222,7 +214,7 @@ def make_model(
                 )
         return LanguageModel(
             _CELL.value,
-            task.in_features,
+            task.out_features,
             _EMB_SIZE.value,
             _HIDDEN.value,
             layers=_LAYERS.value,
@@ -241,7 +233,7 @@ def make_model(
         bidirectional=_BIDIRECTIONAL.value,
         dropout=_DROPOUT.value,
         pool=_POOL.value,
-        per_step=task.per_step,
+        per_step=task.kind is tasks.Kind.ANSWER_A_STEP,
         recurrent=_RECURRENT.value,
         rngs=rngs,
     )
@@ -262,8 +254,8 @@ def check(
         )
     batches_of(task, config)
     batch_mesh(config.devices)
-    batch = dict(probe_batch(task, config.batch_size))
-    if task.stateful:
+    batch: tasks.Batch = {**probe_batch(task, config.batch_size)}
+    if task.kind is tasks.Kind.STREAM:
         batch["first"] = jnp.zeros((), bool)
 
     def one_update() -> Any:
@@ -273,72 +265,15 @@ def check(
     jax.eval_shape(one_update)
 
 
-def open_run(task: tasks.Task) -> pathlib.Path:
-    """Makes the run directory, or, with --resume, finds the run there and holds its flags and data against these.
-
-    Raises:
-      ValueError: if the folder cannot be used, or a flag or the data differ.
-    """
+def given_flags() -> dict[str, Any]:
+    """Returns all flags that decide about a run, the options of tasks among them."""
     given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
     del given["resume"]
-    options = {name: flag.value for name, flag in _TASK_OPTIONS.items()}
-    config = {**given, **options}
-    if _RESUME.value and _OUT.value is None:
-        raise ValueError("--resume needs the run to go on with; allowed: with --out=FOLDER.")
-    out = run_directory.default_out("train") if _OUT.value is None else _OUT.value
-    folder = pathlib.Path(os.path.expanduser(out))
-    if not (_RESUME.value and (folder / "config.json").exists()):
-        return run_directory.create(out, {**config, "data": task.fingerprint})
-    begun = load_config(folder)
-    before, now = begun["flags"], json.loads(json.dumps(config))
-    for name in now:
-        if name != "out" and before.get(name) != now[name]:
-            raise ValueError(
-                f"--{name}={now[name]} differs from the run in {out!r}, which has {before.get(name)};"
-                " allowed with --resume: the same flags."
-            )
-    versions = {name: version for name, version in task.fingerprint.items() if is_version(name, version)}
-    for name in sorted((before["data"].keys() | task.fingerprint.keys()) - versions.keys()):
-        if before["data"].get(name) != task.fingerprint.get(name):
-            raise ValueError(
-                f"the data of --task={_TASK.value} have {name} {task.fingerprint.get(name)}, and those of the run in"
-                f" {out!r} have {before['data'].get(name)}; allowed with --resume: the same data."
-            )
-    if not (folder / "summary.csv").exists():
-        warn_of_other_versions(
-            {**before["data"], **begun["versions"]}, {**versions, **run_directory.package_versions()}
-        )
-    return folder
-
-
-def is_version(name: str, value: str) -> bool:
-    """Whether an entry of a task's fingerprint is the version of a package, and not content."""
-    try:
-        return package_version(name) == value
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-def warn_of_other_versions(before: Mapping[str, str | None], now: Mapping[str, str | None]) -> None:
-    """Says in one line which packages the run began with in another version than is here, if any."""
-    others = [f"{name} {before[name]}, here {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
-    if others:
-        print(
-            f"The run in --out began with other packages ({'; '.join(others)}): it goes on, but may end with other"
-            " numbers than one left alone.",
-            file=sys.stderr,
-        )
-
-
-def resume_command(run_dir: pathlib.Path) -> str:
-    given = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--resume=true")]
-    if _OUT.value is None:
-        given.append(f"--out={run_dir}")
-    return shlex.join(["python", "-m", "experiments.train", *given, "--resume"])
+    return {**given, **{name: flag.value for name, flag in _TASK_OPTIONS.items()}}
 
 
 def save(run_dir: pathlib.Path, task: tasks.Task, result: TrainResult) -> None:
-    """Writes summary.csv, a row for each layer and stage; it is there once a run is finished.
+    """Writes summary.csv, a row for each layer, part of its carry and stage; it is there once a run is finished.
 
     A horizon of -1 is that of a profile that is not finite.
     """
@@ -353,13 +288,12 @@ def save(run_dir: pathlib.Path, task: tasks.Task, result: TrainResult) -> None:
         "seconds": round(result.seconds, 1),
     }
     rows = []
-    for part, profile_LT in result.profiles.items():
-        for stage, profile_T in (("initialisation", profile_LT[0]), ("trained", profile_LT[-1])):
+    for (layer, part), profile_LST in result.profiles.items():
+        for stage, profile_T in (("initialisation", profile_LST[0, 0]), ("trained", profile_LST[-1, 0])):
             lags = flow.horizon(jnp.asarray(profile_T))
-            rows.append(
-                {"part": part, "stage": stage, "horizon_e": int(lags.lag_e), "horizon_1000": int(lags.lag_1000)}
-            )
-    rows = rows or [{"part": "", "stage": "", "horizon_e": "", "horizon_1000": ""}]
+            levels = {"horizon_e": int(lags.lag_e), "horizon_1000": int(lags.lag_1000)}
+            rows.append({"layer": layer, "part": part, "stage": stage, **levels})
+    rows = rows or [{"layer": "", "part": "", "stage": "", "horizon_e": "", "horizon_1000": ""}]
     run_directory.save_table(run_dir, [{"cell": network_name(), "seed": _SEED.value, **row, **common} for row in rows])
 
 
@@ -380,21 +314,20 @@ def show(run_dir: pathlib.Path, task: tasks.Task) -> None:
     }
     if int(result["skipped"]):
         table["updates skipped, not finite"] = result["skipped"]
-    parts = [row["part"] for row in rows]
     for row in rows:
-        if row["part"] and not any(row["part"].startswith(f"{other}/") for other in parts):  # a layer, not a part of it
-            time_steps = load_profiles(run_dir).log10_norm[row["cell"]][row["part"]].shape[-1]
+        if row["layer"] and not row["part"]:
+            time_steps = load_profiles(run_dir).whole_carries(row["cell"])[row["layer"]].shape[-1]
             lags = [lag_text(int(row[column]), time_steps) for column in ("horizon_e", "horizon_1000")]
             levels = (f"{level} {'at lag ' * lag.isdigit()}{lag}" for level, lag in zip(("1/e", "1/1000"), lags))
             text = "not finite" if "not finite" in lags else ", ".join(levels)
-            table[f"horizon of {row['part']}, {row['stage']}"] = text
+            table[f"horizon of {row['layer']}, {row['stage']}"] = text
     width = max(map(len, table)) + 2
     for name, text in table.items():
         print(f"  {name:{width}}{text}")
     files = ["summary.csv", "metrics.csv", "timing.csv", "checkpoints/last", "checkpoints/best", "gradient_flow.csv"]
     figures = draw_training(run_dir)
     if (run_dir / "gradient_flow.npz").exists():
-        figures += draw(run_dir)
+        figures += draw_profiles(run_dir)
     print(f"\nThe run directory is {run_dir}. Diagnostics at:")
     for path in (*figures, *(run_dir / name for name in files if (run_dir / name).exists())):
         print(f"  {path}")

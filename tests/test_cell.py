@@ -1,6 +1,7 @@
 """Claims about cells in general, and about building one from its name. Those on every cell: test_every_cell.py."""
 
 import importlib
+import pathlib
 import re
 
 import jax
@@ -12,7 +13,7 @@ from flax import nnx
 import rnn_jax
 from rnn_jax.cell import carry_names
 from rnn_jax.initializers import as_initializer, chrono_bias
-from rnn_jax.registry import cell_info, split_names
+from rnn_jax.registry import cell_info, cell_table, split_names
 from tests import reference
 
 CATALOGUE = list(rnn_jax.list_cells())
@@ -353,3 +354,8 @@ def test_a_cell_without_gates_says_what_to_write():
     cell = Gateless(3, 5, dtype=None, param_dtype=jnp.float32)
     with pytest.raises(NotImplementedError, match=r"Gateless has no `gates\(carry, x\)`; write it .*RNNCellBase"):
         cell.gates(jnp.zeros(5), jnp.zeros(3))
+
+
+def test_the_table_of_cells_is_that_of_the_registry():
+    text = (pathlib.Path(__file__).parents[1] / "docs" / "cells.md").read_text(encoding="utf-8")
+    assert text.endswith(f"\n\n{cell_table()}\n"), "write docs/cells.md anew from rnn_jax.registry.cell_table()"

@@ -137,6 +137,8 @@ def test_the_first_carry_can_be_learned():
     [
         (lambda: unroll(build("IndRNNCell"), jnp.ones((2, 4, 3)), context=jnp.ones((2, 1))),
          r"^context is given, and IndRNNCell.__call__ has no argument `context`; allowed: None\.$"),
+        (lambda: unroll(build("AttendingCell"), jnp.ones((2, 4, 3))),
+         r"^context=None, and AttendingCell asks for one; allowed: a pytree \[\*batch, ...\]\.$"),
         (lambda: unroll(build("AttendingCell"), jnp.ones((2, 4, 3)), context=jnp.ones((3, 6, 3))),
          r"^context has shape \(3, 6, 3\); allowed: \[\*batch, ...\], batch being \(2,\)\.$"),
         (lambda: unroll(build("DecayCell"), {"dt": jnp.ones((2, 5)), "x": jnp.ones((2, 4, 3))}),

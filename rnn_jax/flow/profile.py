@@ -32,7 +32,9 @@ PyTree = Any
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=["loss", "log10_norm", "grads", "aux"], meta_fields=["reversed_parts"]
+    jax.tree_util.register_dataclass,
+    data_fields=["loss", "log10_norm", "grads", "aux"],
+    meta_fields=["reversed_parts", "layers_and_parts"],
 )
 @dataclasses.dataclass(frozen=True)
 class GradientProfile:
@@ -46,6 +48,7 @@ class GradientProfile:
       grads: dL/d model, a pytree like the model.
       aux: the second output of the loss, with `has_aux`.
       reversed_parts: the keys of layers that ran from the last step to the first, and of their parts.
+      layers_and_parts: (layer, part) of every key, ("rnn", "c") for `rnn/c`; part is "" for the whole carry.
     """
 
     loss: Array
@@ -53,6 +56,7 @@ class GradientProfile:
     grads: PyTree
     aux: Any = None
     reversed_parts: frozenset[str] = frozenset()
+    layers_and_parts: tuple[tuple[str, str], ...] = ()
 
     def in_run_order(self) -> dict[str, Array]:
         """Returns `log10_norm` in the order in which each layer ran, so that lags count from the end in all of them."""
@@ -60,6 +64,11 @@ class GradientProfile:
             part: jnp.flip(profile, -1) if part in self.reversed_parts else profile
             for part, profile in self.log10_norm.items()
         }
+
+    def by_layer_and_part(self) -> dict[tuple[str, str], Array]:
+        """Returns what `in_run_order` does, by ("rnn", "") and ("rnn", "c") for `rnn` and `rnn/c`."""
+        ordered = self.in_run_order()
+        return {(layer, part): ordered[f"{layer}/{part}" if part else layer] for layer, part in self.layers_and_parts}
 
 
 def gradient_profile(loss_fn: Callable[..., Any], model: PyTree, *args: Any, has_aux: bool = False) -> GradientProfile:
@@ -100,16 +109,26 @@ def gradient_profile(loss_fn: Callable[..., Any], model: PyTree, *args: Any, has
     recorded = get_probes(grads)
     log10_norm: dict[str, Array] = {}
     reversed_parts: set[str] = set()
+    layers_and_parts: list[tuple[str, str]] = []
     for name in names:
         profile = _checked(name, recorded[name])
         of_layer = {name: profile[:, -1]}
+        layers_and_parts.append((name, ""))
         if len(parts[name]) > 1:
             of_layer |= {f"{name}/{part}": profile[:, k] for k, part in enumerate(parts[name])}
+            layers_and_parts += [(name, part) for part in parts[name]]
         log10_norm |= of_layer
         if calls[name][0].reverse:
             reversed_parts |= set(of_layer)
     loss, aux = value if has_aux else (value, None)
-    return GradientProfile(loss, log10_norm, with_probes(grads, dict.fromkeys(names)), aux, frozenset(reversed_parts))
+    return GradientProfile(
+        loss,
+        log10_norm,
+        with_probes(grads, dict.fromkeys(names)),
+        aux,
+        frozenset(reversed_parts),
+        tuple(layers_and_parts),
+    )
 
 
 def _checked(name: str, recorded: Probe) -> Array:

@@ -10,12 +10,19 @@ import numpy as np
 from flax import nnx
 
 from rnn_jax.layers import Bidirectional, Stack, as_inputs, check_dropout, dropout, make_rnn, output_features
+from rnn_jax.models.embedding import check_sizes, embed, make_embedding
+from rnn_jax.models.pooling import (
+    POOLS,
+    AttentionPool,
+    last_step,
+    max_over_steps,
+    mean_over_steps,
+    steps_within,
+)
 from rnn_jax.registry import make_cell
 from rnn_jax.unroll import check_lengths
 
 Array = jax.Array
-
-POOLS = ("last", "mean", "max", "attention")
 
 
 class SequenceClassifier(nnx.Module):
@@ -136,8 +143,8 @@ class SequenceClassifier(nnx.Module):
             context = None
             if self.rnn.takes_context:
                 context = xs if true_steps is None else jnp.where(true_steps, xs, jnp.zeros_like(xs))
-            ys = self.rnn(xs, context=context, seq_lengths=lengths, key=layers_key)
-            ys = as_inputs(ys, 1, leading)
+            outputs = self.rnn(xs, context=context, seq_lengths=lengths, key=layers_key)
+            ys = as_inputs(outputs, 1, leading)
         else:
             ys = as_inputs(xs, 1, leading)
             ys = ys if true_steps is None else jnp.where(true_steps, ys, jnp.zeros_like(ys))
@@ -145,6 +152,11 @@ class SequenceClassifier(nnx.Module):
             answers = self.head(ys if head_key is None else dropout(ys, self.dropout, head_key))
             return answers if true_steps is None else jnp.where(true_steps, answers, jnp.zeros_like(answers))
         pooled = self._pool(ys, lengths)
+        if self.pool == "last" and isinstance(self._top_layer(), Bidirectional):
+            # The backward layer has seen all at the first step. Its features are the second half of each array.
+            halves = jax.tree.map(lambda y: forward_half(y.shape[leading:]), outputs)
+            forward = as_inputs(halves, 1, 0)
+            pooled = jnp.where(forward.reshape((1,) * (pooled.ndim - 1) + forward.shape), pooled, ys[..., 0, :])
         if head_key is not None:
             pooled = dropout(pooled[..., None, :], self.dropout, head_key)[..., 0, :]
         return self.head(pooled)
@@ -168,156 +180,18 @@ class SequenceClassifier(nnx.Module):
             return mean_over_steps(ys, lengths)
         if self.pool == "max":
             return max_over_steps(ys, lengths)
-        last = last_step(ys, lengths)
-        top = self.rnn.layers[-1] if isinstance(self.rnn, Stack) else self.rnn
-        if isinstance(top, Bidirectional):  # the first half of the features is the forward layer's
-            half = ys.shape[-1] // 2
-            last = jnp.concatenate([last[..., :half], ys[..., 0, half:]], axis=-1)
-        return last
+        return last_step(ys, lengths)
+
+    def _top_layer(self) -> Any:
+        return self.rnn.layers[-1] if isinstance(self.rnn, Stack) else self.rnn
 
 
-# ------------------------------------------------------------------------------------------------------- the pools
-
-
-def last_step(ys: Array, lengths: Array | None = None) -> Array:
-    """Returns `ys [*batch, time, H]` at the last step of each sequence, `[*batch, H]`.
-
-    With `lengths`, that is the last true step; a sequence of length 0 gives the output of its first (padded) step, 0.
-    """
-    if lengths is None:
-        return ys[..., -1, :]
-    index = jnp.maximum(lengths - 1, 0)
-    return jnp.take_along_axis(ys, index[..., None, None], axis=-2)[..., 0, :]
-
-
-def mean_over_steps(ys: Array, lengths: Array | None = None) -> Array:
-    """Returns the mean of `ys [*batch, time, H]` over the true steps, `[*batch, H]`; 0 if there is none."""
-    wide = at_least_float32(ys)
-    if lengths is None:
-        return jnp.mean(wide, axis=-2).astype(ys.dtype)
-    total = jnp.sum(jnp.where(steps_within(lengths, ys.shape[-2]), wide, jnp.zeros_like(wide)), axis=-2)
-    return (total / jnp.maximum(lengths, 1)[..., None].astype(wide.dtype)).astype(ys.dtype)
-
-
-def max_over_steps(ys: Array, lengths: Array | None = None) -> Array:
-    """Returns the largest of `ys [*batch, time, H]` over the true steps, `[*batch, H]`; 0 if there is none."""
-    if lengths is None:
-        return jnp.max(ys, axis=-2)
-    lowest = jnp.full_like(ys, jnp.finfo(ys.dtype).min)
-    largest = jnp.max(jnp.where(steps_within(lengths, ys.shape[-2]), ys, lowest), axis=-2)
-    return jnp.where((lengths > 0)[..., None], largest, jnp.zeros_like(largest))
-
-
-class AttentionPool(nnx.Module):
-    r"""Mean of the outputs over time, weighted by how well each of them answers a learned query.
-
-    .. math::
-        u_t = \tanh(h_t W + b), \qquad
-        a_t = \frac{\exp(u_t \cdot q)}{\sum_s \exp(u_s \cdot q)}, \qquad
-        \mathrm{pooled} = \sum_t a_t h_t
-
-    over the true steps t and s: the word attention of Yang et al.; without b, one hop of Lin et al.
-
-    Args:
-      features: H of the outputs, and of u and q.
-      dtype, param_dtype: as in `flax.nnx.Linear`.
-      rngs: draws W and q.
-
-    References:
-      Yang, Yang, Dyer, He, Smola, Hovy 2016, "Hierarchical attention networks for document classification", NAACL.
-      Lin, Feng, dos Santos, Yu, Xiang, Zhou, Bengio 2017, "A structured self-attentive sentence embedding",
-      arXiv 1703.03130.
-    """
-
-    def __init__(self, features: int, *, rngs: nnx.Rngs, **dtypes: Any):
-        self.projection = nnx.Linear(features, features, **dtypes, rngs=rngs)
-        self.query = nnx.Linear(features, 1, use_bias=False, **dtypes, rngs=rngs)
-
-    def weights(self, ys: Array, lengths: Array | None = None) -> Array:
-        """Returns a_t for `ys [*batch, time, H]`, `[*batch, time]`, float32 at least.
-
-        They sum to 1 over the true steps and are exactly 0 beyond; all are 0 in a sequence of length 0.
-        """
-        scores = at_least_float32(self.query(jnp.tanh(self.projection(ys))))
-        if lengths is None:
-            return jax.nn.softmax(scores, axis=-2)[..., 0]
-        true_steps = steps_within(lengths, ys.shape[-2])
-        # Not -inf, whose softmax is NaN where no step is true.
-        scores = jnp.where(true_steps, scores, jnp.full_like(scores, jnp.finfo(scores.dtype).min))
-        return jnp.where(true_steps, jax.nn.softmax(scores, axis=-2), jnp.zeros_like(scores))[..., 0]
-
-    def __call__(self, ys: Array, lengths: Array | None = None) -> Array:
-        """Pools `ys [*batch, time, H]`, finite at padded steps, to `[*batch, H]`."""
-        return jnp.einsum("...t,...th->...h", self.weights(ys, lengths).astype(ys.dtype), ys)
-
-
-def steps_within(lengths: Array, time: int) -> Array:
-    """Returns which steps are true ones, bool `[*batch, time, 1]`."""
-    lengths = jnp.asarray(lengths, jnp.int32)[..., None, None]
-    return jnp.arange(time, dtype=jnp.int32).reshape((1,) * (lengths.ndim - 2) + (time, 1)) < lengths
-
-
-def at_least_float32(x: Array) -> Array:
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
-
-
-# --------------------------------------------------------------------------------------- what models have in common
-
-
-def make_embedding(
-    vocabulary_size: int,
-    emb_size: int | None,
-    matrix: Array | np.ndarray | None = None,
-    *,
-    rngs: nnx.Rngs,
-    dtype: Any = None,
-    param_dtype: Any = jnp.float32,
-) -> nnx.Embed:
-    """Makes an embedding of tokens, drawn from a normal distribution of variance 1 / E, or given as a matrix `[V, E]`.
-
-    Raises:
-      ValueError: if the size is below 1, or the matrix has another shape.
-    """
-    if matrix is not None:
-        shape = np.shape(matrix)
-        if len(shape) != 2 or shape[0] != vocabulary_size or emb_size not in (None, shape[1]):
-            wanted = f"[{vocabulary_size}, {'E' if emb_size is None else emb_size}]"
-            raise ValueError(f"embedding has shape {shape}; allowed: {wanted}, a row for each token.")
-        emb_size = shape[1]
-    assert emb_size is not None
-    check_sizes(emb_size=emb_size)
-
-    def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-        if matrix is not None:
-            return jnp.asarray(matrix, dtype)
-        return emb_size**-0.5 * jax.random.normal(key, shape, dtype)
-
-    return nnx.Embed(vocabulary_size, emb_size, embedding_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-
-
-def embed(embedding: nnx.Embed, tokens: Array, frozen: bool = False) -> Array:
-    """Maps tokens, integers `[*batch, time]`, to vectors, `[*batch, time, E]`.
-
-    Raises:
-      ValueError: if they are no such array.
-    """
-    tokens = jnp.asarray(tokens)
-    if tokens.ndim < 1 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(
-            f"inputs have shape {tokens.shape} and dtype {tokens.dtype}; allowed: tokens, integers [*batch, time]."
-        )
-    vectors = embedding(tokens)
-    return jax.lax.stop_gradient(vectors) if frozen else vectors
+def forward_half(features: tuple[int, ...]) -> Array:
+    """Returns which outputs of a bidirectional layer are the forward layer's, bool of the shape of the features."""
+    return jnp.broadcast_to(jnp.arange(features[-1]) < features[-1] // 2, features)
 
 
 def reads_one_axis(cell: str, in_features: int, hidden_features: int, **kwargs: Any) -> bool:
     """Whether a cell of this name reads one feature axis; arguments as `rnn_jax.make_cell`."""
     built = jax.eval_shape(lambda: make_cell(cell, in_features, hidden_features, rngs=nnx.Rngs(0), **kwargs))
     return built.num_feature_axes == 1
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raises ValueError if a size is below 1."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}={size} is not a size; allowed: 1 or more.")

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rnn_jax.layers import Stack, as_inputs, check_dropout, dropout, make_rnn, output_features
-from rnn_jax.models.classifier import at_least_float32, check_sizes, embed, make_embedding, steps_within
+from rnn_jax.models.embedding import check_sizes, embed, make_embedding
+from rnn_jax.models.pooling import at_least_float32, steps_within
 
 Array = jax.Array
 Carry = Any

@@ -236,7 +236,7 @@ class _Run:
         if not metrics:
             raise ValueError(f"{os.fspath(folder)!r} holds no test score; allowed: finished runs of experiments.train.")
         time = 0
-        if table[0]["part"]:
+        if table[0]["layer"]:
             profiles = read.load_profiles(folder).log10_norm
             time = next(array.shape[-1] for parts in profiles.values() for array in parts.values())
         return cls(folder, config, config["flags"], table, metrics[0].removeprefix("test/"), time)
@@ -268,7 +268,7 @@ class _Run:
         return float(self.table[0][f"{split}_score"] or "nan")
 
     def horizon(self, level: str, stage: str) -> float:
-        """The largest lag over layers, NaN if one is not finite; a part ("rnn/c") lies within that of its layer."""
+        """The largest lag over layers and parts of their carries, NaN if one is not finite."""
         lags = [float(row[level]) for row in self.table if row["stage"] == stage]
         return max(lags) if min(lags) >= 0 else math.nan
 

@@ -1,9 +1,9 @@
 """Figures of what was learned: the score along training, and how far back the gradient reached.
 
-    python -c "from rnn_jax.report.learning import learning; learning('runs/...')"
+    python -c "from rnn_jax.report.learning import draw_learning; draw_learning('runs/...')"
 
-is for runs of `experiments.gradient_flow`, many networks in one figure; `training`, in the place of `learning`, is for
-a run of `experiments.train`, one network, with its loss.
+is for runs of `experiments.gradient_flow`, many networks in one figure; `draw_training` is for a run of
+`experiments.train`, one network, with its loss.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from rnn_jax.report import read
-from rnn_jax.report.gradient_flow import COLORS, LINESTYLES, over_seeds, run_title
+from rnn_jax.report.profiles import COLORS, LINESTYLES, over_seeds, run_title
 
 _HORIZONS = {"horizon_e": ("o", "1/e"), "horizon_1000": ("D", "1/1000")}  # of summary.csv: marker and name
 _STAGES = ("initialisation", "trained")
@@ -108,7 +108,7 @@ def learning_figure(
 
     Args:
       curves: of the cells, at least one.
-      rows: of summary.csv: cell, part, stage, horizon_e, horizon_1000, test_score, baseline_score. Without
+      rows: of summary.csv: cell, layer, part, stage, horizon_e, horizon_1000, test_score, baseline_score. Without
         rows there is one panel.
       time: steps in a sequence, where a horizon says that the gradient lives over all of it.
       title: of the figure.
@@ -157,7 +157,7 @@ def _draw_horizons(
     ax: Axes, layers: Mapping[tuple[str, str], Sequence[Mapping[str, str]]], colors: Mapping[str, str], time: int | None
 ) -> None:
     cells = [cell for cell, _ in layers]
-    labels = [cell if cells.count(cell) == 1 else f"{cell} {part}" for cell, part in layers]
+    labels = [cell if cells.count(cell) == 1 else f"{cell} {layer}" for cell, layer in layers]
     for i, ((cell, _), rows) in enumerate(layers.items()):
         plot_horizons(ax, rows, y=-i, color=colors.get(cell, "0.4"))
         ax.annotate(
@@ -187,7 +187,7 @@ def _draw_horizons(
     ax.legend(handles=keys, loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False, fontsize=9, ncols=2)
 
 
-def learning(run_dir: read.StrPath, *others: read.StrPath, out: read.StrPath | None = None) -> list[pathlib.Path]:
+def draw_learning(run_dir: read.StrPath, *others: read.StrPath, out: read.StrPath | None = None) -> list[pathlib.Path]:
     """Draws the learning curves of a run into its figures/learning.png and returns that path.
 
     It returns no path, and draws nothing, if the run scored no held-out examples.
@@ -346,9 +346,9 @@ def training_figure(
         plot_scores(ax, metric, metrics.get(f"validation/{metric}", {}), test=test, baseline=baseline)
         ax.set_title("what was learned", fontsize=11)
     if profiles is not None:
-        ((_, parts),) = profiles.log10_norm.items()
-        layers = [part for part in parts if not any(part.startswith(f"{other}/") for other in parts)]
-        plot_reach(beside[0], profiles.steps, {layer: parts[layer][:, 0] for layer in layers})
+        (network,) = profiles.log10_norm
+        layers = profiles.whole_carries(network)
+        plot_reach(beside[0], profiles.steps, {layer: array_LST[:, 0] for layer, array_LST in layers.items()})
         beside[0].set_title("how far back the gradient reaches", fontsize=11)
 
     last = max((step for values in metrics.values() for step in values), default=0)
@@ -361,7 +361,7 @@ def training_figure(
     return figure
 
 
-def training(run_dir: read.StrPath) -> list[pathlib.Path]:
+def draw_training(run_dir: read.StrPath) -> list[pathlib.Path]:
     """Draws the training of a run of `experiments.train` into its figures/learning.png and returns that path.
 
     Raises:
@@ -392,10 +392,9 @@ def _finite(row: Mapping[str, str]) -> bool:
 
 
 def _layers(rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, str], list[Mapping[str, str]]]:
-    """The rows of whole carries ("rnn", not "rnn/c"), by cell and part."""
+    """The rows of whole carries, by cell and layer."""
     by_layer: dict[tuple[str, str], list[Mapping[str, str]]] = {}
     for row in rows:
-        by_layer.setdefault((row["cell"], row["part"]), []).append(row)
-    names = list(by_layer)
-    inside = {(cell, part) for cell, part in names if any(c == cell and part.startswith(f"{p}/") for c, p in names)}
-    return {name: of_layer for name, of_layer in by_layer.items() if name not in inside}
+        if not row["part"]:
+            by_layer.setdefault((row["cell"], row["layer"]), []).append(row)
+    return by_layer

@@ -18,12 +18,16 @@ class Profiles:
 
     Attributes:
       steps: [L], the training steps at which profiles were taken.
-      log10_norm: cell -> part of its carry ("rnn", "rnn/c", "layers/0", ...) -> [L, seeds, time], log10 of
-        the norm of the adjoint; -inf where it is exactly zero.
+      log10_norm: cell -> (layer, part of its carry), as ("rnn", "c"), or ("rnn", "") for the whole carry ->
+        [L, seeds, time], log10 of the norm of the adjoint; -inf where it is exactly zero.
     """
 
     steps: np.ndarray
-    log10_norm: dict[str, dict[str, np.ndarray]]
+    log10_norm: dict[str, dict[tuple[str, str], np.ndarray]]
+
+    def whole_carries(self, cell: str) -> dict[str, np.ndarray]:
+        """Returns the profiles of a cell's layers, without those of parts of their carries."""
+        return {layer: array for (layer, part), array in self.log10_norm[cell].items() if not part}
 
 
 def load_config(run_dir: StrPath) -> dict[str, Any]:
@@ -33,12 +37,12 @@ def load_config(run_dir: StrPath) -> dict[str, Any]:
 
 def load_profiles(run_dir: StrPath) -> Profiles:
     """Reads gradient_flow.npz; raises ValueError if the run wrote none."""
-    log10_norm: dict[str, dict[str, np.ndarray]] = {}
+    log10_norm: dict[str, dict[tuple[str, str], np.ndarray]] = {}
     with np.load(_existing(run_dir, "gradient_flow.npz")) as arrays:
         for key in arrays.files:
             if key != "steps":
-                cell, part = key.split("|")
-                log10_norm.setdefault(cell, {})[part] = arrays[key]
+                cell, layer, part = key.split("|")
+                log10_norm.setdefault(cell, {})[layer, part] = arrays[key]
         return Profiles(arrays["steps"], log10_norm)
 
 

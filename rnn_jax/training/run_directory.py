@@ -4,10 +4,12 @@
     metrics.csv           step,name,value: one row a number, flushed at each write; holds no times
     timing.csv            step,seconds,examples_per_second: of a training run
     events.out.tfevents*  the same numbers for TensorBoard
-    gradient_flow.npz     "steps" [L] and, for each "<cell>|<part>", log10 adjoint norms [L, seeds, time]
-    gradient_flow.csv     cell,part,step,seed,t,lag,log10_norm: the same numbers, t = 1..T and lag = T - t
+    gradient_flow.npz     "steps" [L] and, for each "<cell>|<layer>|<part>", log10 adjoint norms [L, seeds, time]
+    gradient_flow.csv     cell,layer,part,step,seed,t,lag,log10_norm: the same numbers, t = 1..T and lag = T - t
     summary.csv           one row a result, columns chosen by the experiment
     checkpoints/<name>/   Orbax
+
+A layer is a path in the model ("rnn", "rnn/layers/0"); a part is a name in its carry ("c", "h"), "" for all of it.
 
 This file writes; `rnn_jax.report.read` reads. The files are the only contract between them.
 """
@@ -38,9 +40,10 @@ from absl import logging as absl_logging
 _ALLOWED = "allowed: a writable folder that is absent, empty or without config.json"
 # Whatever computes a run's numbers, orders its data or stores its state.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "grain", "orbax-checkpoint", "rnn_jax")
-_KEY_SEPARATOR = "|"  # in gradient_flow.npz, where "/" and ":" are taken: they occur in parts and in cell names
+_KEY_SEPARATOR = "|"  # in gradient_flow.npz, where "/" and ":" are taken: they occur in layers and in cell names
 
 StrPath = str | os.PathLike[str]
+Profiles = Mapping[str, Mapping[tuple[str, str], Any]]  # cell -> (layer, part of its carry) -> [L, seeds, time]
 _Tree = TypeVar("_Tree")
 
 
@@ -96,7 +99,7 @@ class MetricWriter:
     Args:
       run_dir: the run directory.
       position: the `position` of an earlier writer; what was written behind it is dropped, from what TensorBoard
-        shows, too. 0 drops everything. Steps up to there must be in order.
+        shows, too. 0 drops everything.
     """
 
     def __init__(self, run_dir: StrPath, position: int | None = None):
@@ -131,15 +134,21 @@ class MetricWriter:
         self._events.add_summary(self._summary(value=points), step)
 
     def _purge(self, kept: str, event_pb2: Any) -> None:
-        """Has TensorBoard drop what it has from the last kept step on, and writes that step again.
+        """Has TensorBoard drop what it has from the last kept step on, and writes again what is kept of it.
 
-        It drops by step alone, and at that step, too, something may have been written behind the position.
+        It drops by step alone: what was written at that step behind the position, but also, where several trainings
+        follow each other, what an earlier one wrote at later steps.
         """
         rows = list(csv.DictReader(io.StringIO(kept)))
         last = int(rows[-1]["step"]) if rows else 0
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._events.add_event(event_pb2.Event(session_log=start), last)
-        self._write_events(last, {row["name"]: float(row["value"]) for row in rows if int(row["step"]) == last})
+        dropped: dict[int, dict[str, float]] = {}
+        for row in rows:
+            if int(row["step"]) >= last:
+                dropped.setdefault(int(row["step"]), {})[row["name"]] = float(row["value"])
+        for step in sorted(dropped):
+            self._write_events(step, dropped[step])
 
     @property
     def position(self) -> int:
@@ -157,17 +166,15 @@ class MetricWriter:
         self.close()
 
 
-def save_profiles(
-    run_dir: StrPath,
-    steps: Sequence[int] | np.ndarray,
-    log10_norm: Mapping[str, Mapping[str, Any]],
-) -> pathlib.Path:
-    """Writes gradient profiles to gradient_flow.npz and gradient_flow.csv, replacing earlier ones.
+def save_profiles(run_dir: StrPath, steps: Sequence[int] | np.ndarray, log10_norm: Profiles) -> pathlib.Path:
+    """Writes gradient profiles to gradient_flow.npz; those of other cells that it holds already stay.
+
+    Where other cells were looked at at other steps, "steps" holds them all, and a profile is NaN where it has none.
 
     Args:
       run_dir: the run directory.
       steps: [L], the training steps at which profiles were taken; 0 is before the first update.
-      log10_norm: cell -> part of its carry -> [L, seeds, time]; -inf (an exact zero) and NaN are kept.
+      log10_norm: the profiles; -inf (an exact zero) and NaN are kept.
 
     Returns:
       The path of gradient_flow.npz.
@@ -180,33 +187,72 @@ def save_profiles(
     if steps_L.ndim != 1 or not any(log10_norm.values()):
         raise ValueError(f"profiles of {list(log10_norm)} at steps of shape {steps_L.shape}; allowed: some, at [L]")
     arrays: dict[str, np.ndarray] = {}
-    for cell, parts in log10_norm.items():
-        for part, values in parts.items():
+    for cell, profiles in log10_norm.items():
+        for (layer, part), values in profiles.items():
             array_LST = np.asarray(values)
-            if _KEY_SEPARATOR in cell + part:
-                raise ValueError(f"profile {cell!r}, {part!r}: allowed: names without {_KEY_SEPARATOR!r}")
+            if any(_KEY_SEPARATOR in word for word in (cell, layer, part)):
+                raise ValueError(f"profile {cell!r}, {layer!r}, {part!r}: allowed: names without {_KEY_SEPARATOR!r}")
             is_float = np.issubdtype(array_LST.dtype, np.floating)
             if array_LST.ndim != 3 or len(array_LST) != len(steps_L) or not array_LST.size or not is_float:
                 raise ValueError(
-                    f"profile {cell!r}, {part!r} is {array_LST.dtype}{list(array_LST.shape)}; "
+                    f"profile {cell!r}, {layer!r}, {part!r} is {array_LST.dtype}{list(array_LST.shape)}; "
                     f"allowed: NumPy floats [L, seeds, time] with L = {len(steps_L)} steps"
                 )
-            arrays[cell + _KEY_SEPARATOR + part] = array_LST
+            arrays[_KEY_SEPARATOR.join((cell, layer, part))] = array_LST
 
+    others_L, others = _load_arrays(run_dir)
+    others = {key: array for key, array in others.items() if key.split(_KEY_SEPARATOR)[0] not in log10_norm}
+    if others and not np.array_equal(others_L, steps_L):
+        all_L = np.union1d(others_L, steps_L)
+        others = {key: _at_steps(all_L, others_L, array) for key, array in others.items()}
+        arrays = {key: _at_steps(all_L, steps_L, array) for key, array in arrays.items()}
+        steps_L = all_L
     path = pathlib.Path(run_dir) / "gradient_flow.npz"
     with _replacing(path) as temporary, temporary.open("wb") as file:
         # numpy's stub reads each of these keywords as its flag `allow_pickle`
-        np.savez(file, steps=steps_L, **arrays)  # type: ignore[arg-type]
-    with _replacing(path.with_suffix(".csv")) as temporary, _open_csv(temporary) as table:
+        np.savez(file, steps=steps_L, **others, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def load_profiles(run_dir: StrPath) -> tuple[np.ndarray, dict[str, dict[tuple[str, str], np.ndarray]]]:
+    """Returns the steps [L] and the profiles that `save_profiles` wrote; none of either if it wrote none."""
+    steps_L, arrays = _load_arrays(run_dir)
+    log10_norm: dict[str, dict[tuple[str, str], np.ndarray]] = {}
+    for key, array_LST in arrays.items():
+        cell, layer, part = key.split(_KEY_SEPARATOR)
+        log10_norm.setdefault(cell, {})[layer, part] = array_LST
+    return steps_L, log10_norm
+
+
+def save_profile_table(run_dir: StrPath) -> pathlib.Path:
+    """Writes gradient_flow.csv, the numbers of gradient_flow.npz, and returns its path."""
+    steps_L, arrays = _load_arrays(run_dir)
+    path = pathlib.Path(run_dir) / "gradient_flow.csv"
+    with _replacing(path) as temporary, _open_csv(temporary) as table:
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["cell", "part", "step", "seed", "t", "lag", "log10_norm"])
+        writer.writerow(["cell", "layer", "part", "step", "seed", "t", "lag", "log10_norm"])
         for key, array_LST in arrays.items():
-            cell, part = key.split(_KEY_SEPARATOR)
+            names = key.split(_KEY_SEPARATOR)
             for step, profile_ST in zip(steps_L.tolist(), array_LST.tolist(), strict=True):
                 for seed, profile_T in enumerate(profile_ST):
                     for t, value in enumerate(profile_T, start=1):
-                        writer.writerow([cell, part, step, seed, t, len(profile_T) - t, value])
+                        writer.writerow([*names, step, seed, t, len(profile_T) - t, value])
     return path
+
+
+def _load_arrays(run_dir: StrPath) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    path = pathlib.Path(run_dir) / "gradient_flow.npz"
+    if not path.exists():
+        return np.zeros(0, int), {}
+    with np.load(path) as arrays:
+        return arrays["steps"], {key: arrays[key] for key in arrays.files if key != "steps"}
+
+
+def _at_steps(all_L: np.ndarray, steps_L: np.ndarray, array_LST: np.ndarray) -> np.ndarray:
+    """Returns an array of the steps it has, NaN at the others."""
+    filled = np.full((len(all_L), *array_LST.shape[1:]), np.nan, array_LST.dtype)
+    filled[np.searchsorted(all_L, steps_L)] = array_LST
+    return filled
 
 
 def save_table(run_dir: StrPath, rows: Sequence[Mapping[str, object]]) -> pathlib.Path:

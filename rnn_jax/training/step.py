@@ -1,18 +1,14 @@
 """One optimiser step that also measures the gradient flow, for one model or an ensemble in one program."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
 from rnn_jax.flow import GradientProfile, gradient_profile
-from rnn_jax.tasks.task import NOT_ASKED
-from rnn_jax.training.ensemble import over_members
 
 PyTree = Any
 
@@ -47,32 +43,3 @@ def train_step(
     profile = gradient_profile(loss_fn, model, batch)
     updates, opt_state = optimizer.update(profile.grads, opt_state, model)
     return optax.apply_updates(model, updates), opt_state, profile
-
-
-def evaluate(
-    score: Callable[..., jax.Array],
-    ensemble: nnx.Module,
-    examples: dict[str, np.ndarray],
-    batch_size: int = 512,
-) -> np.ndarray:
-    """Returns the mean score of each member over all examples, `[seeds]`.
-
-    Args:
-      score: `(model, batch) -> scalar`, a mean over the batch, or over the steps that its "labels" ask for.
-      ensemble: as `make_ensemble` builds it.
-      examples: arrays `[N, ...]`.
-      batch_size: how many examples to evaluate at a time.
-    """
-    scores = _of_each_member(score)
-    count = len(next(iter(examples.values())))
-    parts, weights = [], []
-    for start in range(0, count, batch_size):
-        batch = {name: array[start : start + batch_size] for name, array in examples.items()}
-        weights.append(np.sum(batch["labels"] != NOT_ASKED) if "labels" in batch else min(batch_size, count - start))
-        parts.append(np.asarray(scores(ensemble, batch), np.float64) * weights[-1])
-    return np.sum(parts, axis=0) / np.sum(weights)
-
-
-@functools.cache  # a function of its own for each call would be compiled at each call
-def _of_each_member(score: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    return over_members(score, in_axes=(0, None))

@@ -25,12 +25,12 @@ class Diagnostics:
     """What one look at a model showed.
 
     Attributes:
-      log10_norm: the gradient profile by layer and part of its carry, `[time]`, as in `flow.gradient_profile`; in the
-        order in which the layer ran, so that lags count from the end also where it ran backward.
+      log10_norm: the gradient profile by (layer, part of its carry), `[time]`, as `GradientProfile.by_layer_and_part`:
+        in the order in which the layer ran, so that lags count from the end also where it ran backward.
       saturation: by "layer/gate", the share of gate values within 0.05 of an end of their range.
     """
 
-    log10_norm: dict[str, Array]
+    log10_norm: dict[tuple[str, str], Array]
     saturation: dict[str, Array]
 
 
@@ -48,7 +48,7 @@ def diagnose(task: tasks.Task, model: PyTree, batch: tasks.Batch) -> Diagnostics
     """Measures a model on a batch; nothing is dropped out. A model without recurrent layers shows nothing."""
     if not layer_names(model):
         return Diagnostics({}, {})
-    profile = gradient_profile(task.loss, model, batch).in_run_order()
+    profile = gradient_profile(task.loss, model, batch).by_layer_and_part()
     shares: dict[str, Array] = {}
     for name, calls in layer_calls(lambda recorded: task.loss(recorded, batch), model).items():
         shares |= {f"{name}/{gate}": share for gate, share in gate_saturation(calls[-1]).items()}

@@ -96,12 +96,7 @@ def unroll(
         raise ValueError(f"method={method!r} is unknown; allowed: {', '.join(METHODS)}.")
     axes = input_axes(cell, xs)
     batch_shape, time, time_axis = axes.batch_shape, axes.time, axes.time_axis
-    if context is not None:
-        if not asks_for(cell, "context"):
-            raise ValueError(
-                f"context is given, and {type(cell).__name__}.__call__ has no argument `context`; allowed: None."
-            )
-        check_context(context, batch_shape)
+    check_context(cell, context, batch_shape)
     if updates_variables(cell, abstract_step(xs, time_axis), axes.input_shape, carry, context):
         raise ValueError(
             f"a step of {type(cell).__name__} updates variables of the cell; allowed: a cell that keeps its state in"

@@ -1,5 +1,6 @@
 """The inputs of a run: which of their axes are batch, time and features, and how long each sequence is."""
 
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -72,8 +73,15 @@ def abstract_step(xs: PyTree, time_axis: int) -> PyTree:
     return jax.tree.map(one, xs)
 
 
-def check_context(context: PyTree, batch_shape: tuple[int, ...]) -> None:
-    """Raises ValueError unless every array of the context begins with the axes of the batch."""
+def check_context(cell: nnx.RNNCellBase, context: PyTree, batch_shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless the cell asks for what is given, and every array begins with the axes of the batch."""
+    parameter = inspect.signature(type(cell).__call__).parameters.get("context")
+    if parameter is None and context is not None:
+        raise ValueError(
+            f"context is given, and {type(cell).__name__}.__call__ has no argument `context`; allowed: None."
+        )
+    if parameter is not None and context is None and parameter.default is inspect.Parameter.empty:
+        raise ValueError(f"context=None, and {type(cell).__name__} asks for one; allowed: a pytree [*batch, ...].")
     for path, part in jax.tree_util.tree_leaves_with_path(context):
         if jnp.shape(part)[: len(batch_shape)] != batch_shape:
             name = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -5,8 +5,11 @@ import itertools
 import json
 import os
 import pathlib
+import shlex
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -16,6 +19,7 @@ from rnn_jax import tasks
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.training.run_directory import restore_checkpoint
 from rnn_jax.training.step import make_ensemble
+from tests.experiments.refusals import refusals
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -60,9 +64,16 @@ def test_the_config_tells_what_was_run(short_run):
 
 def test_profiles_are_there_for_every_cell_part_seed_and_step(short_run):
     with np.load(short_run[0] / "gradient_flow.npz") as arrays:
-        assert set(arrays.files) == {"steps", "elman|rnn", "gru|rnn", "lstm|rnn", "lstm|rnn/c", "lstm|rnn/h"}
+        assert set(arrays.files) == {
+            "steps",
+            "elman|rnn|",
+            "gru|rnn|",
+            "lstm|rnn|",
+            "lstm|rnn|c",
+            "lstm|rnn|h",
+        }
         assert arrays["steps"].tolist() == [0, 1, 2, 3, 4]
-        profile_LST = arrays["lstm|rnn"]
+        profile_LST = arrays["lstm|rnn|"]
     assert profile_LST.shape == (5, 2, 128)
     assert np.all(profile_LST[..., -1] == -np.inf)  # the loss reads the last output, not the last carry
     assert np.all(np.isfinite(profile_LST[..., :-1]))
@@ -117,7 +128,7 @@ def test_a_learning_curve_is_of_the_model_as_it_stood_at_its_step(tmp_path):
 
 def test_a_forget_bias_of_one_keeps_the_gradient_that_a_zero_bias_gru_loses(short_run):
     with np.load(short_run[0] / "gradient_flow.npz") as arrays:
-        left = {cell: arrays[f"{cell}|rnn"][0, :, 0] - arrays[f"{cell}|rnn"][0, :, -2] for cell in ("gru", "lstm")}
+        left = {cell: arrays[f"{cell}|rnn|"][0, :, 0] - arrays[f"{cell}|rnn|"][0, :, -2] for cell in ("gru", "lstm")}
     assert np.all(left["gru"] < -12)
     assert np.all(left["lstm"] > -8)
 
@@ -157,19 +168,9 @@ def test_a_task_of_tokens_that_asks_at_every_step_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "The input-independent baseline has accuracy 0.500" in done.stdout
     with np.load(tmp_path / "out" / "gradient_flow.npz") as arrays:
-        assert arrays["elman|rnn"].shape == (3, 2, 9)
+        assert arrays["elman|rnn|"].shape == (3, 2, 9)
     summary = rows(tmp_path / "out" / "summary.csv")
     assert {row["parameters"] for row in summary} == {str(2 * 3 + (3 + 4 + 1) * 4 + (4 + 1) * 2)}
-
-
-def test_sequences_of_different_lengths_are_refused_in_one_sentence(tmp_path):
-    table = tmp_path / "texts.csv"
-    table.write_text("text,label\n" + "".join(f"{'a b c'[: 2 * (k % 3) + 1]},{k % 2}\n" for k in range(60)))
-    done = run(f"--task=csv:{table}", f"--out={tmp_path / 'out'}")
-    assert done.returncode == 1
-    assert "has sequences of different lengths, where a step has no lag of its own; allowed:" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_user_defined_cell_runs_by_its_path(tmp_path):
@@ -200,38 +201,123 @@ def test_a_user_defined_cell_runs_by_its_path(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     with np.load(out / "gradient_flow.npz") as arrays:
-        slope = np.diff(arrays["mine:Leaky|rnn"][0, 0, :-1])
+        slope = np.diff(arrays["mine:Leaky|rnn|"][0, 0, :-1])
     np.testing.assert_allclose(slope, np.log10(2), atol=1e-5)  # h' = h / 2 + ...: a factor 2 a step, exactly
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--cells=foo"], "unknown cell 'foo'; allowed: elman, gru"),
-        (["--cells=lstm(foo=1)"], "cell 'lstm' has no argument 'foo'; allowed: forget_bias"),
-        (["--cells=lstm,lstm"], "names a cell twice"),
-        (["--task=foo"], "unknown task 'foo'"),
-        (["--seq_len=10"], "seq_len=10 is out of range for the task 'digits'; allowed: 64 or more"),
-        (["--seq_len=70", "--blanks=7"], "contradict each other"),
-        (["--batch=100000"], "batch_size=100000 is out of range; allowed: 1 to 1437"),
-        (["--learning_rate=fast"], "--learning_rate=fast is no list of rates; allowed"),
-        (["--steps=0"], "flag --steps=0: 0 is not a positive integer"),
-        (["--out="], "--out='' names no folder; allowed"),
-        (["--out=/proc/nowhere"], "--out='/proc/nowhere' cannot be written"),
-        (["--nonsense=1"], "Unknown command line flag 'nonsense'"),
-        (["stray"], "unexpected argument 'stray'"),
-    ],
-)
-def test_bad_input_gets_one_sentence_and_exit_status_1(arguments, words):
-    done = run(*arguments)
+REFUSED = {
+    "--cells=foo": "unknown cell 'foo'; allowed: elman, gru",
+    "--cells=lstm(foo=1)": "cell 'lstm' has no argument 'foo'; allowed: forget_bias",
+    "--cells=lstm,lstm": "names a cell twice",
+    "--task=foo": "unknown task 'foo'",
+    "--seq_len=10": "seq_len=10 is out of range for the task 'digits'; allowed: 64 or more",
+    "--seq_len=70 --blanks=7": "contradict each other",
+    "--batch=100000": "batch_size=100000 is out of range; allowed: 1 to 1437",
+    "--learning_rate=fast": "--learning_rate=fast is no list of rates; allowed",
+    "--steps=0": "flag --steps=0: 0 is not a positive integer",
+    "--out=": "--out='' names no folder; allowed",
+    "--out=/proc/nowhere": "--out='/proc/nowhere' cannot be written",
+    "--nonsense=1": "Unknown command line flag 'nonsense'",
+    "stray": "unexpected argument 'stray'",
+    "--resume": "--resume needs the run to go on with; allowed: with --out=FOLDER",
+    "--out={out}": "already holds a run",
+    "--out={out} --resume": "--cells=elman,gru,gru(update_bias=1),lstm differs from the run in",
+    "--task={table}": "has sequences of different lengths, where a step has no lag of its own; allowed:",
+}
+
+
+def test_bad_input_gets_one_sentence_and_changes_nothing(short_run, tmp_path):
+    table = tmp_path / "texts.csv"
+    table.write_text("text,label\n" + "".join(f"{'a b c'[: 2 * (k % 3) + 1]},{k % 2}\n" for k in range(60)))
+    before = (short_run[0] / "config.json").read_bytes()
+    lists = [text.format(out=short_run[0], table=f"csv:{table}").split() for text in REFUSED]
+    for said, words in zip(refusals("gradient_flow", *lists), REFUSED.values()):
+        assert words in said
+    assert (short_run[0] / "config.json").read_bytes() == before
+
+
+def test_a_refusal_is_told_on_stderr_with_exit_status_1():
+    done = run("--cells=foo")
     assert done.returncode == 1
-    assert words in done.stderr + done.stdout
+    assert done.stderr.splitlines()[-1].startswith("unknown cell 'foo'; allowed: elman, gru")
     assert "Traceback" not in done.stderr
 
 
-def test_a_run_in_the_way_is_left_as_it_is(short_run):
-    before = (short_run[0] / "config.json").read_bytes()
-    done = run(f"--out={short_run[0]}")
-    assert done.returncode == 1
-    assert "already holds a run" in done.stderr
-    assert (short_run[0] / "config.json").read_bytes() == before
+@pytest.fixture(scope="module")
+def two_cells(tmp_path_factory):
+    """Two cells at two rates, left alone; and a function that starts the same run in another folder, to be resumed.
+
+    All share a cache of compiled programs, so that those that are resumed start quickly.
+    """
+    folder = tmp_path_factory.mktemp("two_cells")
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    flags = [
+        "--cells=elman,gru", "--task=adding", "--seq_len=6", "--steps=400", "--seeds=2", "--hidden=4", "--batch=4",
+        "--learning_rate=1e-2,1e-3", "--resume",
+    ]  # fmt: skip
+
+    def start(out):
+        command = [sys.executable, "-m", "experiments.gradient_flow", *flags, f"--out={out}"]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    alone = start(folder / "alone")
+    told = alone.communicate(timeout=300)[1]
+    assert alone.returncode == 0, told
+    return folder / "alone", start
+
+
+def stop_when(process, condition, number):
+    """Sends a signal as soon as the condition holds; returns the exit status and what was told on stderr."""
+    while process.poll() is None and not condition():
+        time.sleep(0.002)
+    process.send_signal(number)
+    told = process.communicate(timeout=120)[1]
+    return process.returncode, told
+
+
+def assert_same_run(out, alone):
+    for name in ("metrics.csv", "gradient_flow.csv"):
+        assert (out / name).read_bytes() == (alone / name).read_bytes(), name
+    summaries = [[{**row, "seconds": ""} for row in rows(folder / "summary.csv")] for folder in (out, alone)]
+    assert summaries[0] == summaries[1]
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        for cell in ("elman", "gru"):
+            like = make_ensemble(lambda rngs, cell=cell: SequenceClassifier(cell, 2, 4, 1, rngs=rngs), [0] * 4)
+            found, expected = (restore_checkpoint(folder, cell, like) for folder in (out, alone))
+            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_array_equal(a, b)
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"elman", "gru"}
+
+
+def test_a_run_killed_at_three_moments_and_interrupted_ends_as_one_left_alone(two_cells, tmp_path):
+    alone, start = two_cells
+    out, writing = tmp_path / "run", tmp_path / "run" / "checkpoints"
+
+    def lines():
+        path = out / "metrics.csv"
+        return path.read_text() if path.exists() else ""
+
+    moments = [
+        lambda: "elman at 0.01/seed0/loss" in lines(),  # before the first checkpoint, or about it
+        lambda: list(writing.glob(".elman.new*")) and lines().count("\n") > 80,  # while a checkpoint is written
+        lambda: "\n120,gru at 0.01" in lines(),  # in the second cell
+    ]
+    for moment in moments:
+        assert stop_when(start(out), moment, signal.SIGKILL)[0] == -signal.SIGKILL
+    trained = (writing / "elman").stat().st_mtime_ns
+    status, told = stop_when(start(out), lambda: "\n240,gru at 0.01" in lines(), signal.SIGINT)
+    assert status == 130, told
+    assert told.splitlines()[-2].startswith("Interrupted at 'gru'; what the cells before it showed is in ")
+    assert shlex.split(told.splitlines()[-1])[:3] == ["python", "-m", "experiments.gradient_flow"]
+    last = start(out)
+    told = last.communicate(timeout=300)[1]
+    assert last.returncode == 0, told
+    assert_same_run(out, alone)
+    assert (writing / "elman").stat().st_mtime_ns == trained  # a finished cell is not trained again

@@ -11,7 +11,7 @@ from flax import nnx
 from rnn_jax import RNN, Bidirectional, Stack, flow
 from rnn_jax.layers import make_rnn
 from rnn_jax.models import POOLS, AttentionPool, SequenceClassifier
-from rnn_jax.models.classifier import last_step
+from rnn_jax.models.pooling import last_step
 from rnn_jax.training.step import make_ensemble
 from tests import reference
 from tests.models import torch_models

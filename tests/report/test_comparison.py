@@ -19,7 +19,9 @@ FLAGS = {
 def finished(tmp_path, monkeypatch):
     """Writes a run directory as `experiments.train` leaves it; horizons are (1/e, 1/1000) before, then after."""
 
-    def write(name, test, *, horizons=((3, 9), (4, 12)), parts=("rnn", "rnn/c"), seconds=1.0, time=12, **flags):
+    def write(
+        name, test, *, horizons=((3, 9), (4, 12)), names=(("rnn", ""), ("rnn", "c")), seconds=1.0, time=12, **flags
+    ):
         flags = {**FLAGS, "out": name, **flags}
         argv = [f"--{key}={flags[key]}" for key in ("task", "cell", "seed", "out")]
         monkeypatch.setattr("sys.argv", ["experiments/train.py", *argv])
@@ -29,15 +31,15 @@ def finished(tmp_path, monkeypatch):
             "skipped": 0, "parameters": 1234, "seconds": seconds,
         }  # fmt: skip
         if not flags["recurrent"]:
-            table = [{"part": "", "stage": "", "horizon_e": "", "horizon_1000": ""}]
+            table = [{"layer": "", "part": "", "stage": "", "horizon_e": "", "horizon_1000": ""}]
         else:
             table = [
-                {"part": part, "stage": stage, "horizon_e": e, "horizon_1000": thousand}
-                for part in parts
+                {"layer": layer, "part": part, "stage": stage, "horizon_e": e, "horizon_1000": thousand}
+                for layer, part in names
                 for stage, (e, thousand) in zip(("initialisation", "trained"), horizons)
             ]
             run_directory.save_profiles(
-                folder, [0, 5], {flags["cell"]: {part: np.zeros((2, 1, time)) for part in parts}}
+                folder, [0, 5], {flags["cell"]: {name: np.zeros((2, 1, time)) for name in names}}
             )
         run_directory.save_table(folder, [{"cell": "", "seed": flags["seed"], **row, **result} for row in table])
         with run_directory.MetricWriter(folder) as writer:

@@ -18,14 +18,15 @@ SCORES = {  # cell -> [seeds, L]
 
 
 def summary(baseline_score=1 / 6):
-    lags = {  # cell, part -> (horizon_e, horizon_1000) by seed: before training, after it
-        ("elman", "rnn"): ([(3, 30), (4, 40), (9, 50)], [(1, 10), (2, 20), (2, 25)]),
-        ("lstm(forget_bias=2)", "rnn"): ([(5, 60), (6, 70), (7, 64)], [(64, 64), (60, 64), (50, 64)]),
-        ("lstm(forget_bias=2)", "rnn/c"): ([(1, 1)] * 3, [(1, 1)] * 3),
+    lags = {  # cell, part of the carry -> (horizon_e, horizon_1000) by seed: before training, after it
+        ("elman", ""): ([(3, 30), (4, 40), (9, 50)], [(1, 10), (2, 20), (2, 25)]),
+        ("lstm(forget_bias=2)", ""): ([(5, 60), (6, 70), (7, 64)], [(64, 64), (60, 64), (50, 64)]),
+        ("lstm(forget_bias=2)", "c"): ([(1, 1)] * 3, [(1, 1)] * 3),
     }
     return [
         {
             "cell": cell,
+            "layer": "rnn",
             "part": part,
             "stage": stage,
             "seed": seed,
@@ -50,7 +51,7 @@ def make_run(folder, scores, metric="mse", rows=None, **flags):
                 writer.write(step, {f"{name}/loss": 7.0 for name in names})
                 writer.write(step, {f"{name}/held_out_{metric}": of[row] for name, of in zip(names, scores_SL)})
     seeds = len(next(iter(scores.values())))
-    run_directory.save_profiles(run_dir, STEPS, {cell: {"rnn": np.zeros((3, seeds, 64))} for cell in scores})
+    run_directory.save_profiles(run_dir, STEPS, {cell: {("rnn", ""): np.zeros((3, seeds, 64))} for cell in scores})
     run_directory.save_table(run_dir, summary() if rows is None else rows)
     return run_dir
 
@@ -158,14 +159,14 @@ def test_a_seed_whose_gradient_is_not_finite_has_no_horizon(tmp_path):
 
 
 def test_layers_of_a_stack_have_horizons_of_their_own(tmp_path):
-    rows = [row | {"part": f"rnn/layers/{layer}"} for layer in (0, 1) for row in summary() if row["part"] == "rnn"]
+    rows = [row | {"layer": f"rnn/layers/{layer}"} for layer in (0, 1) for row in summary()]
     folder = make_run(tmp_path / "run", {"elman": SCORES["elman"]}, rows=[r for r in rows if r["cell"] == "elman"])
     labels = [text.get_text() for text in figure_of(folder).axes[1].texts]
     assert labels[:2] == ["elman rnn/layers/0", "elman rnn/layers/1"]
 
 
 def test_a_run_directory_gives_its_figure(run_dir):
-    (path,) = learning.learning(run_dir)
+    (path,) = learning.draw_learning(run_dir)
     assert path == run_dir / "figures" / "learning.png"
     with Image.open(path) as image:
         assert image.format == "PNG"
@@ -186,8 +187,8 @@ def test_several_runs_share_a_figure_and_are_told_apart_by_their_rates(tmp_path,
             ]
         )
     ]
-    assert learning.learning(*runs, out=tmp_path / "together.png") == [tmp_path / "together.png"]
-    assert learning.learning(runs[0], runs[0]) == [runs[0] / "figures" / "learning.png"]
+    assert learning.draw_learning(*runs, out=tmp_path / "together.png") == [tmp_path / "together.png"]
+    assert learning.draw_learning(runs[0], runs[0]) == [runs[0] / "figures" / "learning.png"]
     names = ["elman at 0.01", "elman at 0.0001", "gru at 0.1"]
     curves, beside = drawn[0].axes
     assert [text.get_text() for text in curves.get_legend().get_texts()] == names
@@ -204,7 +205,7 @@ def test_seeds_that_diverged_are_left_out_and_counted_without_a_warning(tmp_path
     assert [text.get_text() for text in curves.get_legend().get_texts()] == ["elman  (diverged: 1 of 3 seeds)"]
     ranges = [tuple(line.get_xdata()) for line in beside.lines[0:8:2]]
     assert ranges == [(3, 9), (2, 2), (30, 50), (20, 25)]
-    assert len(learning.learning(folder)) == 1
+    assert len(learning.draw_learning(folder)) == 1
     assert [str(warning.message) for warning in recwarn] == []
 
 
@@ -212,7 +213,7 @@ def test_a_run_without_held_out_scores_has_no_figure(tmp_path):
     folder = run_directory.create(str(tmp_path / "run"), {})
     with run_directory.MetricWriter(folder) as writer:
         writer.write(0, {"lstm/seed0/loss": 1.0})
-    assert learning.learning(folder) == []
+    assert learning.draw_learning(folder) == []
     assert not (folder / "figures").exists()
 
 
@@ -220,7 +221,7 @@ def test_a_run_without_held_out_scores_has_no_figure(tmp_path):
 def test_a_folder_without_a_run_is_refused_by_the_missing_file(run_dir, missing):
     (run_dir / missing).unlink()
     with pytest.raises(ValueError, match=f"has no {missing}; allowed: "):
-        learning.learning(run_dir)
+        learning.draw_learning(run_dir)
 
 
 @pytest.fixture
@@ -260,8 +261,8 @@ def drawn(ax):
 
 def test_the_training_of_one_network_is_its_loss_its_scores_and_how_far_back_its_gradient_reached(trained):
     by_step = np.array([[-4.0, -1, -0.5, -0.4, -0.3, -0.2, -0.1, 0], [0.0] * 8, [np.nan] * 8])
-    parts = {f"rnn/layers/{k}": by_step[:, None] - k for k in (0, 1)}
-    figure = training_figure_of(trained(log10_norm=parts | {"rnn/layers/1/c": np.zeros((3, 1, 8))}))
+    parts = {(f"rnn/layers/{k}", ""): by_step[:, None] - k for k in (0, 1)}
+    figure = training_figure_of(trained(log10_norm=parts | {("rnn/layers/1", "c"): np.zeros((3, 1, 8))}))
     loss, scores, reach = figure.axes
     assert list(drawn(loss).values()) == [[(10, 2.0), (20, 1.0)]]
     assert drawn(scores) == {
@@ -287,7 +288,9 @@ def test_what_a_run_has_not_is_left_out(trained, tmp_path):
     (loss,) = training_figure_of(trained(validation=False, finished=False)).axes
     assert list(drawn(loss).values()) == [[(10, 2.0), (20, 1.0)]]
     (tmp_path / "run").rename(tmp_path / "second")
-    loss, scores, reach = training_figure_of(trained(finished=False, log10_norm={"rnn": np.zeros((3, 1, 8))})).axes
+    loss, scores, reach = training_figure_of(
+        trained(finished=False, log10_norm={("rnn", ""): np.zeros((3, 1, 8))})
+    ).axes
     assert list(drawn(scores)) == ["validation"]
     assert reach.get_legend() is None
 
@@ -324,7 +327,7 @@ def test_a_run_of_one_network_gives_its_figure(trained, monkeypatch, recwarn, fl
 
     monkeypatch.setattr(Figure, "savefig", noted)
     folder = trained(**flags)
-    (path,) = learning.training(folder)
+    (path,) = learning.draw_training(folder)
     assert path == folder / "figures" / "learning.png"
     assert titles == [title]
     with Image.open(path) as image:

@@ -213,8 +213,8 @@ def example_profiles():
     values = np.random.default_rng(0).normal(-300, 100, (3, 2, 5))
     values[0, 1, 4], values[1, 0, 0] = -np.inf, np.nan
     return [0, 10, 2000], {
-        "lstm": {"rnn": values, "rnn/c": values.astype(np.float32)},
-        "my.module:MyCell": {"layers/0": values[:, :1, :1]},
+        "lstm": {("rnn", ""): values, ("rnn", "c"): values.astype(np.float32)},
+        "my.module:MyCell": {("layers/0", ""): values[:, :1, :1]},
     }
 
 
@@ -228,19 +228,26 @@ def test_profiles_read_back_exactly(run_dir):
         cell: list(parts) for cell, parts in log10_norm.items()
     }
     for cell, parts in log10_norm.items():
-        for part, values in parts.items():
-            np.testing.assert_array_equal(profiles.log10_norm[cell][part], values, strict=True)
+        for name, values in parts.items():
+            np.testing.assert_array_equal(profiles.log10_norm[cell][name], values, strict=True)
+    assert list(profiles.whole_carries("lstm")) == ["rnn"]
+    steps_again, again = run_directory.load_profiles(run_dir)
+    assert steps_again.tolist() == steps
+    assert {cell: list(parts) for cell, parts in again.items()} == {
+        cell: list(parts) for cell, parts in log10_norm.items()
+    }
 
 
 def test_profiles_in_csv_are_those_in_npz(run_dir):
     steps, log10_norm = example_profiles()
     run_directory.save_profiles(run_dir, steps, log10_norm)
+    assert run_directory.save_profile_table(run_dir) == run_dir / "gradient_flow.csv"
     with (run_dir / "gradient_flow.csv").open(newline="") as table:
         rows = list(csv.DictReader(table))
-    assert list(rows[0]) == ["cell", "part", "step", "seed", "t", "lag", "log10_norm"]
+    assert list(rows[0]) == ["cell", "layer", "part", "step", "seed", "t", "lag", "log10_norm"]
     assert len(rows) == 2 * 3 * 2 * 5 + 3
     for row in rows:
-        values = log10_norm[row["cell"]][row["part"]]
+        values = log10_norm[row["cell"]][row["layer"], row["part"]]
         t, time = int(row["t"]), values.shape[-1]
         assert int(row["lag"]) == time - t
         value = values[steps.index(int(row["step"])), int(row["seed"]), t - 1]
@@ -249,23 +256,34 @@ def test_profiles_in_csv_are_those_in_npz(run_dir):
 
 
 @pytest.mark.parametrize(
-    ("cell", "part", "values"),
+    ("cell", "name", "values"),
     [
-        ("a|b", "rnn", np.zeros((1, 1, 4))),
-        ("a", "rnn|c", np.zeros((1, 1, 4))),
-        ("a", "rnn", np.zeros((2, 1, 4))),
-        ("a", "rnn", np.zeros((1, 4))),
-        ("a", "rnn", np.zeros((1, 0, 4))),
-        ("a", "rnn", np.zeros((1, 1, 4), int)),
-        ("a", "rnn", jnp.zeros((1, 1, 4), jnp.bfloat16)),
+        ("a|b", ("rnn", ""), np.zeros((1, 1, 4))),
+        ("a", ("rnn", "|c"), np.zeros((1, 1, 4))),
+        ("a", ("rnn", ""), np.zeros((2, 1, 4))),
+        ("a", ("rnn", ""), np.zeros((1, 4))),
+        ("a", ("rnn", ""), np.zeros((1, 0, 4))),
+        ("a", ("rnn", ""), np.zeros((1, 1, 4), int)),
+        ("a", ("rnn", ""), jnp.zeros((1, 1, 4), jnp.bfloat16)),
     ],
 )
-def test_profiles_that_would_not_read_back_are_refused_and_leave_the_old_ones(run_dir, cell, part, values):
-    run_directory.save_profiles(run_dir, [0], {"old": {"rnn": np.ones((1, 1, 1))}})
+def test_profiles_that_would_not_read_back_are_refused_and_leave_the_old_ones(run_dir, cell, name, values):
+    run_directory.save_profiles(run_dir, [0], {"old": {("rnn", ""): np.ones((1, 1, 1))}})
     before = contents(run_dir)
     with pytest.raises(ValueError, match=r"[;:] allowed: "):
-        run_directory.save_profiles(run_dir, [0], {cell: {part: values}})
+        run_directory.save_profiles(run_dir, [0], {cell: {name: values}})
     assert contents(run_dir) == before
+
+
+def test_profiles_of_other_cells_stay_and_are_unknown_at_steps_that_they_lack(run_dir):
+    run_directory.save_profiles(run_dir, [0, 4], {"old": {("rnn", ""): np.float32([[[1]], [[2]]])}})
+    run_directory.save_profiles(run_dir, [0], {"new": {("rnn", "c"): np.float32([[[3]]])}})
+    run_directory.save_profiles(run_dir, [0, 2], {"new": {("rnn", "c"): np.float32([[[4]], [[5]]])}})
+    steps, found = run_directory.load_profiles(run_dir)
+    assert steps.tolist() == [0, 2, 4]
+    assert list(found) == ["old", "new"]
+    for cell, name, values in (("old", ("rnn", ""), [1, np.nan, 2]), ("new", ("rnn", "c"), [4, 5, np.nan])):
+        np.testing.assert_array_equal(found[cell][name], np.float32(values).reshape(3, 1, 1), strict=True)
 
 
 def test_no_profiles_are_refused(run_dir):
@@ -274,7 +292,7 @@ def test_no_profiles_are_refused(run_dir):
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(run_dir, monkeypatch):
-    run_directory.save_profiles(run_dir, [0], {"old": {"rnn": np.ones((1, 1, 1))}})
+    run_directory.save_profiles(run_dir, [0], {"old": {("rnn", ""): np.ones((1, 1, 1))}})
     before = contents(run_dir)
 
     def full_disk(file, **arrays):
@@ -283,7 +301,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(run_dir, monkeypatc
 
     monkeypatch.setattr(np, "savez", full_disk)
     with pytest.raises(OSError, match="No space"):
-        run_directory.save_profiles(run_dir, [0], {"new": {"rnn": np.ones((1, 1, 1))}})
+        run_directory.save_profiles(run_dir, [0], {"new": {("rnn", ""): np.ones((1, 1, 1))}})
     assert contents(run_dir) == before
 
 
@@ -471,6 +489,19 @@ def test_tensorboard_shows_no_lost_steps_and_every_other_once(run_dir, kept):
         writer.write(4, {"loss": 16.0})
     shown = [point for step in range(kept) for point in ((step, "loss", 0.5 * step), (step, "accuracy", 0.25 * step))]
     assert read_events(run_dir) == read_metrics(run_dir) == [*shown, (4, "loss", 16.0)]
+
+
+def test_tensorboard_keeps_the_later_steps_of_an_earlier_training(run_dir):
+    positions = []
+    with run_directory.MetricWriter(run_dir, 0) as writer:
+        for name in ("first", "second"):
+            for step in range(3):
+                writer.write(step, {name: 0.5 * step})
+                positions.append(writer.position)
+    with run_directory.MetricWriter(run_dir, positions[-2]) as writer:
+        writer.write(2, {"second": 8.0})
+    assert sorted(read_events(run_dir)) == sorted(read_metrics(run_dir))
+    assert read_metrics(run_dir)[-3:] == [(0, "second", 0.0), (1, "second", 0.5), (2, "second", 8.0)]
 
 
 def test_metrics_behind_a_position_are_dropped(run_dir):

@@ -10,10 +10,9 @@ import pytest
 from flax import nnx
 
 from rnn_jax.models import SequenceClassifier
-from rnn_jax.tasks.task import accuracy
 from rnn_jax.training.ensemble import over_members
 from rnn_jax.training.optimizers import make_ensemble_optimizer
-from rnn_jax.training.step import evaluate, make_ensemble, train_step
+from rnn_jax.training.step import make_ensemble, train_step
 
 
 @pytest.fixture(autouse=True)
@@ -81,23 +80,3 @@ def test_members_of_an_ensemble_are_their_own_runs_at_their_own_learning_rates()
         np.testing.assert_allclose(profiles.log10_norm["rnn"][k], profile.log10_norm["rnn"], rtol=1e-4, atol=1e-4)
         for together, alone in zip(jax.tree.leaves(ensemble), jax.tree.leaves(model), strict=True):
             np.testing.assert_allclose(together[k], alone, rtol=1e-4, atol=1e-5)
-
-
-def test_evaluation_in_pieces_is_evaluation_at_once():
-    ensemble, examples = make_ensemble(make_model, [0, 1, 2]), jax.tree.map(np.asarray, batch_of(0, size=10))
-    at_once = jax.vmap(mean_squared_error, in_axes=(0, None))(ensemble, examples)
-    np.testing.assert_allclose(evaluate(mean_squared_error, ensemble, examples, batch_size=4), at_once, rtol=1e-5)
-
-
-def test_every_step_asked_counts_alike_in_an_evaluation():
-    """However they are spread over examples and batches: here 0 to 5 of each example."""
-    rng = np.random.default_rng(0)
-    asked_BT = np.arange(6)[None, :] < rng.integers(0, 6, size=(10, 1))
-    labels_BT = np.where(asked_BT, rng.integers(0, 2, size=(10, 6)), -1).astype(np.int32)
-    logits_SBTC = jnp.asarray(rng.normal(size=(2, 10, 6, 2)), jnp.float32)
-    examples = {"xs": np.arange(10), "labels": labels_BT}
-    scores = evaluate(
-        lambda logits_BTC, batch: accuracy(lambda xs: logits_BTC[xs], batch), logits_SBTC, examples, batch_size=4
-    )
-    right_SBT = np.argmax(np.asarray(logits_SBTC), axis=-1) == labels_BT
-    np.testing.assert_allclose(scores, [np.mean(right_BT[asked_BT]) for right_BT in right_SBT], rtol=1e-6)

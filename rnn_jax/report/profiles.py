@@ -1,6 +1,6 @@
 """Figures of gradient profiles: how far back through time a gradient lives, cell against cell.
 
-    python -c "from rnn_jax.report.gradient_flow import gradient_flow; gradient_flow('runs/...')"
+    python -c "from rnn_jax.report.profiles import draw_profiles; draw_profiles('runs/...')"
 
 Frames end at 10^-12 of the largest value, and say so: a curve that runs down to 10^-300 would flatten all
 that can be compared.
@@ -38,7 +38,7 @@ class _Curve(NamedTuple):
 
     label: str
     cell: str
-    part: str
+    layer: str
     log10_ratio_LST: np.ndarray
 
 
@@ -110,7 +110,7 @@ def profiles_figure(profiles: read.Profiles, horizons: Sequence[Mapping[str, str
 
     Args:
       profiles: of a run.
-      horizons: the rows of its summary.csv: cell, part, stage ("initialisation" or "trained"), seed and
+      horizons: the rows of its summary.csv: cell, layer, part, stage ("initialisation" or "trained"), seed and
         horizon_1000: a lag, or the length of the sequence if the gradient never falls so low, or -1 if it
         is not finite. A layer without rows is named without its horizon.
       title: of the figure.
@@ -172,7 +172,7 @@ def training_figure(profiles: read.Profiles, title: str = "") -> Figure:
     return figure
 
 
-def gradient_flow(run_dir: read.StrPath) -> list[pathlib.Path]:
+def draw_profiles(run_dir: read.StrPath) -> list[pathlib.Path]:
     """Draws the gradient profiles of a run into its figures/ and returns the paths written.
 
     gradient_flow.png shows the profiles before and after training; gradient_flow_training.png, if the run
@@ -196,13 +196,13 @@ def gradient_flow(run_dir: read.StrPath) -> list[pathlib.Path]:
 
 
 def _curves(profiles: read.Profiles) -> list[_Curve]:
-    """Whole carries only ("rnn", not "rnn/c"); a layer's path is in the label where a cell has several."""
+    """Of whole carries; a layer's path is in the label where a cell has several."""
     curves = []
-    for cell, parts in profiles.log10_norm.items():
-        layers = [part for part in parts if not any(part.startswith(f"{other}/") for other in parts)]
-        for part in layers:
-            label = cell if len(layers) == 1 else f"{cell} {part}"
-            curves.append(_Curve(label, cell, part, _ratio(parts[part])))
+    for cell in profiles.log10_norm:
+        layers = profiles.whole_carries(cell)
+        for layer, log10_norm in layers.items():
+            label = cell if len(layers) == 1 else f"{cell} {layer}"
+            curves.append(_Curve(label, cell, layer, _ratio(log10_norm)))
     return curves
 
 
@@ -239,8 +239,8 @@ def _reach(curves: Sequence[_Curve]) -> int:
 
 
 def _horizon(rows: Sequence[Mapping[str, str]], curve: _Curve, stage: str) -> str:
-    key = (curve.cell, curve.part, stage)
-    lags = [float(row["horizon_1000"]) for row in rows if (row["cell"], row["part"], row["stage"]) == key]
+    key = (curve.cell, curve.layer, "", stage)
+    lags = [float(row["horizon_1000"]) for row in rows if (row["cell"], row["layer"], row["part"], row["stage"]) == key]
     time = curve.log10_ratio_LST.shape[-1]
     if not lags:
         return ""

@@ -9,7 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rnn_jax.report import gradient_flow, read
+from rnn_jax.report import profiles as figures
+from rnn_jax.report import read
 from rnn_jax.training import run_directory
 
 
@@ -22,9 +23,9 @@ def decaying(steps, seeds, time, slope):
     return np.tile(profile_ST, (steps, 1, 1))
 
 
-def rows(cell, part, stage, lags):
+def rows(cell, stage, lags, part=""):
     return [
-        {"cell": cell, "part": part, "stage": stage, "seed": seed, "horizon_e": 1, "horizon_1000": lag}
+        {"cell": cell, "layer": "rnn", "part": part, "stage": stage, "seed": seed, "horizon_e": 1, "horizon_1000": lag}
         for seed, lag in enumerate(lags)
     ]
 
@@ -34,18 +35,18 @@ def run_dir(tmp_path):
     """A run of two cells, 3 seeds, 16 steps of time, profiles at training steps 0, 10, 500."""
     folder = run_directory.create(str(tmp_path / "run"), {"task": "adding", "hidden": 64, "seeds": 3})
     log10_norm = {
-        "elman": {"rnn": decaying(3, 3, 16, 1.5)},
-        "lstm": {"rnn": decaying(3, 3, 16, 0.1), "rnn/c": decaying(3, 3, 16, 0.1)},
+        "elman": {("rnn", ""): decaying(3, 3, 16, 1.5)},
+        "lstm": {("rnn", ""): decaying(3, 3, 16, 0.1), ("rnn", "c"): decaying(3, 3, 16, 0.1)},
     }
     run_directory.save_profiles(folder, [0, 10, 500], log10_norm)
-    table = rows("elman", "rnn", "initialisation", [3, 4, 4]) + rows("elman", "rnn", "trained", [5, 9, 11])
-    table += rows("lstm", "rnn", "initialisation", [16, 15, 16]) + rows("lstm", "rnn/c", "trained", [1, 1, 1])
+    table = rows("elman", "initialisation", [3, 4, 4]) + rows("elman", "trained", [5, 9, 11])
+    table += rows("lstm", "initialisation", [16, 15, 16]) + rows("lstm", "trained", [1, 1, 1], part="c")
     run_directory.save_table(folder, table)
     return folder
 
 
 def figure_of(folder):
-    return gradient_flow.profiles_figure(read.load_profiles(folder), read.load_table(folder), "a title")
+    return figures.profiles_figure(read.load_profiles(folder), read.load_table(folder), "a title")
 
 
 def legend(ax):
@@ -56,7 +57,7 @@ def test_a_profile_is_drawn_against_the_lag_without_its_exact_zeros():
     ax = Figure().subplots()
     profile_ST = np.array([[-3.0, -np.inf, -1.0, -np.inf], [-5.0, -7.0, -2.0, -np.inf], [np.nan, -9.0, -4.0, -np.inf]])
 
-    assert gradient_flow.plot_profile(ax, profile_ST, label="lstm", color="red") is ax
+    assert figures.plot_profile(ax, profile_ST, label="lstm", color="red") is ax
 
     (line,) = ax.lines
     (band,) = ax.collections
@@ -72,7 +73,7 @@ def test_a_profile_is_drawn_against_the_lag_without_its_exact_zeros():
 
 def test_one_seed_has_no_band():
     ax = Figure().subplots()
-    gradient_flow.plot_profile(ax, np.zeros((1, 4)), label="lstm", color="red")
+    figures.plot_profile(ax, np.zeros((1, 4)), label="lstm", color="red")
     assert not ax.collections
 
 
@@ -97,7 +98,7 @@ def test_the_legend_names_every_cell_with_its_median_horizon(run_dir):
 
 
 def test_the_legend_leaves_out_seeds_whose_gradient_is_not_finite(run_dir):
-    table = rows("elman", "rnn", "initialisation", [-1, 3, 5]) + rows("lstm", "rnn", "initialisation", [-1, -1, -1])
+    table = rows("elman", "initialisation", [-1, 3, 5]) + rows("lstm", "initialisation", [-1, -1, -1])
     run_directory.save_table(run_dir, table)
     assert legend(figure_of(run_dir).axes[0]) == ["elman  (1/1000 at lag 4)", "lstm  (not finite)"]
 
@@ -113,20 +114,22 @@ def test_a_frame_ends_at_the_floor_and_says_so_only_if_it_cuts(run_dir):
     cut = figure_of(run_dir)
     assert cut.axes[0].get_ylim()[0] == -12
     assert cut.get_supxlabel() == "The frame ends at 10$^{-12}$; the lowest value is 10$^{-25}$."
-    whole = gradient_flow.profiles_figure(read.Profiles(np.array([0]), {"gru": {"rnn": decaying(1, 1, 16, 0.5)}}), [])
+    whole = figures.profiles_figure(read.Profiles(np.array([0]), {"gru": {("rnn", ""): decaying(1, 1, 16, 0.5)}}), [])
     assert whole.axes[0].get_ylim()[0] == pytest.approx(-7)
     assert whole.get_supxlabel() == ""
 
 
 def test_the_lag_axis_ends_where_the_last_curve_leaves_the_frame():
-    profiles = read.Profiles(np.array([0]), {"gru": {"rnn": decaying(1, 1, 2000, 0.5)}})
-    (ax,) = gradient_flow.profiles_figure(profiles, []).axes
+    profiles = read.Profiles(np.array([0]), {"gru": {("rnn", ""): decaying(1, 1, 2000, 0.5)}})
+    (ax,) = figures.profiles_figure(profiles, []).axes
     assert ax.get_xlim() == (0, 25)
 
 
 def test_every_layer_of_a_stack_has_a_line_and_no_two_of_32_look_alike():
-    layers = {f"layers/{i}": decaying(1, 1, 8, 0.1) for i in range(32)} | {"layers/0/c": decaying(1, 1, 8, 0.1)}
-    (ax,) = gradient_flow.profiles_figure(read.Profiles(np.array([0]), {"lstm": layers}), []).axes
+    layers = {(f"layers/{i}", ""): decaying(1, 1, 8, 0.1) for i in range(32)} | {
+        ("layers/0", "c"): decaying(1, 1, 8, 0.1)
+    }
+    (ax,) = figures.profiles_figure(read.Profiles(np.array([0]), {"lstm": layers}), []).axes
     assert legend(ax) == [f"lstm layers/{i}" for i in range(32)]
     assert len({(line.get_color(), line.get_linestyle()) for line in ax.lines[:32]}) == 32
 
@@ -134,13 +137,13 @@ def test_every_layer_of_a_stack_has_a_line_and_no_two_of_32_look_alike():
 @pytest.mark.parametrize(("step", "heading"), [(0, "at initialisation (step 0)"), (9, "after training (step 9)")])
 def test_a_run_of_one_profile_has_one_panel_and_no_heat_map(tmp_path, step, heading):
     folder = run_directory.create(str(tmp_path / "run"), {})
-    run_directory.save_profiles(folder, [step], {"lstm": {"rnn": decaying(1, 1, 4, 0.1)}})
+    run_directory.save_profiles(folder, [step], {"lstm": {("rnn", ""): decaying(1, 1, 4, 0.1)}})
     assert [ax.get_title() for ax in figure_of(folder).axes] == [heading]
-    assert gradient_flow.gradient_flow(folder) == [folder / "figures" / "gradient_flow.png"]
+    assert figures.draw_profiles(folder) == [folder / "figures" / "gradient_flow.png"]
 
 
 def test_heat_maps_show_every_logged_step_by_lag_on_one_scale(run_dir):
-    figure = gradient_flow.training_figure(read.load_profiles(run_dir), "a title")
+    figure = figures.training_figure(read.load_profiles(run_dir), "a title")
     elman, lstm, bar = figure.axes
     assert [ax.get_title() for ax in (elman, lstm)] == ["elman", "lstm"]
     assert [label.get_text() for label in elman.get_yticklabels()] == ["0", "10", "500"]
@@ -154,7 +157,7 @@ def test_heat_maps_show_every_logged_step_by_lag_on_one_scale(run_dir):
 
 
 def test_heat_maps_mark_where_a_row_falls_below_a_thousandth(run_dir):
-    figure = gradient_flow.training_figure(read.load_profiles(run_dir))
+    figure = figures.training_figure(read.load_profiles(run_dir))
     marks = [path.vertices for line in figure.axes[0].collections for path in line.get_paths()]
     # Median slope 1.65: -1.65 at lag 2 is above -3, -3.3 at lag 3 is below.
     np.testing.assert_array_equal(marks, [[[2.5, row - 0.5], [2.5, row + 0.5]] for row in range(3)])
@@ -163,13 +166,13 @@ def test_heat_maps_mark_where_a_row_falls_below_a_thousandth(run_dir):
 
 @pytest.mark.parametrize("cells", [1, 3, 5, 8])
 def test_there_is_a_heat_map_for_every_cell(cells):
-    log10_norm = {f"cell{i}": {"rnn": decaying(2, 1, 8, 0.1 * i)} for i in range(cells)}
-    figure = gradient_flow.training_figure(read.Profiles(np.array([0, 1]), log10_norm))
+    log10_norm = {f"cell{i}": {("rnn", ""): decaying(2, 1, 8, 0.1 * i)} for i in range(cells)}
+    figure = figures.training_figure(read.Profiles(np.array([0, 1]), log10_norm))
     assert [ax.get_title() for ax in figure.axes[:-1]] == list(log10_norm)
 
 
 def test_a_run_directory_gives_its_figures(run_dir):
-    paths = gradient_flow.gradient_flow(run_dir)
+    paths = figures.draw_profiles(run_dir)
     assert paths == [run_dir / "figures" / name for name in ("gradient_flow.png", "gradient_flow_training.png")]
     for path in paths:
         with Image.open(path) as image:
@@ -192,24 +195,24 @@ def test_a_run_directory_gives_its_figures(run_dir):
 )
 def test_the_title_says_what_the_config_knows(tmp_path, monkeypatch, flags, title):
     folder = run_directory.create(str(tmp_path / "run"), flags)
-    run_directory.save_profiles(folder, [0], {"lstm": {"rnn": decaying(1, 2, 4, 0.1)}})
+    run_directory.save_profiles(folder, [0], {"lstm": {("rnn", ""): decaying(1, 2, 4, 0.1)}})
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure.get_suptitle()))
-    gradient_flow.gradient_flow(folder)
+    figures.draw_profiles(folder)
     assert drawn == [title]
 
 
 def test_profiles_of_zeros_and_nan_and_long_falls_are_drawn_without_a_warning(tmp_path, recwarn):
     folder = run_directory.create(str(tmp_path / "run"), {})
     log10_norm = {
-        "zero": {"rnn": np.full((2, 3, 40), -np.inf)},
-        "nan": {"rnn": np.full((2, 3, 40), np.nan)},
-        "falls": {"rnn": decaying(2, 3, 40, 10.0)},
-        "grows": {"rnn": decaying(2, 3, 40, -10.0)},
-        "another length, one seed, float32": {"rnn": decaying(2, 1, 7, 1.0).astype(np.float32)},
+        "zero": {("rnn", ""): np.full((2, 3, 40), -np.inf)},
+        "nan": {("rnn", ""): np.full((2, 3, 40), np.nan)},
+        "falls": {("rnn", ""): decaying(2, 3, 40, 10.0)},
+        "grows": {("rnn", ""): decaying(2, 3, 40, -10.0)},
+        "another length, one seed, float32": {("rnn", ""): decaying(2, 1, 7, 1.0).astype(np.float32)},
     }
     run_directory.save_profiles(folder, [0, 1], log10_norm)
-    assert len(gradient_flow.gradient_flow(folder)) == 2
+    assert len(figures.draw_profiles(folder)) == 2
     assert [str(warning.message) for warning in recwarn] == []
 
 
@@ -217,12 +220,12 @@ def test_profiles_of_zeros_and_nan_and_long_falls_are_drawn_without_a_warning(tm
 def test_a_folder_without_a_run_is_refused_by_the_missing_file(run_dir, missing):
     (run_dir / missing).unlink()
     with pytest.raises(ValueError, match=f"has no {missing}; allowed: "):
-        gradient_flow.gradient_flow(run_dir)
+        figures.draw_profiles(run_dir)
 
 
 def test_figures_leave_pyplot_and_its_backend_alone(run_dir):
     code = (
-        "import sys; from rnn_jax.report.gradient_flow import gradient_flow; gradient_flow(sys.argv[1]);"
+        "import sys; from rnn_jax.report.profiles import draw_profiles; draw_profiles(sys.argv[1]);"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     environment = os.environ | {"MPLBACKEND": "qtagg"}

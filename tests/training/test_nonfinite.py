@@ -1,0 +1,118 @@
+"""Numbers that are not finite: where they began is found, in words."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from rnn_jax import tasks
+from rnn_jax.models import SequenceClassifier
+from rnn_jax.training import run_directory
+from rnn_jax.training.loop import train
+from rnn_jax.training.nonfinite import NotFinite, layer_of, parameter_names
+from tests.training.small_runs import (
+    assert_same_weights,
+    config,
+    make_task,
+    metrics,
+    new_run,
+    numbers,
+    regression,
+    small_model,
+)
+
+
+@pytest.fixture(autouse=True)
+def _promotion_as_optax_needs_it():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def test_parameters_have_the_names_of_their_layers():
+    model = SequenceClassifier("gru", 7, 4, 3, emb_size=5, layers=2, bidirectional=True, rngs=nnx.Rngs(0))
+    names = parameter_names(model)
+    assert len(names) == len(jax.tree.leaves(model))
+    layers = {"embedding", "head"} | {f"rnn/layers/{k}/{way}_rnn" for k in (0, 1) for way in ("forward", "backward")}
+    assert {layer_of(name) for name in names} == layers
+
+
+def poisoned(where):
+    """Batches of 8 in order: example 17, in the third batch, is not finite."""
+    arrays = numbers()
+    arrays[where][17] = np.nan
+    return make_task(tasks.ArraySource(**arrays), tasks.ArraySource(**numbers()))
+
+
+def in_order(source, batch_size, seed, augment=None, widths=None):
+    return iter(
+        tasks.task.grain.MapDataset.source(source).repeat().batch(batch_size, batch_fn=tasks.collate).to_iter_dataset()
+    )
+
+
+@pytest.mark.parametrize("where", ["xs", "target"])
+def test_an_update_that_is_not_finite_is_skipped_and_counted(tmp_path, monkeypatch, where):
+    monkeypatch.setattr(tasks, "batches", in_order)
+    task = poisoned(where)
+    result = train(
+        task,
+        model := small_model(),
+        optax.sgd(0.1),
+        run_dir := new_run(tmp_path),
+        config(on_nonfinite="skip", look_every=0),
+    )
+    assert result.skipped == 3  # one batch in four, of twelve
+    plain = model
+    for k, batch in zip(range(12), in_order(task.train, 8, 0)):
+        if k % 4 != 2:
+            plain = jax.tree.map(lambda p, g: p - 0.1 * g, plain, jax.grad(task.loss)(plain, batch))
+    assert_same_weights(result.model, plain, rtol=1e-5)
+    assert metrics(run_dir)[12, "train/skipped"] == 3
+    assert all(np.isfinite(value) for value in metrics(run_dir).values())
+
+
+def test_a_batch_that_is_not_finite_stops_the_run_and_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "batches", in_order)
+    sentence = "^Stopped at step 3: the batch is not finite, in 'xs', .*; no checkpoint has been written yet.$"
+    with pytest.raises(NotFinite, match=sentence):
+        train(poisoned("xs"), small_model(), optax.sgd(0.1), new_run(tmp_path), config(look_every=0))
+
+
+def test_a_layer_whose_outputs_overflow_stops_the_run_and_is_named_with_the_last_good_checkpoint(tmp_path):
+    task, run_dir = regression(), new_run(tmp_path)
+
+    def update(grads, state, params=None):
+        del params
+        count = state + 1  # the sixth update makes the rectifiers of the recurrent layer overflow
+        return jax.tree.map(lambda g: jnp.where(count == 6, 1e30, 0.0) * jnp.ones_like(g), grads), count
+
+    optimizer = optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+    sentence = (
+        "Stopped at step 7: the loss is (nan|inf), first in layer 'rnn', parameter 'rnn/cell/[a-z_]+'; "
+        f"the last good checkpoint is {re.escape(str(run_dir))}/checkpoints/last, of step 4."
+    )
+    with pytest.raises(NotFinite, match=f"^{sentence}$"):
+        train(task, small_model("irnn"), optimizer, run_dir, config(look_every=0))
+    note = run_directory.load_note(run_dir, "last")
+    assert note["step"] == 4
+
+
+def test_a_gradient_that_is_not_finite_is_followed_back_to_the_layer_next_to_the_loss(tmp_path):
+    @jax.custom_vjp
+    def spoil(x):
+        return x
+
+    spoil.defvjp(lambda x: (x, None), lambda _, ct: (ct * jnp.nan,))
+
+    class Spoiled(SequenceClassifier):
+        def _embed(self, inputs):
+            return super()._embed(inputs) + 0 * spoil(jnp.sum(self.rnn.layers[0].cell.bias[...]))
+
+    model = Spoiled("gru", 1, 4, 1, layers=2, rngs=nnx.Rngs(0))
+    with pytest.raises(
+        NotFinite, match=r"Stopped at step 1: a gradient .* layer 'rnn/layers/0', parameter 'rnn/layers/0/cell/bias'"
+    ):
+        train(regression(), model, optax.sgd(0.1), new_run(tmp_path), config(look_every=0))
