@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+from tests.experiments.refusals import refusals
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 MY_CELL = '''
@@ -49,18 +51,10 @@ def test_a_cell_from_elsewhere_is_checked_and_its_failure_told(tmp_path):
     assert not done.stderr
 
 
-def test_an_unknown_cell_is_one_sentence():
-    done = check_cell("--cell=nosuch")
-    assert done.returncode == 1
-    assert not done.stdout
-    (sentence,) = done.stderr.splitlines()
-    assert sentence.startswith("unknown cell 'nosuch'; allowed: elman, ")
-
-
-def test_a_stray_argument_is_a_usage_error():
-    done = check_cell("--cell=elman", "lstm")
-    assert done.returncode == 1
-    assert "unexpected argument 'lstm'; flags start with --" in done.stderr + done.stdout
+def test_an_unknown_cell_and_a_stray_argument_are_one_sentence():
+    unknown, stray = refusals("check_cell", ["--cell=nosuch"], ["--cell=elman", "lstm"])
+    assert unknown.startswith("unknown cell 'nosuch'; allowed: elman, ")
+    assert stray == "unexpected argument 'lstm'; flags start with --"
 
 
 def test_help_tells_the_question_and_the_flags():

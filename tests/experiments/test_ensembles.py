@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+from tests.experiments.refusals import refusals
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -28,7 +30,6 @@ def test_an_ensemble_is_its_members_and_both_are_timed(tmp_path):
 
 
 def test_an_unknown_cell_is_one_sentence(tmp_path):
-    done = ensembles("--cells=nosuch", f"--out={tmp_path / 'run'}")
-    assert done.returncode == 1
-    assert done.stderr.startswith("unknown cell 'nosuch'; allowed: elman, ")
+    (sentence,) = refusals("ensembles", ["--cells=nosuch", f"--out={tmp_path / 'run'}"])
+    assert sentence.startswith("unknown cell 'nosuch'; allowed: elman, ")
     assert not (tmp_path / "run").exists()

@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+from tests.experiments.refusals import refusals
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -29,9 +31,8 @@ def test_a_row_for_each_length_and_a_gradient_below_what_float32_holds(tmp_path)
 
 
 def test_lengths_that_are_none_are_one_sentence(tmp_path):
-    for wrong in ("1", "10,10", "100,10", "ten"):
-        done = long_sequences(f"--lengths={wrong}", f"--out={tmp_path / 'run'}")
-        assert done.returncode == 1
-        sentence = f"--lengths={wrong} is no list of lengths; allowed: whole numbers from 2 up, ascending.\n"
-        assert done.stderr == sentence
-        assert not (tmp_path / "run").exists()
+    wrong = ("1", "10,10", "100,10", "ten")
+    told = refusals("long_sequences", *([f"--lengths={lengths}", f"--out={tmp_path / 'run'}"] for lengths in wrong))
+    sentence = "--lengths={} is no list of lengths; allowed: whole numbers from 2 up, ascending."
+    assert told == [sentence.format(lengths) for lengths in wrong]
+    assert not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from rnn_jax import tasks
+from tests.experiments.refusals import refusals
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -81,24 +82,13 @@ def test_ones_own_texts_are_shown_with_their_baseline(tmp_path):
     assert "% of the steps of batches of 8" in shown
 
 
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        (("--task=nosuch",), r"^unknown task 'nosuch'; known: adding, "),
-        (("--task=adding", "--tokens=word"), r"^tokens='word' is no option of the task 'adding'; it has: seq_len, "),
-        (("--task=parity", "--seq_len=0"), r"^seq_len=0 is out of range"),
-        (("--blanks=3",), r"^--blanks=3 is an option of one task; allowed: together with --task\.$"),
-    ],
-)
-def test_a_wrong_wish_is_one_sentence(flags, sentence):
-    done = run(*flags)
-    assert done.returncode == 1
-    assert not done.stdout
-    (line,) = done.stderr.splitlines()
-    assert re.search(sentence, line)
-
-
-def test_a_stray_argument_is_a_usage_error():
-    done = run("adding")
-    assert done.returncode == 1
-    assert "unexpected argument 'adding'; flags start with --" in done.stdout + done.stderr
+def test_wrong_wishes_are_one_sentence_each():
+    sentences = {
+        ("--task=nosuch",): r"^unknown task 'nosuch'; known: adding, ",
+        ("--task=adding", "--tokens=word"): r"^tokens='word' is no option of the task 'adding'; it has: seq_len, ",
+        ("--task=parity", "--seq_len=0"): r"^seq_len=0 is out of range",
+        ("--blanks=3",): r"^--blanks=3 is an option of one task; allowed: together with --task\.$",
+        ("adding",): r"^unexpected argument 'adding'; flags start with --$",
+    }
+    for told, sentence in zip(refusals("tasks", *map(list, sentences)), sentences.values(), strict=True):
+        assert re.search(sentence, told)
