@@ -158,7 +158,7 @@ def test_what_flax_cannot_do_for_a_cell_with_state_is_refused():
     layer = RNN(Stateful(CountingScale))
     with pytest.raises(ValueError, match=r"Stateful keeps state of its own and is run by flax.nnx.RNN"):
         layer(xs, resets=jnp.zeros((B, T), bool))
-    with pytest.raises(ValueError, match="allowed there: neither resets nor a gradient profile"):
+    with pytest.raises(ValueError, match="allowed there: no context, no resets, no gradient profile"):
         flow.gradient_profile(lambda layer: jnp.sum(layer(xs)), layer)
     with pytest.raises(ValueError, match=r"a step of Stateful updates variables of the cell; allowed: .* rnn_jax.RNN"):
         rnn_jax.unroll(layer.cell, xs)

@@ -12,7 +12,7 @@ from tests import reference
 FLOAT64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
 
 
-@pytest.mark.parametrize(("dtype", "tolerance", "layers", "bidirectional", "padded"), reference.torch_cases())
+@pytest.mark.parametrize(("dtype", "tolerance", "layers", "bidirectional", "padded"), reference.torch_cases("elman"))
 def test_elman_is_torch_rnn(dtype, tolerance, layers, bidirectional, padded):
     reference.check_against_torch("elman", torch.nn.RNN, dtype, tolerance, layers, bidirectional, padded)
 

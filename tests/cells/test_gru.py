@@ -26,7 +26,7 @@ def sigmoid(z):
     return 1.0 / (1.0 + np.exp(-z))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance", "layers", "bidirectional", "padded"), reference.torch_cases())
+@pytest.mark.parametrize(("dtype", "tolerance", "layers", "bidirectional", "padded"), reference.torch_cases("gru"))
 def test_gru_is_torch_gru(dtype, tolerance, layers, bidirectional, padded):
     reference.check_against_torch("gru", torch.nn.GRU, dtype, tolerance, layers, bidirectional, padded)
 

@@ -20,7 +20,7 @@ def biases(cell):
     return dict(zip(("input", "forget", "candidate", "output"), np.asarray(cell.bias[...]).reshape(4, -1), strict=True))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance", "layers", "bidirectional", "padded"), reference.torch_cases())
+@pytest.mark.parametrize(("dtype", "tolerance", "layers", "bidirectional", "padded"), reference.torch_cases("lstm"))
 def test_lstm_is_torch_lstm(dtype, tolerance, layers, bidirectional, padded):
     reference.check_against_torch("lstm", torch.nn.LSTM, dtype, tolerance, layers, bidirectional, padded)
 
