@@ -163,8 +163,9 @@ def main(argv: list[str]) -> None:
 
 def check_lengths(task: tasks.Task) -> None:
     """Raises ValueError unless all sequences are of one length: else a step has no one lag from the end."""
-    if task.train.lengths is not None or task.stateful:
-        kind = "is one long stream" if task.stateful else "has sequences of different lengths"
+    is_stream = task.kind is tasks.Kind.STREAM
+    if task.train.lengths is not None or is_stream:
+        kind = "is one long stream" if is_stream else "has sequences of different lengths"
         raise ValueError(
             f"--task={_TASK.value} {kind}, where a step has no lag of its own; allowed: a task whose sequences have"
             " one length. `python -m experiments.train` takes this one."
@@ -178,7 +179,7 @@ def make_model(cell: str, task: tasks.Task, rngs: nnx.Rngs) -> SequenceClassifie
         _HIDDEN.value,
         task.out_features,
         emb_size=_EMB_SIZE.value if task.reads_tokens else None,
-        per_step=task.per_step,
+        per_step=task.kind is tasks.Kind.ANSWER_A_STEP,
         layers=_LAYERS.value,
         bidirectional=_BIDIRECTIONAL.value,
         rngs=rngs,

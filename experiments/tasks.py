@@ -15,9 +15,9 @@ import sys
 import numpy as np
 from absl import app, flags, logging
 
+from experiments.option_flags import define_option_flags
 from rnn_jax import tasks
 from rnn_jax.tasks.bucketing import bucket_boundaries, padding_share
-from rnn_jax.tasks.option_flags import define_option_flags
 from rnn_jax.tasks.task import NOT_ASKED
 from rnn_jax.tasks.text import tfidf_baseline
 
@@ -72,7 +72,7 @@ def list_tasks() -> None:
     for row in rows:
         cells = [f"{text:>{width}}" for text, width in zip(row[1:-1], widths[1:-1])]
         print(f"{row[0]:{widths[0]}}" + "".join(cells) + f"  {row[-1]}")
-    print("\nSteps that differ: the least / the median / the most.")
+    print("\nSteps that differ: min / median / max.")
     for sentence in refused:
         print(sentence)
     print("\nData of the user, and of tensorflow-datasets:\n")
@@ -91,8 +91,9 @@ def show_task(task: tasks.Task, name: str) -> None:
     print(f"source       {task.source}")
     print(f"license      {task.license or 'none needed: the examples are generated'}")
     print(f"examples     {', '.join(sizes)}")
-    steps = "" if task.train.lengths is None else ", the least, the median and the most"
-    print(f"steps        {_steps(task)}{' a piece of one long text' if task.stateful else steps}")
+    is_stream = task.kind is tasks.Kind.STREAM
+    steps = "" if task.train.lengths is None else ", min, median and max"
+    print(f"steps        {_steps(task)}{' a piece of one long text' if is_stream else steps}")
     if task.train.lengths is not None:
         print(f"padding      {_padding(task.train.lengths)}")
     print(f"reads        {_reads(task)}{_symbols(task)}")
@@ -115,7 +116,7 @@ def show_task(task: tasks.Task, name: str) -> None:
 
 
 def _is_text(task: tasks.Task) -> bool:
-    return task.vocabulary is not None and not task.per_step
+    return task.vocabulary is not None and task.kind is tasks.Kind.ONE_ANSWER
 
 
 def _steps(task: tasks.Task) -> str:
@@ -123,9 +124,10 @@ def _steps(task: tasks.Task) -> str:
         split.lengths for split in (task.train, task.validation, task.test) if split and split.lengths is not None
     ]
     if not lengths:
-        return f"{task.seq_len:,}"
-    least, median, most = np.quantile(np.concatenate(lengths), (0, 0.5, 1))
-    return f"{least:,.0f} / {median:,.0f} / {most:,.0f}"
+        test = "" if task.test_seq_len in (None, task.seq_len) else f", {task.test_seq_len:,} in the test"
+        return f"{task.seq_len:,}{test}"
+    shortest, median, longest = np.quantile(np.concatenate(lengths), (0, 0.5, 1))
+    return f"{shortest:,.0f} / {median:,.0f} / {longest:,.0f}"
 
 
 def _padding(lengths: np.ndarray) -> str:
@@ -139,6 +141,8 @@ def _padding(lengths: np.ndarray) -> str:
 
 
 def _reads(task: tasks.Task) -> str:
+    if isinstance(task.in_features, tuple):
+        return f"{' x '.join(map(str, task.in_features))} numbers"
     if not task.reads_tokens:
         return f"{task.in_features} number{'s' if task.in_features > 1 else ''}"
     return f"{task.in_features:,} {task.vocabulary.kind if task.vocabulary else 'token'}s"
@@ -146,10 +150,10 @@ def _reads(task: tasks.Task) -> str:
 
 def _answers(task: tasks.Task) -> str:
     is_regression = task.metric == "mse"
-    kind = "number" if is_regression else "token" if task.stateful else "class"
+    kind = "number" if is_regression else "token" if task.kind is tasks.Kind.STREAM else "class"
     plural = {"number": "numbers", "token": "tokens", "class": "classes"}[kind]
     answer = f"{task.out_features:,} {plural if task.out_features > 1 else kind}"
-    return f"{answer} a step" if task.per_step else answer
+    return answer if task.kind is tasks.Kind.ONE_ANSWER else f"{answer} a step"
 
 
 def _symbols(task: tasks.Task) -> str:
@@ -163,7 +167,7 @@ def _symbols(task: tasks.Task) -> str:
 
 def _classes(task: tasks.Task) -> str:
     """How many examples of the training split each class has."""
-    if not task.class_names or task.per_step:
+    if not task.class_names or task.kind is not tasks.Kind.ONE_ANSWER:
         return ""
     if not (_is_text(task) or isinstance(task.train, tasks.ArraySource | tasks.RaggedSource)):
         return ": " + _cut(", ".join(task.class_names))  # to count them would make every example
@@ -182,10 +186,13 @@ def _options(name: str) -> str:
 def _show_example(task: tasks.Task, example: dict[str, np.ndarray]) -> list[str]:
     if task.vocabulary is not None:
         lines = [_cut(repr(task.vocabulary.decode(example["tokens"])))]
-        if task.per_step:
+        if task.kind is tasks.Kind.STREAM:
             return [*lines, _cut("-> " + repr(task.vocabulary.decode(example["labels"])))]
     elif task.reads_tokens:
         lines = ["tokens  " + _cut(" ".join(f"{token:3d}" for token in example["tokens"]))]
+    elif isinstance(task.in_features, tuple):
+        xs = example["xs"]
+        lines = [f"xs  {' x '.join(map(str, xs.shape))} numbers, {xs.min():.3f} to {xs.max():.3f}"]
     else:
         lines = [
             f"xs[:, {feature}]  " + _cut(" ".join(f"{value:6.3f}" for value in example["xs"][:, feature]))

@@ -24,6 +24,7 @@ import optax
 from absl import app, flags, logging
 from flax import nnx
 
+from experiments.option_flags import define_option_flags
 from rnn_jax import batch_mesh, flow, tasks
 from rnn_jax.constant import parameter_count
 from rnn_jax.models import LanguageModel, SequenceClassifier
@@ -32,7 +33,6 @@ from rnn_jax.report.profiles import draw_profiles, lag_text
 from rnn_jax.report.read import load_profiles, load_table
 from rnn_jax.tasks.bucketing import padding_share
 from rnn_jax.tasks.embeddings import load_embeddings
-from rnn_jax.tasks.option_flags import define_option_flags
 from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.config import TrainConfig, batches_of, every, widths_of
@@ -205,7 +205,7 @@ def make_model(
     task: tasks.Task, rngs: nnx.Rngs, embedding: jax.Array | np.ndarray | None = None
 ) -> SequenceClassifier | LanguageModel:
     """Builds the network that the flags describe and the task needs."""
-    if task.stateful:
+    if task.kind is tasks.Kind.STREAM:
         for flag, plain in ((_BIDIRECTIONAL, False), (_POOL, None), (_RECURRENT, True), (_EMBEDDINGS, None)):
             if flag.value != plain:
                 raise ValueError(
@@ -214,7 +214,7 @@ def make_model(
                 )
         return LanguageModel(
             _CELL.value,
-            task.in_features,
+            task.out_features,
             _EMB_SIZE.value,
             _HIDDEN.value,
             layers=_LAYERS.value,
@@ -233,7 +233,7 @@ def make_model(
         bidirectional=_BIDIRECTIONAL.value,
         dropout=_DROPOUT.value,
         pool=_POOL.value,
-        per_step=task.per_step,
+        per_step=task.kind is tasks.Kind.ANSWER_A_STEP,
         recurrent=_RECURRENT.value,
         rngs=rngs,
     )
@@ -254,8 +254,8 @@ def check(
         )
     batches_of(task, config)
     batch_mesh(config.devices)
-    batch = dict(probe_batch(task, config.batch_size))
-    if task.stateful:
+    batch: tasks.Batch = {**probe_batch(task, config.batch_size)}
+    if task.kind is tasks.Kind.STREAM:
         batch["first"] = jnp.zeros((), bool)
 
     def one_update() -> Any:

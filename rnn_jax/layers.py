@@ -540,9 +540,11 @@ def output_features(
     Args:
       layer: any.
       features: sizes of the feature axes of its inputs.
-      context: of a layer that asks for one, abstract arrays `[1, ...]`.
+      context: of a layer that asks for one, arrays `[1, ...]`, of which only the shapes are read.
     """
-    xs = jax.ShapeDtypeStruct((1, 1, *features), jnp.float32)
+    floating = (leaf.dtype for leaf in jax.tree.leaves(layer) if jnp.issubdtype(leaf.dtype, jnp.floating))
+    xs = jax.ShapeDtypeStruct((1, 1, *features), next(floating, jnp.float32))
+    context = jax.tree.map(lambda part: jax.ShapeDtypeStruct(part.shape, xs.dtype), context)
     ys = jax.eval_shape(partial(layer, return_carry=False), xs, **_for_layer(layer, context, None))
     leaves = jax.tree.leaves(ys)
     if len(leaves) == 1:

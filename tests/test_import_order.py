@@ -1,7 +1,9 @@
 """Imports run one way only: a room of the house knows the rooms before it, and none behind it."""
 
 import ast
+import graphlib
 import pathlib
+import re
 
 import pytest
 
@@ -60,6 +62,45 @@ FILES = [
 def test_a_file_imports_only_what_stands_before_it(path):
     part = part_of(path)
     assert imported_parts(path) - {part} <= MAY_IMPORT[part]
+
+
+def import_graph(root: pathlib.Path) -> dict[str, set[str]]:
+    """The modules of a package, and which of them each imports, within functions as well.
+
+    `from a import b` imports the module `a.b`, if there is one, and else the module `a` (or `a/__init__.py`). That a
+    module runs the `__init__.py` of the packages it stands in does not count.
+    """
+    paths = {".".join(path.relative_to(root.parent).with_suffix("").parts): path for path in root.rglob("*.py")}
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    graph: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        graph[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                parts = {f"{node.module}.{alias.name}" for alias in node.names}
+                graph[name] |= {part if part in paths else str(node.module) for part in parts}
+        graph[name] &= paths.keys()
+    return graph
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graph = import_graph(ROOT / "rnn_jax")
+    assert "rnn_jax.tasks.task" in graph["rnn_jax.tasks.batching"]
+    assert "rnn_jax.flow" in graph
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_a_cycle_within_functions_would_be_seen(tmp_path):
+    package = tmp_path / "rnn_jax"
+    package.mkdir()
+    (package / "__init__.py").write_text("from rnn_jax.one import f\n")
+    (package / "one.py").write_text("from rnn_jax import two\n")
+    (package / "two.py").write_text("import rnn_jax.version\ndef f():\n    from rnn_jax.one import g\n")
+    (package / "version.py").write_text("")
+    with pytest.raises(graphlib.CycleError, match=re.escape("rnn_jax.one")):
+        graphlib.TopologicalSorter(import_graph(package)).prepare()
 
 
 def test_nobody_imports_an_experiment():

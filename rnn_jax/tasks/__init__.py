@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rnn_jax.tasks.adding import adding
+from rnn_jax.tasks.batching import as_batch, batches, collate, stream_batches
 from rnn_jax.tasks.copying import copy, delayed_copy
 from rnn_jax.tasks.digits import digits
 from rnn_jax.tasks.docstrings import docstrings
@@ -23,28 +24,17 @@ from rnn_jax.tasks.dyck import dyck
 from rnn_jax.tasks.forecasting import mackey_glass, sine
 from rnn_jax.tasks.induction import induction
 from rnn_jax.tasks.language_id import language_id
+from rnn_jax.tasks.moving_digits import moving_digits
 from rnn_jax.tasks.parity import parity
 from rnn_jax.tasks.recall import associative_recall
 from rnn_jax.tasks.s5 import s5
 from rnn_jax.tasks.selective_copy import selective_copy
 from rnn_jax.tasks.series import series
+from rnn_jax.tasks.sources import ArraySource, RaggedSource, Source, StreamSource
 from rnn_jax.tasks.stdlib_text import stdlib_text
 from rnn_jax.tasks.surnames import surnames
 from rnn_jax.tasks.tables import table
-from rnn_jax.tasks.task import (
-    ArraySource,
-    Batch,
-    Model,
-    RaggedSource,
-    Score,
-    Source,
-    StreamSource,
-    Task,
-    as_batch,
-    batches,
-    collate,
-    stream_batches,
-)
+from rnn_jax.tasks.task import Batch, Kind, Model, Score, Task
 from rnn_jax.tasks.temporal_order import temporal_order
 from rnn_jax.tasks.tfds_named import tfds_named
 
@@ -52,6 +42,7 @@ __all__ = [
     "TASKS",
     "ArraySource",
     "Batch",
+    "Kind",
     "Model",
     "RaggedSource",
     "Score",
@@ -72,6 +63,7 @@ __all__ = [
     "language_id",
     "mackey_glass",
     "make_task",
+    "moving_digits",
     "parity",
     "s5",
     "selective_copy",
@@ -97,6 +89,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "induction": induction,
     "language_id": language_id,
     "mackey_glass": mackey_glass,
+    "moving_digits": moving_digits,
     "parity": parity,
     "s5": s5,
     "selective_copy": selective_copy,

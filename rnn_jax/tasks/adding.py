@@ -7,7 +7,13 @@ import numpy as np
 from rnn_jax.tasks import generated, task
 
 
-def adding(seq_len: int = 100, train_size: int = 100_000, test_size: int = 1_000, seed: int = 0) -> task.Task:
+def adding(
+    seq_len: int = 100,
+    train_size: int = 100_000,
+    test_size: int = 1_000,
+    seed: int = 0,
+    test_seq_len: int | None = None,
+) -> task.Task:
     """The adding problem, the oldest yardstick for memory over a known lag.
 
     "xs" is [T, 2]: at every step a value, uniform on [0, 1), and a marker, which is 1 at one step of the
@@ -27,9 +33,10 @@ def adding(seq_len: int = 100, train_size: int = 100_000, test_size: int = 1_000
     first half. Values and fixed length here are those of Le et al., a marker in each half is Arjovsky et al.
 
     Args:
-      seq_len: T, at least 2.
+      seq_len: T, 2 or more.
       train_size, test_size: examples in the splits; they cost no memory.
       seed: of the examples, 0 to 2**64 - 1.
+      test_seq_len: T of the test split; None: as in training.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -40,18 +47,20 @@ def adding(seq_len: int = 100, train_size: int = 100_000, test_size: int = 1_000
         linear units. arXiv:1504.00941.
       M. Arjovsky, A. Shah, Y. Bengio (2016). Unitary evolution recurrent neural networks. arXiv:1511.06464.
     """
-    generated.check_range("seq_len", seq_len, 2, reason="one step for each marker")
+    generated.check_lengths(seq_len, test_seq_len, 2, reason="one step for each marker")
     return generated.generated_task(
-        functools.partial(_adding, seq_len),
-        seq_len + 2,
-        train_size,
-        test_size,
-        seed,
+        lambda steps: functools.partial(_adding, steps),
+        lambda steps: steps + 2,
+        seq_len=seq_len,
+        test_seq_len=test_seq_len,
+        train_size=train_size,
+        test_size=test_size,
+        seed=seed,
         name="adding",
         description=f"The sum of the two marked numbers among {seq_len}.",
         source="Hochreiter and Schmidhuber 1997; Le, Jaitly, Hinton 2015, arXiv:1504.00941; "
         "Arjovsky, Shah, Bengio 2016, arXiv:1511.06464",
-        seq_len=seq_len,
+        kind=task.Kind.ONE_ANSWER,
         in_features=2,
         out_features=1,
         baseline_score=1 / 6,

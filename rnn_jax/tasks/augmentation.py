@@ -8,9 +8,7 @@ from rnn_jax.tasks.task import Batch
 from rnn_jax.tasks.vocabulary import PADDING, UNKNOWN
 
 
-def make_augmentation(
-    seed: int, *, crop: float = 1.0, token_dropout: float = 0.0
-) -> Callable[[Batch, int], dict[str, np.ndarray]]:
+def make_augmentation(seed: int, *, crop: float = 1.0, token_dropout: float = 0.0) -> Callable[[Batch, int], Batch]:
     """Makes `(batch, number) -> batch` of the same shapes, for batches with "tokens" `[B, T]` and "lengths" `[B]`.
 
     Of half of the texts a piece is left, drawn again whenever they are read: L c tokens of L, with c uniform in
@@ -18,7 +16,7 @@ def make_augmentation(
 
     Args:
       seed, with the number of a batch: decide what is drawn, on every machine alike.
-      crop: least share of a text that a piece has, above 0; 1 leaves texts whole.
+      crop: min share of a text that a piece has, above 0; 1 leaves texts whole.
       token_dropout: 0 to below 1.
 
     Raises:
@@ -32,7 +30,7 @@ def make_augmentation(
     if not 0 <= token_dropout < 1:
         raise ValueError(f"token_dropout={token_dropout} is out of range; allowed: 0 to below 1.")
 
-    def augment(batch: Batch, number: int) -> dict[str, np.ndarray]:
+    def augment(batch: Batch, number: int) -> Batch:
         tokens, lengths = batch["tokens"], batch["lengths"]
         rows, width = tokens.shape
         # Raw bits, as numpy keeps only these the same between versions; the 1 parts them from the bits of the order.

@@ -1,21 +1,17 @@
-"""Batches of sequences of similar length, padded to one of a few widths: little padding, and few compilations.
+"""Which sequences form a batch where lengths differ: similar ones, padded to one of a few widths.
 
 A jitted step is compiled again for each width of its batches. Padding each batch to its own longest sequence would
 compile nearly as often as there are lengths; padding all to the longest of all would compute mostly padding.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import grain
 import numpy as np
 
-from rnn_jax.tasks import task
-
-_MOST_WIDTHS = 8
+_MAX_WIDTHS = 8
 _STEPS_OF_A_WIDTH = 100  # of a small network take about as long as a compilation, 5 to 12 s on 2 CPU cores
 _CANDIDATES = 256  # lengths that may become a boundary: as many quantiles as tell any distribution
-_ENDLESS = 2**62  # batches; Grain wants a number
 
 
 def width_count(steps: int) -> int:
@@ -29,11 +25,11 @@ def width_count(steps: int) -> int:
     """
     if steps < 1:
         raise ValueError(f"steps={steps} is out of range for a number of widths; allowed: 1 or more.")
-    return min(max(-(-steps // _STEPS_OF_A_WIDTH), 2), _MOST_WIDTHS)
+    return min(max(-(-steps // _STEPS_OF_A_WIDTH), 2), _MAX_WIDTHS)
 
 
-def bucket_boundaries(lengths: np.ndarray, count: int = _MOST_WIDTHS) -> tuple[int, ...]:
-    """Returns at most `count` widths, ascending, the last the largest length, that need the least padding.
+def bucket_boundaries(lengths: np.ndarray, count: int = _MAX_WIDTHS) -> tuple[int, ...]:
+    """Returns `count` widths or fewer, ascending, the last the max of the lengths, that need the least padding.
 
     Every sequence is padded to the smallest width that holds it. Among the quantiles of the lengths, of which there
     are 256, the widths returned are the best of all choices, found by dynamic programming over the last of them.
@@ -52,12 +48,12 @@ def bucket_boundaries(lengths: np.ndarray, count: int = _MOST_WIDTHS) -> tuple[i
     # below[k]: how many sequences widths[k - 1] holds. Those of the pair (j, k) are padded to widths[k - 1].
     below = np.concatenate([[0], np.searchsorted(np.sort(lengths), widths, side="right")])
     steps = np.where(below[:, None] <= below, (below - below[:, None]) * np.concatenate([[0], widths]), np.inf)
-    least = np.where(below == 0, 0.0, np.inf)  # steps computed with no width at all
+    fewest_steps = np.where(below == 0, 0.0, np.inf)  # steps computed with no width at all
     chosen = []
     for _ in range(min(count, len(widths))):
-        totals = least[:, None] + steps
+        totals = fewest_steps[:, None] + steps
         chosen.append(totals.argmin(axis=0))
-        least = totals.min(axis=0)
+        fewest_steps = totals.min(axis=0)
     boundaries, k = [], len(widths)
     for last in reversed(chosen):
         if last[k] < k:  # a width that holds nobody more is none
@@ -66,55 +62,15 @@ def bucket_boundaries(lengths: np.ndarray, count: int = _MOST_WIDTHS) -> tuple[i
     return tuple(reversed(boundaries))
 
 
-def bucketed_batches(
-    source: task.Source,
-    batch_size: int,
-    seed: int,
-    boundaries: Sequence[int],
-    augment: Callable[[task.Batch, int], task.Batch] | None = None,
-) -> grain.DatasetIterator:
-    """Endless batches of sequences of similar length, every example once an epoch, in an order drawn for each epoch.
+def padding_share(lengths: np.ndarray, batch_size: int, widths: Sequence[int], seed: int = 0) -> float:
+    """Returns the share of padding among all steps of the first epoch of `rnn_jax.tasks.batches`.
 
-    All batches have B examples and one of the widths. What does not fill a batch of its bucket goes into the next
-    wider one, and what does not fill a batch of the epoch, drawn at random, comes in the next epoch.
-
-    Args:
-      source: sequences of different lengths.
-      batch_size: B, at most as many as there are examples.
-      seed: of the order. Equal seeds give equal batches, on every machine.
-      boundaries: the widths, ascending; the last holds the longest sequence.
-      augment: applied to each batch and its number.
-
-    Returns:
-      an iterator as `rnn_jax.tasks.batches` returns it, whose batches have "lengths", int32 `[B]`. It resumes at any
-      batch at once: the examples of a batch are a function of its number.
+    With `widths=[lengths.max()]` it is the share without buckets, all sequences padded to the longest.
 
     Raises:
-      ValueError: if the batch size or the seed is out of range, or the boundaries are not that.
+      ValueError: as `BucketOrder`.
     """
-    task.check_batching(source, batch_size, seed)
-    if source.lengths is None:
-        raise ValueError("a source without lengths has no buckets; allowed: one whose sequences differ in length.")
-    order = _Order(source.lengths, batch_size, seed, boundaries)
-
-    def batch(number: int) -> task.Batch:
-        examples, width = order[number]
-        collated = task.collate([source[int(index)] for index in examples], ragged=True, width=width)
-        return collated if augment is None else augment(collated, number)
-
-    stream = grain.MapDataset.range(_ENDLESS).map(batch)
-    return iter(stream.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
-
-
-def padding_share(lengths: np.ndarray, batch_size: int, boundaries: Sequence[int], seed: int = 0) -> float:
-    """Returns the share of padding among all steps of the first epoch of `bucketed_batches`.
-
-    With `boundaries=[lengths.max()]` it is the share without buckets, all sequences padded to the longest.
-
-    Raises:
-      ValueError: as `bucketed_batches`.
-    """
-    order = _Order(lengths, batch_size, seed, boundaries)
+    order = BucketOrder(lengths, batch_size, seed, widths)
     steps = true_steps = 0
     for number in range(len(lengths) // batch_size):
         examples, width = order[number]
@@ -123,22 +79,32 @@ def padding_share(lengths: np.ndarray, batch_size: int, boundaries: Sequence[int
     return 1 - true_steps / steps
 
 
-class _Order:
-    """Which examples stand in batch number k, and how wide it is.
+class BucketOrder:
+    """Which examples stand in batch number k, and how wide it is: a function of the seed and of k alone.
 
-    An epoch of N examples seldom fills whole batches of B. The last `(e + 1) N mod B` of the permutation of epoch e
-    wait for the batches of epoch e + 1, so that the batches of an epoch depend on two permutations, not on all before.
+    All batches have B examples. What does not fill a batch of its width goes into the next wider one. What does not
+    fill a batch of the epoch comes in the next epoch: an epoch of N examples seldom fills whole batches of B, and the
+    last `(e + 1) N mod B` of the permutation of epoch e wait for the batches of epoch e + 1. So the batches of an
+    epoch depend on two permutations, not on all before.
+
+    Args:
+      lengths: of all sequences, int `[N]`.
+      batch_size: B, 1 to N.
+      seed: of the order, the same on every machine.
+      widths: ascending; the last holds the longest sequence.
+
+    Raises:
+      ValueError: if the widths are not that.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, boundaries: Sequence[int]):
-        widths = np.array(boundaries)
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, widths: Sequence[int]):
         if not len(widths) or np.any(np.diff(widths) <= 0) or widths[-1] < np.max(lengths):
             raise ValueError(
-                f"boundaries={tuple(boundaries)} are no widths for sequences of up to {np.max(lengths)} steps;"
-                " allowed: ascending numbers, the last not below that."
+                f"widths={tuple(widths)} do not hold sequences of up to {np.max(lengths)} steps;"
+                f" allowed: ascending numbers, the last {np.max(lengths)} or more."
             )
-        self.widths = widths
-        self.buckets = np.searchsorted(widths, lengths)
+        self.widths = np.array(widths)
+        self.buckets = np.searchsorted(self.widths, lengths)
         self.batch_size = batch_size
         self.seed = seed
         self.batches_of_epoch = functools.lru_cache(maxsize=2)(self._batches_of_epoch)

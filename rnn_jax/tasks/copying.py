@@ -14,6 +14,7 @@ def copy(
     train_size: int = 100_000,
     test_size: int = 1_000,
     seed: int = 0,
+    test_seq_len: int | None = None,
 ) -> task.Task:
     """The copy problem: some symbols, a long silence, a sign, and the symbols must be said again.
 
@@ -35,11 +36,12 @@ def copy(
     loss is 10 ln(8) / (T + 20). Blanks are not asked here, so that a score means the same at any length.
 
     Args:
-      seq_len: T, at least 2 symbols + 1.
-      alphabet: how many different symbols there are, at least 2.
+      seq_len: T, 2 symbols + 1 or more.
+      alphabet: how many different symbols there are, 2 or more.
       symbols: how many are to be copied.
       train_size, test_size: examples in the splits; they cost no memory.
       seed: of the examples, 0 to 2**64 - 1.
+      test_seq_len: T of the test split; None: as in training.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -50,21 +52,22 @@ def copy(
     """
     generated.check_range("alphabet", alphabet, 2)
     generated.check_range("symbols", symbols, 1)
-    generated.check_range("seq_len", seq_len, 2 * symbols + 1, reason=f"as symbols={symbols} are read and asked")
+    generated.check_lengths(seq_len, test_seq_len, 2 * symbols + 1, reason=f"as symbols={symbols} are read and asked")
     return generated.generated_task(
-        functools.partial(_copy, seq_len, alphabet),
-        symbols,
-        train_size,
-        test_size,
-        seed,
+        lambda steps: functools.partial(_copy, steps, alphabet),
+        lambda steps: symbols,
+        seq_len=seq_len,
+        test_seq_len=test_seq_len,
+        train_size=train_size,
+        test_size=test_size,
+        seed=seed,
         name="copy",
         description=f"{symbols} symbols, to be said again {seq_len - symbols} steps later.",
         source="Hochreiter and Schmidhuber 1997; Arjovsky, Shah, Bengio 2016, arXiv:1511.06464",
-        seq_len=seq_len,
+        kind=task.Kind.ANSWER_A_STEP,
         reads_tokens=True,
         in_features=alphabet + 2,
         out_features=alphabet,
-        per_step=True,
         baseline_score=1 / alphabet,
         **generated.CLASSES,
     )
@@ -77,6 +80,7 @@ def delayed_copy(
     train_size: int = 100_000,
     test_size: int = 1_000,
     seed: int = 0,
+    test_seq_len: int | None = None,
 ) -> task.Task:
     """Delayed copy: at every step, say what was read `delay` steps before.
 
@@ -94,10 +98,10 @@ def delayed_copy(
     Jaeger measures the same, with real inputs, a linear readout for each delay and their correlations summed.
 
     Args:
-      seq_len: T, at least 2.
+      seq_len: T, 2 or more.
       delay: steps between a symbol and its answer, 1 to seq_len - 1.
-      alphabet: how many different symbols there are, at least 2.
-      train_size, test_size, seed: as `copy`.
+      alphabet: how many different symbols there are, 2 or more.
+      train_size, test_size, seed, test_seq_len: as `copy`.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -106,22 +110,27 @@ def delayed_copy(
       H. Jaeger (2002). Short term memory in echo state networks. GMD Report 152.
     """
     generated.check_range("alphabet", alphabet, 2)
-    generated.check_range("seq_len", seq_len, 2, reason="a symbol and its answer")
-    generated.check_range("delay", delay, 1, seq_len - 1, reason=f"so that seq_len={seq_len} steps ask for something")
+    generated.check_lengths(seq_len, test_seq_len, 2, reason="a symbol and its answer")
+    for name, steps in (("seq_len", seq_len), ("test_seq_len", test_seq_len)):
+        if steps is not None:
+            generated.check_range(
+                "delay", delay, 1, steps - 1, reason=f"so that {name}={steps} steps ask for something"
+            )
     return generated.generated_task(
-        functools.partial(_delayed_copy, delay, alphabet),
-        seq_len,
-        train_size,
-        test_size,
-        seed,
+        lambda steps: functools.partial(_delayed_copy, delay, alphabet),
+        lambda steps: steps,
+        seq_len=seq_len,
+        test_seq_len=test_seq_len,
+        train_size=train_size,
+        test_size=test_size,
+        seed=seed,
         name="delayed_copy",
         description=f"At every step, the symbol read {delay} steps before.",
         source="Jaeger 2002, GMD Report 152",
-        seq_len=seq_len,
+        kind=task.Kind.ANSWER_A_STEP,
         reads_tokens=True,
         in_features=alphabet,
         out_features=alphabet,
-        per_step=True,
         baseline_score=1 / alphabet,
         **generated.CLASSES,
     )

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rnn_jax.tasks import prepared, task
+from rnn_jax.tasks import generated, prepared, task
+from rnn_jax.tasks.fingerprint import fingerprint
+from rnn_jax.tasks.sources import ArraySource
 
 PIXELS = 64
+PACKAGES = ("numpy", "grain", "scikit-learn", "tensorflow-datasets", "array-record")  # whose versions a run notes
 _ROWS = 8  # of 8 pixels
 _TEST_SIZE = 360
 _SPLIT_SEED = 0
@@ -54,6 +57,7 @@ def digits(
     data_dir: str | os.PathLike[str] | None = None,
     *,
     seq_len: int | None = None,
+    test_seq_len: int | None = None,
     rows: bool | None = None,
 ) -> task.Task:
     """The digits of scikit-learn one pixel a step, then `blanks` steps of zeros; say which digit it was.
@@ -74,6 +78,7 @@ def digits(
       blanks: zero steps behind the pixels; 0 by default.
       data_dir: folder for prepared data; None is `rnn_jax/tfds` in `$XDG_CACHE_HOME`, or else in `~/.cache`.
       seq_len: another way to say blanks: seq_len = 64 + blanks, or 8 + blanks with `rows`.
+      test_seq_len: the same of the test split, which has other blanks then; None: as in training.
       rows: a row of pixels a step, or a pixel (the default).
 
     Raises:
@@ -84,8 +89,9 @@ def digits(
         Repository, https://doi.org/10.24432/C50P49. Its test set, as in `sklearn.datasets.load_digits`.
     """
     steps = _ROWS if rows else PIXELS  # of the image
-    if seq_len is not None and seq_len < steps:
-        raise ValueError(f"seq_len={seq_len} is out of range for the task 'digits'; allowed: {steps} or more.")
+    for name, length in (("seq_len", seq_len), ("test_seq_len", test_seq_len)):
+        if length is not None and length < steps:
+            raise ValueError(f"{name}={length} is out of range for the task 'digits'; allowed: {steps} or more.")
     if blanks is None:
         blanks = 0 if seq_len is None else seq_len - steps
     if blanks < 0:
@@ -95,18 +101,23 @@ def digits(
             f"seq_len={seq_len} and blanks={blanks} contradict each other:"
             f" for the task 'digits', seq_len = {steps} + blanks."
         )
-    arrays = _load(data_dir)
-    train, test = (_as_source(arrays[split], steps, blanks) for split in ("train", "test"))
+    seq_len = steps + blanks
+    arrays = load_splits(data_dir)
+    train = _as_source(arrays["train"], steps, seq_len)
+    test = _as_source(arrays["test"], steps, seq_len if test_seq_len is None else test_seq_len)
     commonest = np.bincount(train.arrays["label"]).argmax()
     return task.Task(
         name="digits",
         description=f"Which handwritten digit was read, {'row by row' if rows else 'pixel by pixel'}"
-        + (f", {blanks} blank steps ago." if blanks else "."),
+        + (f", {blanks} blank steps ago." if blanks else ".")
+        + generated.tested_on(seq_len, test_seq_len),
         source="Alpaydin and Kaynak 1998, UCI Machine Learning Repository, doi:10.24432/C50P49",
         license="not stated in scikit-learn's copy",
         train=train,
         test=test,
-        seq_len=steps + blanks,
+        kind=task.Kind.ONE_ANSWER,
+        seq_len=seq_len,
+        test_seq_len=test_seq_len,
         in_features=PIXELS // steps,
         out_features=10,
         loss=task.cross_entropy,
@@ -114,19 +125,17 @@ def digits(
         metric="accuracy",
         higher_is_better=True,
         baseline_score=float(np.mean(test.arrays["label"] == commonest)),
-        fingerprint=task.fingerprint(
-            train, test, ("numpy", "grain", "scikit-learn", "tensorflow-datasets", "array-record")
-        ),
+        fingerprint=fingerprint(train, test, PACKAGES),
     )
 
 
-def _as_source(arrays: Mapping[str, np.ndarray], steps: int, blanks: int) -> task.ArraySource:
-    xs = np.zeros((len(arrays["pixels"]), steps + blanks, PIXELS // steps), np.float32)
+def _as_source(arrays: Mapping[str, np.ndarray], steps: int, seq_len: int) -> ArraySource:
+    xs = np.zeros((len(arrays["pixels"]), seq_len, PIXELS // steps), np.float32)
     xs[:, :steps] = (arrays["pixels"] / np.float32(16)).reshape(-1, steps, PIXELS // steps)
-    return task.ArraySource(xs=xs, label=arrays["label"].astype(np.int32))
+    return ArraySource(xs=xs, label=arrays["label"].astype(np.int32))
 
 
-def _load(data_dir: str | os.PathLike[str] | None) -> dict[str, dict[str, np.ndarray]]:
+def load_splits(data_dir: str | os.PathLike[str] | None) -> dict[str, dict[str, np.ndarray]]:
     """Returns {"train", "test"}: {"pixels": uint8 [N, 64], "label": int64 [N]}."""
     examples = prepared.load(SklearnDigits, data_dir, ("train", "test"))
     return {

@@ -14,6 +14,7 @@ def dyck(
     train_size: int = 100_000,
     test_size: int = 1_000,
     seed: int = 0,
+    test_seq_len: int | None = None,
 ) -> task.Task:
     """Dyck-(k, m): after each closing bracket, which of the k kinds must close next?
 
@@ -37,11 +38,12 @@ def dyck(
     not asked here; and words are cut at T, where theirs are complete.
 
     Args:
-      seq_len: T, at least 4.
-      brackets: k, kinds of brackets, at least 2.
-      depth: m, the most that may be open at once, at least 2.
+      seq_len: T, 4 or more.
+      brackets: k, kinds of brackets, 2 or more.
+      depth: m, the max number of brackets open at once, 2 or more.
       train_size, test_size: examples in the splits; they cost no memory.
       seed: of the examples, 0 to 2**64 - 1.
+      test_seq_len: T of the test split; None: as in training.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -51,23 +53,24 @@ def dyck(
       M. Suzgun et al. (2019). Memory-augmented recurrent neural networks can learn generalized Dyck languages.
         arXiv:1911.03329.
     """
-    generated.check_range("seq_len", seq_len, 4, reason="the shortest word that asks something, as in (())")
+    generated.check_lengths(seq_len, test_seq_len, 4, reason="the shortest word that asks something, as in (())")
     generated.check_range("brackets", brackets, 2)
     generated.check_range("depth", depth, 2)
     return generated.generated_task(
-        functools.partial(_dyck, brackets, depth),
-        2 * seq_len,
-        train_size,
-        test_size,
-        seed,
+        lambda steps: functools.partial(_dyck, brackets, depth),
+        lambda steps: 2 * steps,
+        seq_len=seq_len,
+        test_seq_len=test_seq_len,
+        train_size=train_size,
+        test_size=test_size,
+        seed=seed,
         name="dyck",
         description=f"The bracket that must close next, of {brackets} kinds, at most {depth} deep.",
         source="Hewitt et al. 2020, arXiv:2010.07515; Suzgun et al. 2019, arXiv:1911.03329",
-        seq_len=seq_len,
+        kind=task.Kind.ANSWER_A_STEP,
         reads_tokens=True,
         in_features=2 * brackets,
         out_features=brackets,
-        per_step=True,
         baseline_score=1 / brackets,
         **generated.CLASSES,
     )

@@ -27,6 +27,7 @@ def sine(
     train_size: int = 100_000,
     test_size: int = 1_000,
     seed: int = 0,
+    test_seq_len: int | None = None,
 ) -> task.Task:
     """A sine of unknown frequency and phase: at every step, say what it will be `horizon` steps later.
 
@@ -47,10 +48,11 @@ def sine(
     Jaeger has a network generate one sine, always the same; here each sequence has a sine of its own.
 
     Args:
-      seq_len: T, at least 1.
-      horizon: steps from what is read to what is asked, at least 1.
+      seq_len: T, 1 or more.
+      horizon: steps from what is read to what is asked, 1 or more.
       train_size, test_size: examples in the splits; they cost no memory.
       seed: of the examples, 0 to 2**64 - 1.
+      test_seq_len: T of the test split; None: as in training.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -59,21 +61,22 @@ def sine(
       H. Jaeger (2002). A tutorial on training recurrent neural networks, covering BPPT, RTRL, EKF and the "echo state
         network" approach. GMD Report 159.
     """
-    generated.check_range("seq_len", seq_len, 1)
+    generated.check_lengths(seq_len, test_seq_len, 1)
     generated.check_range("horizon", horizon, 1)
     return generated.generated_task(
-        functools.partial(_sine, seq_len, horizon),
-        2,
-        train_size,
-        test_size,
-        seed,
+        lambda steps: functools.partial(_sine, steps, horizon),
+        lambda steps: 2,
+        seq_len=seq_len,
+        test_seq_len=test_seq_len,
+        train_size=train_size,
+        test_size=test_size,
+        seed=seed,
         name="sine",
         description=f"A sine of unknown frequency, {horizon} steps ahead.",
         source="Jaeger 2002, GMD Report 159",
-        seq_len=seq_len,
+        kind=task.Kind.ANSWER_A_STEP,
         in_features=1,
         out_features=1,
-        per_step=True,
         baseline_score=1 / 2,
         **generated.VALUES,
     )
@@ -85,6 +88,7 @@ def mackey_glass(
     train_size: int = 100_000,
     test_size: int = 1_000,
     seed: int = 0,
+    test_seq_len: int | None = None,
 ) -> task.Task:
     """The chaotic series of Mackey and Glass: at every step, say what it will be `horizon` steps later.
 
@@ -105,10 +109,11 @@ def mackey_glass(
     0.15, worse than the mean, at 17: at short horizons that is the score to beat.
 
     Args:
-      seq_len: T, at least 1.
-      horizon: steps from what is read to what is asked, at least 1.
+      seq_len: T, 1 or more.
+      horizon: steps from what is read to what is asked, 1 or more.
       train_size, test_size: examples in the splits; they cost no memory.
       seed: of the examples, 0 to 2**64 - 1.
+      test_seq_len: T of the test split; None: as in training.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -117,21 +122,22 @@ def mackey_glass(
       M. C. Mackey, L. Glass (1977). Oscillation and chaos in physiological control systems. Science 197(4300).
       J. D. Farmer (1982). Chaotic attractors of an infinite-dimensional dynamical system. Physica D 4(3).
     """
-    generated.check_range("seq_len", seq_len, 1)
+    generated.check_lengths(seq_len, test_seq_len, 1)
     generated.check_range("horizon", horizon, 1)
     return generated.generated_task(
-        functools.partial(_mackey_glass, seq_len, horizon),
-        2,
-        train_size,
-        test_size,
-        seed,
+        lambda steps: functools.partial(_mackey_glass, steps, horizon),
+        lambda steps: 2,
+        seq_len=seq_len,
+        test_seq_len=test_seq_len,
+        train_size=train_size,
+        test_size=test_size,
+        seed=seed,
         name="mackey_glass",
         description=f"A chaotic series, {horizon} steps ahead.",
         source="Mackey and Glass 1977, Science 197(4300)",
-        seq_len=seq_len,
+        kind=task.Kind.ANSWER_A_STEP,
         in_features=1,
         out_features=1,
-        per_step=True,
         baseline_score=_MACKEY_GLASS_VARIANCE,
         **generated.VALUES,
     )

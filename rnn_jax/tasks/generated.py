@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from rnn_jax.tasks import task
+from rnn_jax.tasks.fingerprint import fingerprint
 
-_FINGERPRINTED = 256  # examples of each split: each is a function of its number, so a few show any change
-_TRAIN, _TEST, _VALIDATION = 0, 1, 2
+FINGERPRINTED = 256  # examples of each split: each is a function of its number, so a few show any change
+TRAIN, TEST, VALIDATION = 0, 1, 2  # of the key of a source
 
 # The fields of a `Task` that say how its answers are judged.
 CLASSES: dict[str, Any] = {
@@ -66,37 +67,68 @@ class GeneratedSource:
 
 
 def generated_task(
-    example: Callable[[np.ndarray], dict[str, np.ndarray]],
-    draws: int,
+    example: Callable[[int], Callable[[np.ndarray], dict[str, np.ndarray]]],
+    draws: Callable[[int], int],
+    *,
+    description: str,
+    seq_len: int,
+    test_seq_len: int | None,
     train_size: int,
     test_size: int,
     seed: int,
     **fields: Any,
 ) -> task.Task:
-    """Makes a task of generated examples; the validation split is as large as the test split.
+    """Makes a task of generated examples. The validation split has the size of the test split and T of the training.
 
     Args:
-      example, draws: as `GeneratedSource`.
+      example, draws: of sequences of T steps, given T: as `GeneratedSource`.
+      description: of the `Task`; where T of the test split differs, that is added.
+      seq_len: T of the training and the validation split.
+      test_seq_len: T of the test split; None: as in training.
       train_size, test_size: examples in the splits.
       seed: of the examples.
-      **fields: of the `Task`, all but its splits and its fingerprint.
+      **fields: of the `Task`, all others but its splits and its fingerprint.
 
     Raises:
       ValueError: if a size or the seed is out of range.
     """
+    check_sizes(train_size, test_size, seed)
+
+    def source(steps: int, size: int, split: int) -> GeneratedSource:
+        return GeneratedSource(example(steps), draws(steps), size, (seed, split))
+
+    train = source(seq_len, train_size, TRAIN)
+    test = source(seq_len if test_seq_len is None else test_seq_len, test_size, TEST)
+    return task.Task(
+        description=description + tested_on(seq_len, test_seq_len),
+        train=train,
+        validation=source(seq_len, test_size, VALIDATION),
+        test=test,
+        seq_len=seq_len,
+        test_seq_len=test_seq_len,
+        fingerprint=fingerprint(train, test, ("numpy", "grain"), first=FINGERPRINTED),
+        **fields,
+    )
+
+
+def tested_on(seq_len: int, test_seq_len: int | None) -> str:
+    """Returns what a description adds where T of the test split differs: a sentence, or nothing."""
+    return "" if test_seq_len in (None, seq_len) else f" Tested on sequences of {test_seq_len} steps."
+
+
+def check_lengths(seq_len: int, test_seq_len: int | None, low: int, reason: str = "") -> None:
+    """Raises ValueError, in one sentence, unless T of the training and of the test split is `low` or more."""
+    check_range("seq_len", seq_len, low, reason=reason)
+    if test_seq_len is not None:
+        check_range("test_seq_len", test_seq_len, low, reason=reason)
+
+
+def check_sizes(train_size: int, test_size: int, seed: int) -> None:
+    """Raises ValueError, in one sentence, unless there can be splits of these sizes from this seed."""
     check_range("train_size", train_size, 1)
     check_range("test_size", test_size, 1)
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed={seed} is out of range; allowed: 0 to 2**64 - 1.")
-    train = GeneratedSource(example, draws, train_size, (seed, _TRAIN))
-    test = GeneratedSource(example, draws, test_size, (seed, _TEST))
-    return task.Task(
-        train=train,
-        validation=GeneratedSource(example, draws, test_size, (seed, _VALIDATION)),
-        test=test,
-        fingerprint=task.fingerprint(train, test, ("numpy", "grain"), first=_FINGERPRINTED),
-        **fields,
-    )
 
 
 def check_range(name: str, value: int, low: int, high: int | None = None, reason: str = "") -> None:

@@ -13,6 +13,7 @@ def induction(
     train_size: int = 100_000,
     test_size: int = 1_000,
     seed: int = 0,
+    test_seq_len: int | None = None,
 ) -> task.Task:
     """Induction heads: a sign occurs once, and again at the end; say the symbol that stood behind it.
 
@@ -31,10 +32,11 @@ def induction(
     mechanism in transformers, where it serves any pair that is repeated, not just that behind one sign.
 
     Args:
-      seq_len: T, at least 3.
-      alphabet: how many different symbols there are beside the sign, at least 2.
+      seq_len: T, 3 or more.
+      alphabet: how many different symbols there are beside the sign, 2 or more.
       train_size, test_size: examples in the splits; they cost no memory.
       seed: of the examples, 0 to 2**64 - 1.
+      test_seq_len: T of the test split; None: as in training.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -43,18 +45,20 @@ def induction(
       C. Olsson et al. (2022). In-context learning and induction heads. arXiv:2209.11895.
       A. Gu, T. Dao (2023). Mamba: linear-time sequence modeling with selective state spaces. arXiv:2312.00752.
     """
-    generated.check_range("seq_len", seq_len, 3, reason="a sign, the symbol behind it, and the sign again")
+    generated.check_lengths(seq_len, test_seq_len, 3, reason="a sign, the symbol behind it, and the sign again")
     generated.check_range("alphabet", alphabet, 2)
     return generated.generated_task(
-        functools.partial(_induction, alphabet),
-        seq_len,
-        train_size,
-        test_size,
-        seed,
+        lambda steps: functools.partial(_induction, alphabet),
+        lambda steps: steps,
+        seq_len=seq_len,
+        test_seq_len=test_seq_len,
+        train_size=train_size,
+        test_size=test_size,
+        seed=seed,
         name="induction",
         description=f"The symbol that stood behind the sign, somewhere in {seq_len} steps.",
         source="Olsson et al. 2022, arXiv:2209.11895; Gu and Dao 2023, arXiv:2312.00752",
-        seq_len=seq_len,
+        kind=task.Kind.ONE_ANSWER,
         reads_tokens=True,
         in_features=alphabet + 1,
         out_features=alphabet,

@@ -10,6 +10,7 @@ def parity(
     train_size: int = 100_000,
     test_size: int = 1_000,
     seed: int = 0,
+    test_seq_len: int | None = None,
 ) -> task.Task:
     """Parity of a string of bits, asked at every step.
 
@@ -31,9 +32,10 @@ def parity(
     that gradient descent does not find.
 
     Args:
-      seq_len: T, at least 1.
+      seq_len: T, 1 or more.
       train_size, test_size: examples in the splits; they cost no memory.
       seed: of the examples, 0 to 2**64 - 1.
+      test_seq_len: T of the test split; None: as in training.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -42,21 +44,22 @@ def parity(
       G. Delétang et al. (2022). Neural networks and the Chomsky hierarchy. arXiv:2207.02098.
       R. Grazzi et al. (2024). Unlocking state-tracking in linear RNNs through negative eigenvalues. arXiv:2411.12537.
     """
-    generated.check_range("seq_len", seq_len, 1)
+    generated.check_lengths(seq_len, test_seq_len, 1)
     return generated.generated_task(
-        _parity,
-        seq_len,
-        train_size,
-        test_size,
-        seed,
+        lambda steps: _parity,
+        lambda steps: steps,
+        seq_len=seq_len,
+        test_seq_len=test_seq_len,
+        train_size=train_size,
+        test_size=test_size,
+        seed=seed,
         name="parity",
         description="At every step, whether the number of ones so far is odd.",
         source="Delétang et al. 2022, arXiv:2207.02098",
-        seq_len=seq_len,
+        kind=task.Kind.ANSWER_A_STEP,
         reads_tokens=True,
         in_features=2,
         out_features=2,
-        per_step=True,
         baseline_score=1 / 2,
         class_names=("even", "odd"),
         **generated.CLASSES,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rnn_jax.tasks import task
+from rnn_jax.tasks.fingerprint import package_version
 
 SPLITS = ("train", "validation", "test")
 _VALIDATION_SHARE, _TEST_SHARE = 0.1, 0.2
@@ -62,7 +62,7 @@ def load_texts(
     Returns:
       the texts and labels of each split, in the order in which the builder gave them.
     """
-    folder = _as_path(data_dir) / f"{package}-{task.package_version(package)}"
+    folder = _as_path(data_dir) / f"{package}-{package_version(package)}"
     return {
         split: ([e["text"].decode() for e in examples], [e["label"].decode() for e in examples])
         for split, examples in load(builder_class, folder, splits).items()

@@ -14,6 +14,7 @@ def associative_recall(
     train_size: int = 100_000,
     test_size: int = 1_000,
     seed: int = 0,
+    test_seq_len: int | None = None,
 ) -> task.Task:
     """Multi-query associative recall (MQAR): key, value, key, value, ..., and later every key is asked for.
 
@@ -34,11 +35,12 @@ def associative_recall(
     other steps with random tokens.
 
     Args:
-      seq_len: T, at least 3 pairs.
+      seq_len: T, 3 pairs or more.
       pairs: how many keys with their values, 1 to alphabet.
-      alphabet: how many different keys there are, and how many values, at least 2.
+      alphabet: how many different keys there are, and how many values, 2 or more.
       train_size, test_size: examples in the splits; they cost no memory.
       seed: of the examples, 0 to 2**64 - 1.
+      test_seq_len: T of the test split; None: as in training.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -48,21 +50,22 @@ def associative_recall(
     """
     generated.check_range("alphabet", alphabet, 2)
     generated.check_range("pairs", pairs, 1, alphabet, reason=f"as alphabet={alphabet} keys can differ")
-    generated.check_range("seq_len", seq_len, 3 * pairs, reason=f"as pairs={pairs} are read and asked")
+    generated.check_lengths(seq_len, test_seq_len, 3 * pairs, reason=f"as pairs={pairs} are read and asked")
     return generated.generated_task(
-        functools.partial(_associative_recall, seq_len, pairs, alphabet),
-        alphabet + pairs + seq_len - 2 * pairs,
-        train_size,
-        test_size,
-        seed,
+        lambda steps: functools.partial(_associative_recall, steps, pairs, alphabet),
+        lambda steps: alphabet + pairs + steps - 2 * pairs,
+        seq_len=seq_len,
+        test_seq_len=test_seq_len,
+        train_size=train_size,
+        test_size=test_size,
+        seed=seed,
         name="associative_recall",
         description=f"{pairs} keys with their values are read, then every key is asked for.",
         source="Arora et al. 2023, arXiv:2312.04927",
-        seq_len=seq_len,
+        kind=task.Kind.ANSWER_A_STEP,
         reads_tokens=True,
         in_features=2 * alphabet + 1,
         out_features=alphabet,
-        per_step=True,
         baseline_score=1 / alphabet,
         **generated.CLASSES,
     )

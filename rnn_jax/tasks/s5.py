@@ -15,6 +15,7 @@ def s5(
     train_size: int = 100_000,
     test_size: int = 1_000,
     seed: int = 0,
+    test_seq_len: int | None = None,
 ) -> task.Task:
     """The word problem of the symmetric group S5, asked at every step.
 
@@ -35,9 +36,10 @@ def s5(
     Liu et al. and Merrill et al. ask at every step as well; Liu et al. draw from two generators, not from all of S5.
 
     Args:
-      seq_len: T, at least 1.
+      seq_len: T, 1 or more.
       train_size, test_size: examples in the splits; they cost no memory.
       seed: of the examples, 0 to 2**64 - 1.
+      test_seq_len: T of the test split; None: as in training.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -46,21 +48,22 @@ def s5(
       B. Liu et al. (2022). Transformers learn shortcuts to automata. arXiv:2210.10749.
       W. Merrill, J. Petty, A. Sabharwal (2024). The illusion of state in state-space models. arXiv:2404.08819.
     """
-    generated.check_range("seq_len", seq_len, 1)
+    generated.check_lengths(seq_len, test_seq_len, 1)
     return generated.generated_task(
-        _s5,
-        seq_len,
-        train_size,
-        test_size,
-        seed,
+        lambda steps: _s5,
+        lambda steps: steps,
+        seq_len=seq_len,
+        test_seq_len=test_seq_len,
+        train_size=train_size,
+        test_size=test_size,
+        seed=seed,
         name="s5",
         description="At every step, the product of all permutations of five things read so far.",
         source="Liu et al. 2022, arXiv:2210.10749; Merrill, Petty, Sabharwal 2024, arXiv:2404.08819",
-        seq_len=seq_len,
+        kind=task.Kind.ANSWER_A_STEP,
         reads_tokens=True,
         in_features=len(_PERMUTATIONS),
         out_features=len(_PERMUTATIONS),
-        per_step=True,
         baseline_score=1 / len(_PERMUTATIONS),
         class_names=tuple("".join(map(str, permutation)) for permutation in _PERMUTATIONS),
         **generated.CLASSES,

@@ -14,6 +14,7 @@ def selective_copy(
     train_size: int = 100_000,
     test_size: int = 1_000,
     seed: int = 0,
+    test_seq_len: int | None = None,
 ) -> task.Task:
     """Selective copying: symbols are scattered among blanks; at the end they must be said in their order.
 
@@ -33,11 +34,12 @@ def selective_copy(
     Gu and Dao read 4096 steps with 16 symbols to copy. Jing et al. give one sign, and blanks while the answer is said.
 
     Args:
-      seq_len: T, at least 2 symbols.
-      alphabet: how many different symbols there are, at least 2.
+      seq_len: T, 2 symbols or more.
+      alphabet: how many different symbols there are, 2 or more.
       symbols: how many are to be copied.
       train_size, test_size: examples in the splits; they cost no memory.
       seed: of the examples, 0 to 2**64 - 1.
+      test_seq_len: T of the test split; None: as in training.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -49,21 +51,22 @@ def selective_copy(
     """
     generated.check_range("alphabet", alphabet, 2)
     generated.check_range("symbols", symbols, 1)
-    generated.check_range("seq_len", seq_len, 2 * symbols, reason=f"as symbols={symbols} are read and asked")
+    generated.check_lengths(seq_len, test_seq_len, 2 * symbols, reason=f"as symbols={symbols} are read and asked")
     return generated.generated_task(
-        functools.partial(_selective_copy, seq_len, alphabet, symbols),
-        seq_len,
-        train_size,
-        test_size,
-        seed,
+        lambda steps: functools.partial(_selective_copy, steps, alphabet, symbols),
+        lambda steps: steps,
+        seq_len=seq_len,
+        test_seq_len=test_seq_len,
+        train_size=train_size,
+        test_size=test_size,
+        seed=seed,
         name="selective_copy",
         description=f"{symbols} symbols scattered among {seq_len - 2 * symbols} blanks, to be said in their order.",
         source="Gu and Dao 2023, arXiv:2312.00752; Jing et al. 2019, arXiv:1706.02761",
-        seq_len=seq_len,
+        kind=task.Kind.ANSWER_A_STEP,
         reads_tokens=True,
         in_features=alphabet + 2,
         out_features=alphabet,
-        per_step=True,
         baseline_score=1 / alphabet,
         **generated.CLASSES,
     )

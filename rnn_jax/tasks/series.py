@@ -7,6 +7,8 @@ import pathlib
 import numpy as np
 
 from rnn_jax.tasks import task
+from rnn_jax.tasks.fingerprint import fingerprint
+from rnn_jax.tasks.sources import ArraySource, RaggedSource, Source
 from rnn_jax.tasks.splits import class_names, stratified_split
 
 _VALIDATION = {"validation": 0.1}
@@ -76,14 +78,14 @@ def series(path: str | os.PathLike[str], *, split_seed: int = 0) -> task.Task:
         raise ValueError(f"{path} has values so large that their mean or standard deviation overflows.")
     std = np.where(np.ptp(steps, axis=0) == 0, 1.0, std)  # rounding may give a constant some deviation
     seq_lens = {len(x) for of_split in xs.values() for x in of_split}
-    sources: dict[str, task.Source] = {}
+    sources: dict[str, Source] = {}
     for split, (lot, rows) in parts.items():
         normalised = [((x - mean) / std).astype(np.float32) for x in xs[split]]
         label = labels[lot][rows]
         if len(seq_lens) > 1:
-            sources[split] = task.RaggedSource({"xs": normalised}, label=label)
+            sources[split] = RaggedSource({"xs": normalised}, label=label)
         else:
-            sources[split] = task.ArraySource(xs=np.stack(normalised), label=label)
+            sources[split] = ArraySource(xs=np.stack(normalised), label=label)
     train_label, test_label = (labels[parts[split][0]][parts[split][1]] for split in ("train", "test"))
     return task.Task(
         name=f"series:{path}",
@@ -93,6 +95,7 @@ def series(path: str | os.PathLike[str], *, split_seed: int = 0) -> task.Task:
         train=sources["train"],
         validation=sources.get("validation"),
         test=sources["test"],
+        kind=task.Kind.ONE_ANSWER,
         seq_len=max(seq_lens),
         in_features=len(mean),
         out_features=len(classes),
@@ -101,7 +104,7 @@ def series(path: str | os.PathLike[str], *, split_seed: int = 0) -> task.Task:
         metric="accuracy",
         higher_is_better=True,
         baseline_score=float(np.mean(test_label == np.bincount(train_label).argmax())),
-        fingerprint=task.fingerprint(
+        fingerprint=fingerprint(
             sources["train"], sources["test"], ("numpy", "grain"), validation=sources.get("validation")
         )
         | {"feature_mean": " ".join(map(repr, mean.tolist())), "feature_std": " ".join(map(repr, std.tolist()))},

@@ -16,6 +16,7 @@ def temporal_order(
     train_size: int = 100_000,
     test_size: int = 1_000,
     seed: int = 0,
+    test_seq_len: int | None = None,
 ) -> task.Task:
     """Temporal order: which of X and Y came first, which second (and which third)?
 
@@ -36,10 +37,11 @@ def temporal_order(
     tasks 6a, with 4 classes, and 6b, with three signs and 8 classes). The length is fixed here.
 
     Args:
-      seq_len: T, at least 10.
+      seq_len: T, 10 or more.
       symbols: how many steps hold X or Y: 2 or 3.
       train_size, test_size: examples in the splits; they cost no memory.
       seed: of the examples, 0 to 2**64 - 1.
+      test_seq_len: T of the test split; None: as in training.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -47,18 +49,20 @@ def temporal_order(
     References:
       S. Hochreiter, J. Schmidhuber (1997). Long short-term memory. Neural Computation 9(8). Experiment 6.
     """
-    generated.check_range("seq_len", seq_len, 10, reason="so that no two signs share a step")
+    generated.check_lengths(seq_len, test_seq_len, 10, reason="so that no two signs share a step")
     generated.check_range("symbols", symbols, 2, 3)
     return generated.generated_task(
-        functools.partial(_temporal_order, seq_len, symbols),
-        seq_len + 2 * symbols,
-        train_size,
-        test_size,
-        seed,
+        lambda steps: functools.partial(_temporal_order, steps, symbols),
+        lambda steps: steps + 2 * symbols,
+        seq_len=seq_len,
+        test_seq_len=test_seq_len,
+        train_size=train_size,
+        test_size=test_size,
+        seed=seed,
         name="temporal_order",
         description=f"The order of {symbols} signs among {seq_len - symbols} other steps.",
         source="Hochreiter and Schmidhuber 1997",
-        seq_len=seq_len,
+        kind=task.Kind.ONE_ANSWER,
         reads_tokens=True,
         in_features=8,
         out_features=2**symbols,

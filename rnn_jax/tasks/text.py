@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from rnn_jax.tasks import task
+from rnn_jax.tasks.fingerprint import fingerprint
+from rnn_jax.tasks.sources import RaggedSource, StreamSource
 from rnn_jax.tasks.vocabulary import UNKNOWN, Vocabulary, build_vocabulary
 
 Split = tuple[Sequence[str], np.ndarray]  # N texts and their labels, int32 [N]
@@ -35,8 +37,8 @@ def text_classification(
       train, validation, test: texts and labels; there may be no validation split.
       packages: whose versions the fingerprint notes, as pip knows them.
       tokens: "word", "character" or "byte".
-      vocab_size: symbols to keep at most, the commonest; all by default.
-      max_length: tokens to keep of each text at most, the first; all by default.
+      vocab_size: max number of symbols to keep, the commonest; all by default.
+      max_length: max number of tokens to keep of each text, the first; all by default.
 
     Raises:
       ValueError: if an argument is out of range, a split is empty or its texts and labels do not match.
@@ -61,6 +63,7 @@ def text_classification(
         train=sources["train"],
         validation=sources.get("validation"),
         test=sources["test"],
+        kind=task.Kind.ONE_ANSWER,
         seq_len=int(max(source.lengths.max() for source in sources.values())),
         reads_tokens=True,
         in_features=len(vocabulary),
@@ -70,7 +73,7 @@ def text_classification(
         metric="accuracy",
         higher_is_better=True,
         baseline_score=float(np.mean(labels["test"] == commonest)),
-        fingerprint=task.fingerprint(sources["train"], sources["test"], packages, validation=sources.get("validation")),
+        fingerprint=fingerprint(sources["train"], sources["test"], packages, validation=sources.get("validation")),
         class_names=tuple(class_names),
         vocabulary=vocabulary,
     )
@@ -102,7 +105,7 @@ def language_modelling(
       packages: whose versions the fingerprint notes, as pip knows them.
       seq_len: steps in a piece.
       tokens: "word", "character" or "byte".
-      vocab_size: symbols to keep at most, the commonest; all by default.
+      vocab_size: max number of symbols to keep, the commonest; all by default.
 
     Raises:
       ValueError: if an argument is out of range, or a text has not the tokens for one piece.
@@ -118,7 +121,7 @@ def language_modelling(
                 f"seq_len={seq_len} is out of range for the {split} split of the task {name!r};"
                 f" allowed: less than its {len(encoded)} tokens."
             )
-        sources[split] = task.StreamSource(encoded, seq_len)
+        sources[split] = StreamSource(encoded, seq_len)
     counts = np.bincount(sources["train"].tokens, minlength=len(vocabulary)) + 1
     asked = sources["test"].tokens[1 : len(sources["test"]) * seq_len + 1]
     return task.Task(
@@ -129,10 +132,9 @@ def language_modelling(
         train=sources["train"],
         validation=sources["validation"],
         test=sources["test"],
+        kind=task.Kind.STREAM,
         seq_len=seq_len,
         reads_tokens=True,
-        per_step=True,
-        stateful=True,
         in_features=len(vocabulary),
         out_features=len(vocabulary),
         loss=task.cross_entropy,
@@ -140,7 +142,7 @@ def language_modelling(
         metric=f"bits per {tokens}",
         higher_is_better=False,
         baseline_score=float(-np.mean(np.log2(counts / counts.sum())[asked])),
-        fingerprint=task.fingerprint(sources["train"], sources["test"], packages, validation=sources["validation"]),
+        fingerprint=fingerprint(sources["train"], sources["test"], packages, validation=sources["validation"]),
         vocabulary=vocabulary,
     )
 
@@ -162,7 +164,7 @@ def tfidf_baseline(classification: task.Task) -> dict[str, float]:
     Raises:
       ValueError: if the task is no classification of text.
     """
-    if classification.vocabulary is None or classification.metric != "accuracy" or classification.per_step:
+    if classification.vocabulary is None or classification.kind is not task.Kind.ONE_ANSWER:
         raise ValueError(f"the task {classification.name!r} has no TF-IDF baseline; allowed: classification of text.")
     # A second of import that only the baseline needs.
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -190,9 +192,9 @@ def encode_text(vocabulary: Vocabulary, text: str, max_length: int | None = None
 
 def _as_source(
     vocabulary: Vocabulary, texts: Sequence[str], labels: np.ndarray, max_length: int | None
-) -> task.RaggedSource:
+) -> RaggedSource:
     sequences = [encode_text(vocabulary, text, max_length) for text in texts]
-    return task.RaggedSource({"tokens": sequences}, label=np.asarray(labels, np.int32))
+    return RaggedSource({"tokens": sequences}, label=np.asarray(labels, np.int32))
 
 
 def _check_split(name: str, split: str, texts: Sequence[str], labels: np.ndarray, classes: int) -> None:

@@ -15,6 +15,7 @@ from absl import logging
 from tensorflow_datasets.core import naming
 
 from rnn_jax.tasks import task
+from rnn_jax.tasks.fingerprint import fingerprint
 from rnn_jax.tasks.splits import stratified_split
 from rnn_jax.tasks.text import text_classification
 
@@ -217,6 +218,7 @@ def _image_task(
         train=sources["train"],
         validation=sources["validation"],
         test=sources["test"],
+        kind=task.Kind.ONE_ANSWER,
         seq_len=shape[0],
         in_features=shape[1],
         out_features=len(common["class_names"]),
@@ -225,7 +227,7 @@ def _image_task(
         metric="accuracy",
         higher_is_better=True,
         baseline_score=float(np.mean(of_part["test"] == np.bincount(of_part["train"]).argmax())),
-        fingerprint=task.fingerprint(
+        fingerprint=fingerprint(
             sources["train"], sources["test"], _PACKAGES, _FINGERPRINTED, validation=sources["validation"]
         ),
         **common,

@@ -98,13 +98,13 @@ def batches_of(task: tasks.Task, config: TrainConfig) -> grain.DatasetIterator:
     """
     augment = None
     if config.crop != 1 or config.token_dropout:
-        if task.vocabulary is None or task.per_step:
+        if task.vocabulary is None or task.kind is not tasks.Kind.ONE_ANSWER:
             raise ValueError(
                 f"crop={config.crop} and token_dropout={config.token_dropout} change texts to be classified, which the"
                 f" task {task.name!r} has not; allowed: crop=1 and token_dropout=0."
             )
         augment = make_augmentation(config.seed, crop=config.crop, token_dropout=config.token_dropout)
-    if task.stateful:
+    if task.kind is tasks.Kind.STREAM:
         assert isinstance(task.train, tasks.StreamSource)
         return tasks.stream_batches(task.train, config.batch_size)
     return tasks.batches(task.train, config.batch_size, config.seed, augment, widths_of(task, config))

@@ -45,7 +45,7 @@ class Evaluator:
         lengths = [split.lengths for split in splits if split.lengths is not None]
         self._widths = bucket_boundaries(np.concatenate(lengths), 2) if lengths else None
         most = max(map(len, splits))
-        self._size = max(1, min(_SEQUENCES, most, _LARGEST_BATCH // max(1, task.seq_len)))
+        self._size = max(1, min(_SEQUENCES, most, _LARGEST_BATCH // max(task.seq_len, task.test_seq_len or 0)))
         score_each, score_on = partial(_score_each, task.score), partial(_score_on, task.score)
         self._initial_carry = lambda model, streams: model.initialize_carry((streams,))
         if ensemble:
@@ -57,7 +57,7 @@ class Evaluator:
 
     def __call__(self, model: PyTree, source: tasks.Source) -> np.ndarray:
         """Returns the mean score over all answers of a split that count, float64: `[]`, of an ensemble `[S]`."""
-        batches = self._stream(model, source) if self.task.stateful else self._sequences(model, source)
+        batches = self._stream(model, source) if self.task.kind is tasks.Kind.STREAM else self._sequences(model, source)
         scores = [(sums[..., :kept], counts[..., :kept]) for (sums, counts), kept in jax.device_get(list(batches))]
         total, count = (np.concatenate(arrays, axis=-1).astype(np.float64) for arrays in zip(*scores))
         return np.sum(total, axis=-1) / np.sum(count, axis=-1)

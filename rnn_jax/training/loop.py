@@ -31,7 +31,7 @@ import pathlib
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -313,7 +313,7 @@ class _Run:
             evenly = np.ndim(array) > 0 and len(array) % shared.mesh.size == 0
             return jax.device_put(array, shared if evenly else everywhere)
 
-        return {name: put(array) for name, array in batch.items()}
+        return cast(tasks.Batch, {name: put(array) for name, array in batch.items()})
 
     def _by_member(self, tree: PyTree) -> PyTree:
         """Returns NumPy arrays with a members axis in front, also of one model."""

@@ -1,6 +1,6 @@
 """Where a loss or a gradient that is not finite began: the layer and the parameter."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -51,7 +51,7 @@ def describe_not_finite(task: tasks.Task, state: State, batch: tasks.Batch, step
     for name, leaf in zip(names, jax.tree.leaves(state.model)):
         if not np.all(np.isfinite(leaf)):
             return f"the parameter {name!r} of layer {layer_of(name)!r} is not finite"
-    for name, array in batch.items():
+    for name, array in cast(dict[str, Any], batch).items():
         if not np.all(np.isfinite(array)):
             return f"the batch is not finite, in {name!r}, before any layer or parameter"
 

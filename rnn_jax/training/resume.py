@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from rnn_jax.tasks.task import package_version
+from rnn_jax.tasks.fingerprint import package_version
 from rnn_jax.training import run_directory
 
 

@@ -57,7 +57,7 @@ def initial_state(
 ) -> State:
     """Returns the state of one model before the first update."""
     zero = jnp.zeros((), jnp.int32)
-    carry = model.initialize_carry((config.batch_size,)) if task.stateful else None
+    carry = model.initialize_carry((config.batch_size,)) if task.kind is tasks.Kind.STREAM else None
     key = jax.random.key_data(jax.random.key(config.seed))
     return State(model, optimizer.init(model), carry, key, zero, jnp.zeros((), jnp.float32), zero, zero, zero)
 
@@ -67,7 +67,11 @@ def ensemble_state(
 ) -> State:
     """Returns the state of an ensemble before the first update: member k draws its dropout from `seeds[k]`."""
     zeros, losses = jnp.asarray(np.zeros(len(seeds), np.int32)), jnp.asarray(np.zeros(len(seeds), np.float32))
-    carry = jax.vmap(lambda model: model.initialize_carry((config.batch_size,)))(models) if task.stateful else None
+    carry = (
+        jax.vmap(lambda model: model.initialize_carry((config.batch_size,)))(models)
+        if task.kind is tasks.Kind.STREAM
+        else None
+    )
     keys = jnp.asarray(np.stack([jax.random.key_data(jax.random.key(seed)) for seed in seeds]))
     return State(models, opt_states, carry, keys, zeros, losses, zeros, zeros, zeros)
 
@@ -125,7 +129,7 @@ def training_loss(task: tasks.Task) -> Callable[..., tuple[Array, PyTree]]:
 
     def loss_of(model: PyTree, carry: PyTree, batch: tasks.Batch, key: Array, step: Array) -> tuple[Array, PyTree]:
         step_key = jax.random.fold_in(jax.random.wrap_key_data(key), step)
-        if not task.stateful:
+        if task.kind is not tasks.Kind.STREAM:
             return task.loss(partial(model, key=step_key), batch), None
         return run_on(task.loss, model, carry, batch, key=step_key)
 

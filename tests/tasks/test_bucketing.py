@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rnn_jax import tasks
-from rnn_jax.tasks.bucketing import bucket_boundaries, bucketed_batches, padding_share, width_count
+from rnn_jax.tasks.bucketing import bucket_boundaries, padding_share, width_count
 
 LENGTHS = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6])  # 23, a prime number
 
@@ -35,12 +36,12 @@ def test_boundaries_need_the_least_padding_of_all_choices(lengths, count):
     assert boundaries[-1] == max(lengths)
     assert len(boundaries) <= count
     assert list(boundaries) == sorted(set(boundaries))
-    least = min(
+    smallest = min(
         padding(lengths, (*chosen, max(lengths)))
         for size in range(count)
         for chosen in itertools.combinations(range(1, max(lengths)), size)
     )
-    assert padding(lengths, boundaries) == least
+    assert padding(lengths, boundaries) == smallest
 
 
 def test_boundaries_of_very_many_lengths_are_close_to_the_best():
@@ -58,7 +59,7 @@ def test_boundaries_of_very_many_lengths_are_close_to_the_best():
 def test_every_example_is_seen_once_an_epoch(lengths, data, seed):
     batch_size = data.draw(st.integers(1, len(lengths)))
     # After B epochs no example waits, and each has been seen B times.
-    batches = bucketed_batches(ragged(lengths), batch_size, seed, bucket_boundaries(lengths, 3))
+    batches = tasks.batches(ragged(lengths), batch_size, seed, widths=bucket_boundaries(lengths, 3))
     stream = list(itertools.chain.from_iterable(labels(batches, len(lengths))))
     assert np.bincount(stream).tolist() == [batch_size] * len(lengths)
     # On the way, none is ahead of another by more than the epoch that is under way and the one that waits.
@@ -68,14 +69,16 @@ def test_every_example_is_seen_once_an_epoch(lengths, data, seed):
 
 
 def test_an_epoch_of_whole_batches_holds_every_example_once():
-    stream = list(itertools.chain.from_iterable(labels(bucketed_batches(ragged(LENGTHS[:20]), 4, 0, (3, 6, 9)), 15)))
+    stream = list(
+        itertools.chain.from_iterable(labels(tasks.batches(ragged(LENGTHS[:20]), 4, 0, widths=(3, 6, 9)), 15))
+    )
     for epoch in range(3):
         assert sorted(stream[20 * epoch : 20 * (epoch + 1)]) == list(range(20))
 
 
 def test_batches_hold_their_sequences_padded_to_a_boundary():
     boundaries = (2, 5, 9)
-    for batch in itertools.islice(bucketed_batches(ragged(LENGTHS), 4, 0, boundaries), 50):
+    for batch in itertools.islice(tasks.batches(ragged(LENGTHS), 4, 0, widths=boundaries), 50):
         tokens, lengths = batch["tokens"], batch["lengths"]
         assert tokens.shape[1] in boundaries
         np.testing.assert_array_equal(lengths, LENGTHS[batch["label"]])
@@ -87,20 +90,20 @@ def test_batches_hold_their_sequences_padded_to_a_boundary():
 def test_a_batch_is_no_wider_than_needed_but_for_what_a_narrower_bucket_could_not_fill():
     # 12 sequences of length 2, 12 of 5 and 12 of 9, in batches of 4: nothing is left over.
     lengths = np.repeat([2, 5, 9], 12)
-    for batch in itertools.islice(bucketed_batches(ragged(lengths), 4, 3, (2, 5, 9)), 18):
+    for batch in itertools.islice(tasks.batches(ragged(lengths), 4, 3, widths=(2, 5, 9)), 18):
         assert np.all(batch["lengths"] == batch["tokens"].shape[1])
 
 
 def test_a_seed_decides_the_batches_and_every_epoch_has_its_own_order():
-    first, again, other = (labels(bucketed_batches(ragged(LENGTHS), 4, seed, (5, 9)), 20) for seed in (0, 0, 1))
+    first, again, other = (labels(tasks.batches(ragged(LENGTHS), 4, seed, widths=(5, 9)), 20) for seed in (0, 0, 1))
     assert first == again
     assert first != other
-    epochs = labels(bucketed_batches(ragged(LENGTHS), 23, 0, (9,)), 5)
+    epochs = labels(tasks.batches(ragged(LENGTHS), 23, 0, widths=(9,)), 5)
     assert len({tuple(epoch) for epoch in epochs}) == 5
     # Not the composition alone: long and short batches take turns differently.
     widths = [
         tuple(batch["tokens"].shape[1] for batch in itertools.islice(batches, 20))
-        for batches in (bucketed_batches(ragged(np.repeat([2, 5], 40)), 4, seed, (2, 5)) for seed in range(5))
+        for batches in (tasks.batches(ragged(np.repeat([2, 5], 40)), 4, seed, widths=(2, 5)) for seed in range(5))
     ]
     assert len(set(widths)) == 5
 
@@ -158,7 +161,7 @@ def test_buckets_lower_the_share_of_padding():
 def test_the_share_of_padding_is_that_of_the_batches():
     boundaries = bucket_boundaries(LENGTHS, 3)
     steps = true_steps = 0
-    for batch in itertools.islice(bucketed_batches(ragged(LENGTHS), 4, 7, boundaries), 23 // 4):
+    for batch in itertools.islice(tasks.batches(ragged(LENGTHS), 4, 7, widths=boundaries), 23 // 4):
         steps += batch["tokens"].size
         true_steps += np.count_nonzero(batch["tokens"])
     assert padding_share(LENGTHS, 4, boundaries, seed=7) == pytest.approx(1 - true_steps / steps)
@@ -170,15 +173,14 @@ def test_what_cannot_be_batched_is_refused_in_one_sentence():
         bucket_boundaries(LENGTHS, 0)
     with pytest.raises(ValueError, match=r"^steps=0 is out of range for a number of widths; allowed: 1 or more\.$"):
         width_count(0)
-    with pytest.raises(ValueError, match=r"^widths are for sequences of different lengths; allowed .*: None\.$"):
-        tasks.batches(tasks.ArraySource(label=np.zeros(8)), 4, 0, widths=(5,))
+    plain = tasks.ArraySource(tokens=np.zeros((8, 5), np.int32))
+    with pytest.raises(ValueError, match=r"^the argument widths is for sequences of different lengths; .*: None\.$"):
+        tasks.batches(plain, 4, 0, widths=(5,))
     for boundaries in ((), (5, 8), (9, 5), (5, 5, 9)):
-        with pytest.raises(ValueError, match=r"are no widths for sequences of up to 9 steps; allowed: ascending"):
-            bucketed_batches(source, 4, 0, boundaries)
+        sentence = re.escape(f"widths={boundaries} do not hold sequences of up to 9 steps; allowed: ascending numbers")
+        with pytest.raises(ValueError, match=f"^{sentence}, the last 9 or more\\.$"):
+            tasks.batches(source, 4, 0, widths=boundaries)
     with pytest.raises(ValueError, match=r"^batch_size=24 is out of range; allowed: 1 to 23, the examples there are"):
-        bucketed_batches(source, 24, 0, (9,))
+        tasks.batches(source, 24, 0, widths=(9,))
     with pytest.raises(ValueError, match=r"^seed=-1 is out of range; allowed: 0 or more\.$"):
         tasks.batches(source, 4, -1)
-    plain = tasks.ArraySource(tokens=np.zeros((3, 5), np.int32))
-    with pytest.raises(ValueError, match=r"^a source without lengths has no buckets; allowed: one whose sequences"):
-        bucketed_batches(plain, 1, 0, (5,))

@@ -69,6 +69,21 @@ def test_blanks_are_exact_zeros_behind_the_pixels(data_dir, splits):
         np.testing.assert_array_equal(batch["label"], plain["label"])
 
 
+def test_the_test_split_alone_may_have_other_blanks(data_dir, splits):
+    task = digits(blanks=2, test_seq_len=80, data_dir=data_dir)
+    assert (task.seq_len, task.test_seq_len) == (66, 80)
+    assert (
+        task.description
+        == "Which handwritten digit was read, pixel by pixel, 2 blank steps ago. Tested on sequences of 80 steps."
+    )
+    assert task.fingerprint["train_sha256"] == digits(blanks=2, data_dir=data_dir).fingerprint["train_sha256"]
+    assert task.fingerprint["test_sha256"] == digits(blanks=16, data_dir=data_dir).fingerprint["test_sha256"]
+    assert task.baseline_score == digits(data_dir=data_dir).baseline_score
+    batch = as_batch(task.test)
+    np.testing.assert_array_equal(batch["xs"][:, :64], splits[1]["xs"])
+    np.testing.assert_array_equal(batch["xs"][:, 64:], np.zeros((360, 16, 1)))
+
+
 def test_a_row_of_pixels_a_step_is_the_same_images_in_the_same_order(data_dir, splits):
     task = digits(blanks=3, rows=True, data_dir=data_dir)
     assert (task.seq_len, task.in_features) == (11, 8)

@@ -1,10 +1,10 @@
 """Claims about what all generated tasks share: examples by their number, splits, baseline scores."""
 
 import functools
+import inspect
 import itertools
 import pickle
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -80,10 +80,8 @@ def content(source, count):
 
 
 def test_no_generated_task_is_left_out_here():
-    modules = {
-        name: sys.modules[build.__module__] for name, build in tasks.TASKS.items() if hasattr(build, "__module__")
-    }
-    assert {name for name, module in modules.items() if getattr(module, "generated", None) is generated} == set(NAMES)
+    endless = {name for name, build in tasks.TASKS.items() if "train_size" in inspect.signature(build).parameters}
+    assert endless == {*NAMES, "moving_digits"}  # that one reads data, and has a file of its own
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,6 +109,21 @@ def test_an_example_depends_on_its_number_alone(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_test_split_alone_may_be_longer(name):
+    """It holds what a task of that length has there."""
+    usual = tasks.make_task(name)
+    steps = 2 * usual.seq_len + 1
+    task, longer = tasks.make_task(name, test_seq_len=steps), tasks.make_task(name, seq_len=steps)
+    assert (task.seq_len, task.test_seq_len) == (usual.seq_len, steps)
+    assert task.fingerprint["train_sha256"] == usual.fingerprint["train_sha256"]
+    assert task.fingerprint["test_sha256"] == longer.fingerprint["test_sha256"]
+    assert content(task.validation, 3) == content(usual.validation, 3)
+    assert len(task.test[7]["tokens" if task.reads_tokens else "xs"]) == steps
+    assert task.description == f"{usual.description} Tested on sequences of {steps} steps."
+    assert usual.test_seq_len is None
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_source_goes_through_pickle(name):
     """As it must, to be read by another process."""
     source = large(name).train
@@ -121,7 +134,7 @@ def test_a_source_goes_through_pickle(name):
 def test_whatever_ignores_the_input_scores_as_derived(name):
     """Every constant answer does, and so does one for each step, chosen on other examples."""
     task, count = large(name), 2000
-    answer = "labels" if task.per_step else "label"
+    answer = "label" if task.kind is tasks.Kind.ONE_ANSWER else "labels"
     labels_BT = np.stack([task.train[index][answer] for index in range(2 * count)]).reshape(2 * count, -1)
     chosen_on, read_on = labels_BT[:count], labels_BT[count:]
     votes_CT = np.stack([(chosen_on == label).sum(axis=0) for label in range(task.out_features)])
@@ -139,7 +152,7 @@ def test_whatever_ignores_the_input_scores_as_derived(name):
 def test_the_score_of_a_task_is_the_share_of_steps_asked(name):
     task = tasks.make_task(name, test_size=64)
     batch = tasks.as_batch(task.test)
-    labels = batch["labels" if task.per_step else "label"]
+    labels = batch["label" if task.kind is tasks.Kind.ONE_ANSWER else "labels"]
 
     def always_one(tokens):
         logits = np.zeros((*labels.shape, task.out_features), np.float32)
@@ -203,6 +216,12 @@ def test_an_argument_out_of_range_is_refused_in_one_sentence(name, kwargs, sente
             {"seq_len": 9, "delay": 9},
             "delay=9 is out of range; allowed: 1 to 8, so that seq_len=9 steps ask for something.",
         ),
+        (
+            "delayed_copy",
+            {"test_seq_len": 10},
+            "delay=10 is out of range; allowed: 1 to 9, so that test_seq_len=10 steps ask for something.",
+        ),
+        ("parity", {"test_seq_len": 0}, "test_seq_len=0 is out of range; allowed: 1 or more."),
         ("delayed_copy", {"delay": 0}, "delay=0 is out of range; allowed: 1 to 99, so that seq_len=100 steps ask for"),
         ("selective_copy", {"alphabet": 1}, "alphabet=1 is out of range; allowed: 2 or more."),
         ("selective_copy", {"symbols": 0}, "symbols=0 is out of range; allowed: 1 or more."),

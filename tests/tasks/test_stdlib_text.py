@@ -35,7 +35,7 @@ def test_a_piece_asks_for_the_tokens_behind_and_the_next_goes_on(task):
     np.testing.assert_array_equal(first["labels"][:-1], first["tokens"][1:])
     np.testing.assert_array_equal(np.concatenate([first["tokens"], second["tokens"]]), whole[:200])
     assert first["labels"][-1] == second["tokens"][0]
-    assert (task.stateful, task.per_step, task.reads_tokens) == (True, True, True)
+    assert (task.kind, task.reads_tokens) == (tasks.Kind.STREAM, True)
 
 
 def test_the_score_is_in_bits():

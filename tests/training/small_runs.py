@@ -24,6 +24,7 @@ def make_task(train, test=None, validation=None, **changes):
             "train": train,
             "test": test or train,
             "validation": validation,
+            "kind": tasks.Kind.ONE_ANSWER,
             "seq_len": 6,
             "in_features": 7 if reads_tokens else 1,
             "out_features": 1,
@@ -55,7 +56,7 @@ def small_model(cell="gru(update_bias=1)"):
 def language():
     tokens = np.random.default_rng(0).integers(0, 7, 6 * 20 + 1).astype(np.int32)
     source = tasks.StreamSource(tokens, 6)
-    changes = {"loss": cross_entropy, "score": nats, "out_features": 7, "per_step": True, "stateful": True}
+    changes = {"loss": cross_entropy, "score": nats, "out_features": 7, "kind": tasks.Kind.STREAM}
     return make_task(source, **changes), LanguageModel("gru", 7, 5, 4, rngs=nnx.Rngs(0))
 
 

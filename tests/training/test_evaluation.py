@@ -43,7 +43,7 @@ def test_scores_per_step_are_means_over_all_steps_asked():
     labels = rng.integers(-1, 3, (20, 6)).astype(np.int32)
     source = tasks.ArraySource(tokens=tokens, labels=labels)
     model = SequenceClassifier("lstm", 7, 4, 3, emb_size=5, per_step=True, rngs=nnx.Rngs(0))
-    evaluate = Evaluator(make_task(source, out_features=3, score=nats, per_step=True))
+    evaluate = Evaluator(make_task(source, out_features=3, score=nats, kind=tasks.Kind.ANSWER_A_STEP))
     evaluate._size = 8
     expected = cross_entropy(model, tasks.as_batch(source))
     np.testing.assert_allclose(evaluate(model, source), expected, rtol=1e-5)
@@ -72,7 +72,7 @@ def test_the_scores_of_an_ensemble_are_those_of_its_members(kind, monkeypatch):
         rng = np.random.default_rng(0)
         tokens, labels = (rng.integers(low, 7, (20, 6)).astype(np.int32) for low in (0, -1))
         source = tasks.ArraySource(tokens=tokens, labels=labels)
-        task = make_task(source, out_features=7, score=nats, per_step=True)
+        task = make_task(source, out_features=7, score=nats, kind=tasks.Kind.ANSWER_A_STEP)
         make_model = lambda rngs: SequenceClassifier("gru", 7, 4, 7, emb_size=5, per_step=True, rngs=rngs)  # noqa: E731
     models = make_ensemble(make_model, [0, 1, 2])
     found = Evaluator(task, ensemble=True)(models, task.test)
