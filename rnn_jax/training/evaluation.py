@@ -45,7 +45,7 @@ class Evaluator:
         lengths = [split.lengths for split in splits if split.lengths is not None]
         self._widths = bucket_boundaries(np.concatenate(lengths), 2) if lengths else None
         most = max(map(len, splits))
-        self._size = max(1, min(_SEQUENCES, most, _LARGEST_BATCH // max(task.seq_len, task.test_seq_len or 0)))
+        self._size = max(1, min(_SEQUENCES, most, _LARGEST_BATCH // max(1, task.seq_len, task.test_seq_len or 0)))
         score_each, score_on = partial(_score_each, task.score), partial(_score_on, task.score)
         self._initial_carry = lambda model, streams: model.initialize_carry((streams,))
         if ensemble:

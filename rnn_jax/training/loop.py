@@ -313,7 +313,7 @@ class _Run:
             evenly = np.ndim(array) > 0 and len(array) % shared.mesh.size == 0
             return jax.device_put(array, shared if evenly else everywhere)
 
-        return cast(tasks.Batch, {name: put(array) for name, array in batch.items()})
+        return jax.tree.map(put, batch)
 
     def _by_member(self, tree: PyTree) -> PyTree:
         """Returns NumPy arrays with a members axis in front, also of one model."""

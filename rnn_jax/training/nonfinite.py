@@ -51,8 +51,8 @@ def describe_not_finite(task: tasks.Task, state: State, batch: tasks.Batch, step
     for name, leaf in zip(names, jax.tree.leaves(state.model)):
         if not np.all(np.isfinite(leaf)):
             return f"the parameter {name!r} of layer {layer_of(name)!r} is not finite"
-    for name, array in cast(dict[str, Any], batch).items():
-        if not np.all(np.isfinite(array)):
+    for name, array in batch.items():
+        if not np.all(np.isfinite(np.asarray(array))):
             return f"the batch is not finite, in {name!r}, before any layer or parameter"
 
     calls = layer_calls(lambda model: loss_fn(model, state.carry, batch, state.key, index), state.model)

@@ -128,9 +128,8 @@ def test_every_task_keeps_the_contract(numerics, name, data_dir):
     assert (loss.dtype, total.dtype, count.dtype) == (jnp.float32, jnp.float32, jnp.int32)
     answers = np.count_nonzero(batch["labels"] != task_lib.NOT_ASKED) if "labels" in batch else None
     if answers is None:  # one for each sequence, or for each true step
-        answers = (
-            np.sum(batch.get("lengths", task.seq_len * np.ones(32))) if task.kind is not tasks.Kind.ONE_ANSWER else 32
-        )
+        steps = np.sum(batch.get("lengths", task.seq_len * np.ones(32)))
+        answers = steps if task.kind is tasks.Kind.ANSWER_A_STEP else 32
     assert int(count) == answers
     assert learn(kernel - 0.01 * grad)[0] < loss
 

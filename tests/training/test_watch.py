@@ -20,8 +20,9 @@ def ragged_task(count=40):
     )
     return tasks.Task(
         name="ragged", description="", source="", train=source, test=source, seq_len=11, in_features=9, out_features=3,
+        kind=tasks.Kind.ONE_ANSWER,
         loss=cross_entropy, score=nats, metric="nats", higher_is_better=False, baseline_score=1.0,
-        fingerprint={}, reads_tokens=True, kind=tasks.Kind.ONE_ANSWER,
+        fingerprint={}, reads_tokens=True,
     )  # fmt: skip
 
 
