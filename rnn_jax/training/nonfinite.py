@@ -1,6 +1,6 @@
 """Where a loss or a gradient that is not finite began: the layer and the parameter."""
 
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
