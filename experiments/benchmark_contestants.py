@@ -1,6 +1,6 @@
 """Who competes in the benchmark, what they must compute, and whether they do.
 
-A contestant is a network of `experiments.benchmark_peers` with inputs, targets and an optimiser. All of one workload
+A contestant is a network of `experiments.benchmark_peers` with inputs, targets and an optimizer. All of one workload
 have the same of each, so that their outputs and gradients can be held against ours.
 """
 

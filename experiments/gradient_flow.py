@@ -284,7 +284,7 @@ def save(run_dir: pathlib.Path, results: dict[str, Result]) -> None:
     rows = []
     for cell, result in results.items():
         for (layer, part), profiles_LST in result.profiles.items():
-            for stage, profiles_ST in (("initialisation", profiles_LST[0]), ("trained", profiles_LST[-1])):
+            for stage, profiles_ST in (("initialization", profiles_LST[0]), ("trained", profiles_LST[-1])):
                 lags = flow.horizon(jnp.asarray(profiles_ST))
                 rows += [
                     {
@@ -328,7 +328,7 @@ def print_table(task: tasks.Task, results: dict[str, Result]) -> None:
     header = ["cell", *stage, *stage, f"test {task.metric}", "parameters", "seconds"]
     widths = [max(map(len, column)) + 2 for column in zip(header, *rows)]
     before, after = sum(widths[1:4]), sum(widths[4:7])
-    print(f"{'':{widths[0]}}{'at initialisation':>{before}}{f'after {_STEPS.value} updates':>{after}}")
+    print(f"{'':{widths[0]}}{'at initialization':>{before}}{f'after {_STEPS.value} updates':>{after}}")
     for row in (header, *rows):
         print(f"{row[0]:{widths[0]}}" + "".join(f"{text:>{width}}" for text, width in zip(row[1:], widths[1:])))
     sign = "above" if task.higher_is_better else "below"

@@ -61,7 +61,7 @@ _RECURRENT = flags.DEFINE_bool("recurrent", True, "--norecurrent pools the embed
 _STEPS = flags.DEFINE_integer("steps", None, "Batches to train on; 1000 by default.", lower_bound=1)
 _EPOCHS = flags.DEFINE_float("epochs", None, "The same in passes over the training split.")
 _BATCH = flags.DEFINE_integer("batch", 32, "Sequences in a batch.", lower_bound=1)
-_OPTIMIZER = flags.DEFINE_enum("optimizer", "adamw", sorted(OPTIMIZERS), "The optimiser.")
+_OPTIMIZER = flags.DEFINE_enum("optimizer", "adamw", sorted(OPTIMIZERS), "The optimizer.")
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 2e-3, "The largest of the schedule.")
 _SCHEDULE = flags.DEFINE_enum("schedule", "constant", list(SCHEDULES), "Of the learning rate.")
 _WARMUP_STEPS = flags.DEFINE_integer("warmup_steps", 0, "Updates over which the learning rate rises.", lower_bound=0)
@@ -289,7 +289,7 @@ def save(run_dir: pathlib.Path, task: tasks.Task, result: TrainResult) -> None:
     }
     rows = []
     for (layer, part), profile_LST in result.profiles.items():
-        for stage, profile_T in (("initialisation", profile_LST[0, 0]), ("trained", profile_LST[-1, 0])):
+        for stage, profile_T in (("initialization", profile_LST[0, 0]), ("trained", profile_LST[-1, 0])):
             lags = flow.horizon(jnp.asarray(profile_T))
             levels = {"horizon_e": int(lags.lag_e), "horizon_1000": int(lags.lag_1000)}
             rows.append({"layer": layer, "part": part, "stage": stage, **levels})

@@ -45,10 +45,10 @@ def make_cell(name, in_features, hidden_features, *, seed=0, dtype=jnp.float64, 
     if not name.startswith("tests."):  # the user-defined cells take `param_dtype` alone
         kwargs = {"dtype": dtype, **kwargs}
     cell = rnn_jax.make_cell(name, in_features, hidden_features, rngs=nnx.Rngs(seed), param_dtype=dtype, **kwargs)
-    return randomised(cell, seed)
+    return randomized(cell, seed)
 
 
-def randomised(tree, seed):
+def randomized(tree, seed):
     """Returns the tree with a small random number added to every entry."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: x + (0.3 * rng.normal(size=x.shape)).astype(x.dtype), tree)

@@ -89,7 +89,7 @@ def test_bfloat16_products_keep_a_float32_state(name):
     assert reference.relative_error(ys, wide_ys) < 3e-2
 
 
-# ---------------------------------------------------------------------------------------------------- initialisers
+# ---------------------------------------------------------------------------------------------------- initializers
 
 
 def blocks(name="lstm", **kwargs):
@@ -122,7 +122,7 @@ def test_kernels_are_lecun_normal_and_orthogonal_by_default_in_every_block(name)
         ("glorot_uniform", lambda R: 0.97 < np.max(np.abs(R)) / np.sqrt(6 / 100) <= 1.0),
     ],
 )
-def test_every_block_is_what_the_initialiser_promises(initializer, claim):
+def test_every_block_is_what_the_initializer_promises(initializer, claim):
     for block in blocks(recurrent_kernel_init=initializer)[1]:
         assert claim(block)
 
@@ -135,7 +135,7 @@ def test_many_models_in_one_program_are_drawn_one_after_another():
     assert set(decomposed) == {"4x4xf32"}
 
 
-def test_an_initialiser_may_be_a_function_and_a_bias_may_have_one():
+def test_an_initializer_may_be_a_function_and_a_bias_may_have_one():
     def sevens(key, shape, dtype):
         return jnp.full(shape, 7.0, dtype)
 
@@ -144,7 +144,7 @@ def test_an_initialiser_may_be_a_function_and_a_bias_may_have_one():
     np.testing.assert_array_equal(cell.bias[...], np.full(4, 7.0))
 
 
-def test_an_unknown_initialiser_is_refused_with_the_known_ones():
+def test_an_unknown_initializer_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"initializer 'ortho' is unknown; allowed: identity, .*, or a function\."):
         make("elman", recurrent_kernel_init="ortho")
     assert as_initializer("identity")(jax.random.key(0), (2, 3), jnp.float32).shape == (2, 3)

@@ -461,7 +461,7 @@ def test_no_layers_are_refused():
 
 
 def classifier():
-    return reference.randomised(SequenceClassifier("gru", F, H, 3, bidirectional=True, rngs=nnx.Rngs(0)), seed=1)
+    return reference.randomized(SequenceClassifier("gru", F, H, 3, bidirectional=True, rngs=nnx.Rngs(0)), seed=1)
 
 
 MODELS = {
@@ -546,7 +546,7 @@ def test_dropout_zeroes_its_share_and_scales_the_rest(rate):
     ones = jnp.ones((10, 20, 30))
     dropped = np.asarray(dropout(ones, rate, jax.random.key(0)))
     np.testing.assert_allclose(dropped[dropped != 0.0], 1.0 / (1.0 - rate), rtol=1e-15)
-    for axis in range(3):  # no example, step or unit is favoured
+    for axis in range(3):  # no example, step or unit is favored
         share = np.mean(dropped == 0.0, axis=tuple({0, 1, 2} - {axis}))
         assert np.all(np.abs(share - rate) < 5.0 * np.sqrt(rate * (1.0 - rate) * ones.shape[axis] / ones.size))
 

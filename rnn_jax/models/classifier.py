@@ -45,7 +45,7 @@ class SequenceClassifier(nnx.Module):
         entries of variance 1 / E, so that its vectors have a length of about 1 at any size. Token 0 is one like any
         other: what is padding is said by `lengths`.
       embedding: a matrix `[in_features, E]` to start from, or to stay with.
-      frozen_embedding: whether no gradient reaches the embedding. An optimiser's weight decay must leave it out itself.
+      frozen_embedding: whether no gradient reaches the embedding. An optimizer's weight decay must leave it out itself.
       layers, bidirectional: as `rnn_jax.layers.make_rnn`.
       dropout: a rate, 0 to below 1, for calls that are given a `key`.
       pool: over the true steps: `last` (the last output; of a bidirectional network what each direction has put out

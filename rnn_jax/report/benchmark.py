@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from rnn_jax.report import read
 
-# Colour and marker of each library; Okabe and Ito's colours, which differ for every eye.
+# Colour and marker of each library; Okabe and Ito's colors, which differ for every eye.
 _STYLES = {
     "torch": ("#D55E00", "s"),
     "flax.nnx": ("#0072B2", "o"),

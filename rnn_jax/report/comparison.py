@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from rnn_jax.report import read
 
 _OF_A_RUN = ("seed", "out", "resume")  # flags in which runs of one network may differ
-_STAGES = ("initialisation", "trained")
+_STAGES = ("initialization", "trained")
 _LEVELS = ("horizon_e", "horizon_1000")
 _COLOR = "#0072B2"
 
@@ -46,7 +46,7 @@ class Result:
       test_S, validation_S: scores on the splits, `[seeds]`; NaN where there is no validation split.
       seconds_S: of training and evaluation, compilation included.
       parameters: of the network.
-      horizons: "horizon_e" (to 1/e) and "horizon_1000" (to 1/1000), of "initialisation" and "trained": of the layer
+      horizons: "horizon_e" (to 1/e) and "horizon_1000" (to 1/1000), of "initialization" and "trained": of the layer
         whose gradient reaches furthest, the median over seeds, not finite if one of them is not. Empty for a network
         without recurrent layers.
     """

@@ -22,7 +22,7 @@ from rnn_jax.report import read
 from rnn_jax.report.profiles import COLORS, LINESTYLES, over_seeds, run_title
 
 _HORIZONS = {"horizon_e": ("o", "1/e"), "horizon_1000": ("D", "1/1000")}  # of summary.csv: marker and name
-_STAGES = ("initialisation", "trained")
+_STAGES = ("initialization", "trained")
 _NAME = re.compile(r"(?P<cell>.+)/seed(?P<seed>\d+)/held_out_(?P<metric>.+)")
 _FRAME = 30  # times the baseline score: where the axis ends if a network's errors explode
 _LINEAR = ("accuracy",)  # metrics whose axis is linear; errors fall by powers of ten, and theirs is logarithmic

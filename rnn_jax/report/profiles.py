@@ -26,9 +26,9 @@ _LAG = "lag  T \N{MINUS SIGN} t  (steps back from the end)"
 _NORM = "‖∂L/∂carry$_t$‖"
 _RATIO = f"log$_{{10}}$ of {_NORM} / its largest value"
 # What a panel is called, for each value of the column "stage" of summary.csv.
-_STAGES = {"initialisation": "at initialisation", "trained": "after training"}
+_STAGES = {"initialization": "at initialization", "trained": "after training"}
 
-# Okabe and Ito's colours, which differ for every eye, without their yellow: too pale for a line on white.
+# Okabe and Ito's colors, which differ for every eye, without their yellow: too pale for a line on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 LINESTYLES = ("-", "--", "-.", ":")
 
@@ -73,7 +73,7 @@ def plot_training(ax: Axes, steps_L: np.ndarray, log10_ratio_LST: np.ndarray, *,
       ax: where to draw.
       steps_L: [L], the logged steps.
       log10_ratio_LST: [L, seeds, time], log10 of the norm over its largest value in the sequence.
-      floor: the value of the darkest colour.
+      floor: the value of the darkest color.
     """
     median_LT = np.array([over_seeds(ratio_ST)[0][::-1] for ratio_ST in log10_ratio_LST])  # by lag
     rows, time = median_LT.shape
@@ -110,13 +110,13 @@ def profiles_figure(profiles: read.Profiles, horizons: Sequence[Mapping[str, str
 
     Args:
       profiles: of a run.
-      horizons: the rows of its summary.csv: cell, layer, part, stage ("initialisation" or "trained"), seed and
+      horizons: the rows of its summary.csv: cell, layer, part, stage ("initialization" or "trained"), seed and
         horizon_1000: a lag, or the length of the sequence if the gradient never falls so low, or -1 if it
         is not finite. A layer without rows is named without its horizon.
       title: of the figure.
     """
     curves = _curves(profiles)
-    panels = [("initialisation", 0), ("trained", -1)]
+    panels = [("initialization", 0), ("trained", -1)]
     if len(profiles.steps) == 1:
         panels = panels[:1] if profiles.steps[0] == 0 else panels[1:]
     figure = Figure(figsize=(1 + 5 * len(panels), 4 + 0.2 * len(curves)), dpi=150, layout="constrained")
@@ -150,7 +150,7 @@ def profiles_figure(profiles: read.Profiles, horizons: Sequence[Mapping[str, str
 
 
 def training_figure(profiles: read.Profiles, title: str = "") -> Figure:
-    """Profiles over their largest value, all along training: a heat map a layer, all on one colour scale."""
+    """Profiles over their largest value, all along training: a heat map a layer, all on one color scale."""
     curves = _curves(profiles)
     rows = math.ceil(len(curves) / 4)
     columns = math.ceil(len(curves) / rows)

@@ -75,7 +75,7 @@ def language_id(
     prepared.require("django", "5.2.*", "language_id")
     texts = prepared.load_texts(LanguageId, "django", data_dir)
     codes = tuple(LANGUAGES)
-    train, validation, test = (prepared.labelled(texts[split], codes) for split in prepared.SPLITS)
+    train, validation, test = (prepared.labeled(texts[split], codes) for split in prepared.SPLITS)
     return text_classification(
         name="language_id",
         description="Which of 20 languages a message is in.",

@@ -69,7 +69,7 @@ def load_texts(
     }
 
 
-def labelled(texts: LabelledTexts, class_names: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
+def labeled(texts: LabelledTexts, class_names: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
     """Returns the texts and their labels as numbers of the classes, int32 `[N]`."""
     numbers = {name: number for number, name in enumerate(class_names)}
     return texts[0], np.array([numbers[label] for label in texts[1]], np.int32)

@@ -80,12 +80,12 @@ def series(path: str | os.PathLike[str], *, split_seed: int = 0) -> task.Task:
     seq_lens = {len(x) for of_split in xs.values() for x in of_split}
     sources: dict[str, Source] = {}
     for split, (lot, rows) in parts.items():
-        normalised = [((x - mean) / std).astype(np.float32) for x in xs[split]]
+        normalized = [((x - mean) / std).astype(np.float32) for x in xs[split]]
         label = labels[lot][rows]
         if len(seq_lens) > 1:
-            sources[split] = RaggedSource({"xs": normalised}, label=label)
+            sources[split] = RaggedSource({"xs": normalized}, label=label)
         else:
-            sources[split] = ArraySource(xs=np.stack(normalised), label=label)
+            sources[split] = ArraySource(xs=np.stack(normalized), label=label)
     train_label, test_label = (labels[parts[split][0]][parts[split][1]] for split in ("train", "test"))
     return task.Task(
         name=f"series:{path}",

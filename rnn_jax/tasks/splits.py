@@ -1,4 +1,4 @@
-"""How labelled data of the user become classes and splits."""
+"""How labeled data of the user become classes and splits."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

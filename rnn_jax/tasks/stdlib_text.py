@@ -4,7 +4,7 @@ import os
 
 from rnn_jax.tasks import task
 from rnn_jax.tasks.docstrings import load_docstrings
-from rnn_jax.tasks.text import language_modelling
+from rnn_jax.tasks.text import language_modeling
 
 _TRAIN_SHARE, _VALIDATION_SHARE = 0.8, 0.1
 
@@ -47,7 +47,7 @@ def stdlib_text(
         )
         splits[split_of.setdefault(path, where)].append(text)
         position += len(text)
-    return language_modelling(
+    return language_modeling(
         name="stdlib_text",
         description="What comes next in the docstrings of Python's standard library.",
         source="Python Software Foundation, the Python standard library, https://docs.python.org/3/library",

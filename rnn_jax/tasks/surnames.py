@@ -76,7 +76,7 @@ def surnames(
     prepared.require("faker", "40.54.*", "surnames")
     texts = prepared.load_texts(Surnames, "faker", data_dir)
     class_names = tuple(LOCALE_LISTS)
-    train, validation, test = (prepared.labelled(texts[split], class_names) for split in prepared.SPLITS)
+    train, validation, test = (prepared.labeled(texts[split], class_names) for split in prepared.SPLITS)
     return text_classification(
         name="surnames",
         description=f"Which of {len(class_names)} lists of locales a surname comes from.",

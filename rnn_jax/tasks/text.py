@@ -79,7 +79,7 @@ def text_classification(
     )
 
 
-def language_modelling(
+def language_modeling(
     *,
     name: str,
     description: str,

@@ -283,18 +283,18 @@ def _parts(
 ) -> dict[str, tuple[str, np.ndarray]]:
     """Says which examples of which split to train, validate and test on, as the head of `tfds_named` has it."""
     # A label that is not told is -1.
-    labelled = {split: np.flatnonzero(of_split >= 0) for split, of_split in labels.items() if np.any(of_split >= 0)}
-    if "train" not in labelled:
+    labeled = {split: np.flatnonzero(of_split >= 0) for split, of_split in labels.items() if np.any(of_split >= 0)}
+    if "train" not in labeled:
         raise ValueError("the split 'train' has no labels; needed: a label for each example to learn from.")
-    parts = {"train": ("train", labelled["train"])}
-    if "test" in labelled:
-        parts |= {split: (split, labelled[split]) for split in ("validation", "test") if split in labelled}
-    elif "validation" in labelled:
-        parts["test"] = ("validation", labelled["validation"])
+    parts = {"train": ("train", labeled["train"])}
+    if "test" in labeled:
+        parts |= {split: (split, labeled[split]) for split in ("validation", "test") if split in labeled}
+    elif "validation" in labeled:
+        parts["test"] = ("validation", labeled["validation"])
     shares = {part: 0.1 for part in ("validation", "test") if part not in parts}
     if shares:
-        drawn = stratified_split(labels["train"][labelled["train"]], class_names, shares, split_seed)
-        parts |= {part: ("train", labelled["train"][members]) for part, members in drawn.items()}
+        drawn = stratified_split(labels["train"][labeled["train"]], class_names, shares, split_seed)
+        parts |= {part: ("train", labeled["train"][members]) for part, members in drawn.items()}
     return parts
 
 

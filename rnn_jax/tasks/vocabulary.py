@@ -24,7 +24,7 @@ class Vocabulary:
 
     Attributes:
       kind: "word": lower-cased words and punctuation marks; "character": Unicode characters; "byte": those of UTF-8.
-        Words and characters are in normalisation form C, so that an accent is one thing however it was typed.
+        Words and characters are in normalization form C, so that an accent is one thing however it was typed.
       symbols: of the tokens 0, 1, ...: padding, unknown, and then what occurs. A byte is written "0x41".
 
     Raises:

@@ -24,7 +24,7 @@ def _decayed(optimizer: Callable[[Rate], optax.GradientTransformation]) -> Calla
     return build
 
 
-# (learning rate or schedule, weight decay) -> optimiser. AdamW, Lion and Muon decay weights apart from the gradient.
+# (learning rate or schedule, weight decay) -> optimizer. AdamW, Lion and Muon decay weights apart from the gradient.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": _decayed(optax.adam),
     "adamw": lambda rate, decay: optax.adamw(rate, weight_decay=decay, mask=kernels_only),
@@ -89,7 +89,7 @@ def make_optimizer(
     clip: float | None = None,
     accumulate: int = 1,
 ) -> optax.GradientTransformation:
-    """Builds an optimiser.
+    """Builds an optimizer.
 
     Args:
       name: one of `OPTIMIZERS`. SGD has a momentum of 0.9.
@@ -131,7 +131,7 @@ def make_ensemble_optimizer(
     """Builds the "adam" of `make_optimizer` with its learning rate in the state that `init` makes, not in the program.
 
     So the members of an ensemble may differ in it: what `init` makes of each member's own rate is stacked, and one
-    update, of an optimiser of any rate, is mapped over all.
+    update, of an optimizer of any rate, is mapped over all.
 
     Args:
       learning_rate: constant over training; it may be traced.

@@ -276,7 +276,7 @@ def save_table(run_dir: StrPath, rows: Sequence[Mapping[str, object]]) -> pathli
 
 
 def save_checkpoint(run_dir: StrPath, name: str, tree: Any, note: Mapping[str, Any] | None = None) -> pathlib.Path:
-    """Writes a pytree of arrays (a model, an optimiser state, a dict of both) to checkpoints/<name>.
+    """Writes a pytree of arrays (a model, an optimizer state, a dict of both) to checkpoints/<name>.
 
     A checkpoint of that name is replaced after the new one is complete; a kill leaves one or the other.
 

@@ -1,4 +1,4 @@
-"""One optimiser step that also measures the gradient flow, for one model or an ensemble in one program."""
+"""One optimizer step that also measures the gradient flow, for one model or an ensemble in one program."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ def train_step(
     opt_state: PyTree,
     batch: PyTree,
 ) -> tuple[PyTree, PyTree, GradientProfile]:
-    """Returns the model and optimiser state after one update, and the profile before it.
+    """Returns the model and optimizer state after one update, and the profile before it.
 
     The profile comes from the backward pass of the update itself. For an ensemble, map over the last three
     (`rnn_jax.training.ensemble.over_members`).

@@ -12,7 +12,7 @@ What it gains over differentiating a plain scan:
 * As little as can be is stacked over time: a scan first fills what it stacks with zeros, in memory that is new at every
   call. An output that is a part of the carry is not kept twice, and the pre-activations of a long run are computed
   anew, in one product over all steps of a segment.
-* Arrays are kept one for each gate, as XLA vectorises the read of a whole array at a step, but not of part of one.
+* Arrays are kept one for each gate, as XLA vectorizes the read of a whole array at a step, but not of part of one.
 
 What did not pay: weight gradients at each step, one product for the two kernels of a GRU (a quarter of it zeros),
 cotangents written over what they are computed from (XLA then copies the whole array at each step), `unroll` above 1,
@@ -101,7 +101,7 @@ def scan_fused(
     if _one_product(cell):
         kernels: tuple[Array, ...] = (jnp.concatenate([kernel, recurrent_kernel]),)
     else:
-        # Of a product with one or two rows XLA makes sums, fuses them with the gates, and then vectorises neither.
+        # Of a product with one or two rows XLA makes sums, fuses them with the gates, and then vectorizes neither.
         padding = max(0, _LEAST_FEATURES - xs.shape[-1])
         xs = jnp.pad(xs, [(0, 0)] * (xs.ndim - 1) + [(0, padding)])
         kernels = (jnp.pad(kernel, [(0, padding), (0, 0)]), *([recurrent_kernel] if cell.recurrent_gates else []))

@@ -86,7 +86,7 @@ def times_power_of_two(tree: PyTree, exponent: Array) -> PyTree:
 
 def log2_largest(tree: PyTree) -> Array:
     """Returns log2 of the largest absolute entry, rounded down, as float32; -inf for an all-zero or empty tree."""
-    # The largest of each column first: XLA does not vectorise a reduction of a whole array to one number.
+    # The largest of each column first: XLA does not vectorize a reduction of a whole array to one number.
     columns = [jnp.max(jnp.abs(_rows(x)), axis=0).astype(wide_dtype(x)) for x in _measurable(tree)]
     exponents = [jnp.max(jnp.floor(jnp.log2(column)).astype(jnp.float32)) for column in columns]
     return jnp.max(jnp.stack(exponents)) if exponents else jnp.float32(-jnp.inf)
@@ -129,7 +129,7 @@ def _log2_norm_of_any_size(x: Array) -> Array:
 
 def _sum_of_squares(x: Array) -> Array:
     columns = jnp.sum(jnp.square(jnp.abs(_rows(x)).astype(wide_dtype(x))), axis=0)
-    # `maximum` changes nothing, but keeps XLA from merging the two sums into one that it does not vectorise.
+    # `maximum` changes nothing, but keeps XLA from merging the two sums into one that it does not vectorize.
     return jnp.sum(jnp.maximum(columns, 0)).astype(jnp.float32)
 
 

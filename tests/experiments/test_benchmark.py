@@ -70,7 +70,7 @@ print(json.dumps(messages))
 
 
 def run(*command, status=0):
-    # No optimisation by LLVM: it would take most of the time of these tests.
+    # No optimization by LLVM: it would take most of the time of these tests.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     command = [sys.executable, *command]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)

@@ -102,7 +102,7 @@ def test_a_run_leaves_its_results_and_says_where(alone):
     with (out / "summary.csv").open() as file:
         results = list(csv.DictReader(file))
     assert [(row["layer"], row["part"], row["stage"]) for row in results] == [
-        ("rnn", "", "initialisation"),
+        ("rnn", "", "initialization"),
         ("rnn", "", "trained"),
     ]
     assert 0 < float(results[0]["test_score"]) < 1
@@ -163,10 +163,10 @@ def test_a_horizon_that_is_not_finite_or_never_reached_is_said_to_be_that(on_dig
     path = out / "summary.csv"
     steps = load_profiles(out).whole_carries("lstm")["rnn"].shape[-1]
     rows = re.sub(r"(,rnn,,trained),\d+,\d+,", r"\1,-1,-1,", path.read_text())
-    path.write_text(re.sub(r"(,rnn,,initialisation),\d+,\d+,", rf"\1,{steps - 1},{steps},", rows))
+    path.write_text(re.sub(r"(,rnn,,initialization),\d+,\d+,", rf"\1,{steps - 1},{steps},", rows))
     again = resume()
     assert re.search("horizon of rnn, trained +not finite\n", again.stdout), again.stderr
-    assert re.search(f"horizon of rnn, initialisation +1/e at lag {steps - 1}, 1/1000 never\n", again.stdout)
+    assert re.search(f"horizon of rnn, initialization +1/e at lag {steps - 1}, 1/1000 never\n", again.stdout)
 
 
 def test_to_go_on_with_other_packages_is_warned_of_and_with_other_data_is_refused(resumed):

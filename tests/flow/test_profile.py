@@ -389,7 +389,7 @@ def test_the_gradients_are_those_of_jax_grad(name, dtype):
 
 @pytest.mark.parametrize("name", ["LearnedStart", "LearnedStartOffTheFastPath"])
 def test_a_learned_first_carry_has_its_gradient_through_starts_and_resets(name):
-    model = RNN(reference.randomised(getattr(reference, name)(F, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64), 1))
+    model = RNN(reference.randomized(getattr(reference, name)(F, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64), 1))
 
     def loss_fn(model, xs):
         return 1e6 * jnp.sum(jnp.square(model(xs, resets=RESETS, seq_lengths=LENGTHS)))  # of a scale that is not 1

@@ -25,14 +25,14 @@ BAGS = [{"recurrent": False}, {"recurrent": False, "per_step": True}]
 
 
 def make(cell="lstm", seed=0, **kwargs):
-    return reference.randomised(SequenceClassifier(cell, F, H, C, rngs=nnx.Rngs(seed), **kwargs), seed=1)
+    return reference.randomized(SequenceClassifier(cell, F, H, C, rngs=nnx.Rngs(seed), **kwargs), seed=1)
 
 
 def make_of_tokens(cell="lstm", seed=0, dtype=jnp.float64, **kwargs):
     model = SequenceClassifier(
         cell, V, H, C, **{"emb_size": E, **kwargs}, param_dtype=dtype, dtype=dtype, rngs=nnx.Rngs(seed)
     )
-    return reference.randomised(model, seed=1)
+    return reference.randomized(model, seed=1)
 
 
 def tokens(*shape, seed=3):
@@ -301,7 +301,7 @@ def test_a_bag_knows_no_order_and_has_no_recurrent_weights():
 
 
 def test_attention_weights_sum_to_1_over_true_steps_and_are_0_beyond():
-    attention = reference.randomised(AttentionPool(H, rngs=nnx.Rngs(0), param_dtype=jnp.float64), seed=1)
+    attention = reference.randomized(AttentionPool(H, rngs=nnx.Rngs(0), param_dtype=jnp.float64), seed=1)
     ys, lengths = reference.normal(0, 4, T, H), np.array([5, 2, 1, 0])
     weights = np.asarray(attention.weights(ys, lengths))
     true_steps = np.arange(T) < lengths[:, None]
@@ -312,7 +312,7 @@ def test_attention_weights_sum_to_1_over_true_steps_and_are_0_beyond():
 
 
 def test_attention_is_the_equations_of_its_docstring():
-    attention = reference.randomised(AttentionPool(H, rngs=nnx.Rngs(0), param_dtype=jnp.float64), seed=1)
+    attention = reference.randomized(AttentionPool(H, rngs=nnx.Rngs(0), param_dtype=jnp.float64), seed=1)
     ys = np.asarray(reference.normal(0, B, T, H))
     W, b, q = (
         np.asarray(a[...]) for a in (attention.projection.kernel, attention.projection.bias, attention.query.kernel)

@@ -19,7 +19,7 @@ B, T, V, E, H = 2, 9, 5, 3, 4
 
 def make(cell="lstm", dtype=jnp.float64, **kwargs):
     sizes = {"vocabulary_size": V, "emb_size": E, "hidden_features": H, **kwargs}
-    return reference.randomised(LanguageModel(cell, **sizes, param_dtype=dtype, rngs=nnx.Rngs(0)), seed=1)
+    return reference.randomized(LanguageModel(cell, **sizes, param_dtype=dtype, rngs=nnx.Rngs(0)), seed=1)
 
 
 def tokens(*shape, seed=0):

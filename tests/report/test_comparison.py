@@ -36,7 +36,7 @@ def finished(tmp_path, monkeypatch):
             table = [
                 {"layer": layer, "part": part, "stage": stage, "horizon_e": e, "horizon_1000": thousand}
                 for layer, part in names
-                for stage, (e, thousand) in zip(("initialisation", "trained"), horizons)
+                for stage, (e, thousand) in zip(("initialization", "trained"), horizons)
             ]
             run_directory.save_profiles(
                 folder, [0, 5], {flags["cell"]: {name: np.zeros((2, 1, time)) for name in names}}
@@ -93,9 +93,9 @@ def test_the_horizon_is_that_of_the_layer_that_reaches_furthest_over_seeds_the_m
     (result,) = comparison.compare(runs).results
     horizons = {key: str(horizon) for key, horizon in result.horizons.items()}
     assert horizons == {
-        ("horizon_e", "initialisation"): "4",
+        ("horizon_e", "initialization"): "4",
         ("horizon_e", "trained"): "4",
-        ("horizon_1000", "initialisation"): "6",
+        ("horizon_1000", "initialization"): "6",
         ("horizon_1000", "trained"): "≥ 12",  # it never falls so far within the 12 steps
     }
 

@@ -36,7 +36,7 @@ def summary(baseline_score=1 / 6):
             "baseline_score": baseline_score,
         }
         for (cell, part), stages in lags.items()
-        for stage, of_seeds in zip(("initialisation", "trained"), stages, strict=True)
+        for stage, of_seeds in zip(("initialization", "trained"), stages, strict=True)
         for seed, (e, thousand) in enumerate(of_seeds)
     ]
 
@@ -103,7 +103,7 @@ def test_one_seed_has_no_band():
     assert not ax.collections
 
 
-def test_the_score_of_ignoring_the_input_is_a_labelled_line(run_dir):
+def test_the_score_of_ignoring_the_input_is_a_labeled_line(run_dir):
     ax = figure_of(run_dir).axes[0]
     np.testing.assert_allclose(ax.lines[-1].get_ydata(), 1 / 6)
     assert [text.get_text() for text in ax.texts] == ["ignoring the input: 0.1667"]
@@ -136,7 +136,7 @@ def test_the_score_of_ignoring_the_input_is_in_the_frame_also_below_scores_that_
     assert bottom < 1 / 6 < top == pytest.approx(5)
 
 
-def test_horizons_of_whole_carries_stand_beside_the_curves_in_their_colours(run_dir):
+def test_horizons_of_whole_carries_stand_beside_the_curves_in_their_colors(run_dir):
     curves, beside = figure_of(run_dir).axes
     names = {text.get_text(): text.get_color() for text in beside.texts}
     assert names == dict(zip([*SCORES, "never within 64 steps"], ["#0072B2", "#D55E00", "0.4"]))

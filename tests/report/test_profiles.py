@@ -39,8 +39,8 @@ def run_dir(tmp_path):
         "lstm": {("rnn", ""): decaying(3, 3, 16, 0.1), ("rnn", "c"): decaying(3, 3, 16, 0.1)},
     }
     run_directory.save_profiles(folder, [0, 10, 500], log10_norm)
-    table = rows("elman", "initialisation", [3, 4, 4]) + rows("elman", "trained", [5, 9, 11])
-    table += rows("lstm", "initialisation", [16, 15, 16]) + rows("lstm", "trained", [1, 1, 1], part="c")
+    table = rows("elman", "initialization", [3, 4, 4]) + rows("elman", "trained", [5, 9, 11])
+    table += rows("lstm", "initialization", [16, 15, 16]) + rows("lstm", "trained", [1, 1, 1], part="c")
     run_directory.save_table(folder, table)
     return folder
 
@@ -79,7 +79,7 @@ def test_one_seed_has_no_band():
 
 def test_the_panels_show_the_first_and_the_last_step_each_seed_over_its_largest_value(run_dir):
     before, after = figure_of(run_dir).axes
-    assert before.get_title() == "at initialisation (step 0)"
+    assert before.get_title() == "at initialization (step 0)"
     assert after.get_title() == "after training (step 500)"
     assert before.get_ylim() == after.get_ylim()
     assert before.get_ylabel() == "log$_{10}$ of ‖∂L/∂carry$_t$‖ / its largest value"
@@ -98,7 +98,7 @@ def test_the_legend_names_every_cell_with_its_median_horizon(run_dir):
 
 
 def test_the_legend_leaves_out_seeds_whose_gradient_is_not_finite(run_dir):
-    table = rows("elman", "initialisation", [-1, 3, 5]) + rows("lstm", "initialisation", [-1, -1, -1])
+    table = rows("elman", "initialization", [-1, 3, 5]) + rows("lstm", "initialization", [-1, -1, -1])
     run_directory.save_table(run_dir, table)
     assert legend(figure_of(run_dir).axes[0]) == ["elman  (1/1000 at lag 4)", "lstm  (not finite)"]
 
@@ -134,7 +134,7 @@ def test_every_layer_of_a_stack_has_a_line_and_no_two_of_32_look_alike():
     assert len({(line.get_color(), line.get_linestyle()) for line in ax.lines[:32]}) == 32
 
 
-@pytest.mark.parametrize(("step", "heading"), [(0, "at initialisation (step 0)"), (9, "after training (step 9)")])
+@pytest.mark.parametrize(("step", "heading"), [(0, "at initialization (step 0)"), (9, "after training (step 9)")])
 def test_a_run_of_one_profile_has_one_panel_and_no_heat_map(tmp_path, step, heading):
     folder = run_directory.create(str(tmp_path / "run"), {})
     run_directory.save_profiles(folder, [step], {"lstm": {("rnn", ""): decaying(1, 1, 4, 0.1)}})

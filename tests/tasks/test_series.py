@@ -52,7 +52,7 @@ def _contents(source):
     )
 
 
-def _normalised(examples, train):
+def _normalized(examples, train):
     """The expected content: less the mean and over the deviation of the training split, computed a step at a time."""
     steps = [step for xs, _ in train for step in xs.tolist()]
     mean = [sum(column) / len(steps) for column in zip(*steps)]
@@ -70,7 +70,7 @@ def _assert_same(source, examples, classes):
         assert [classes[f["label"]] for f in near] == [label]
 
 
-def test_folders_of_one_s_own_splits_are_read_and_normalised_by_training_alone(tmp_path):
+def test_folders_of_one_s_own_splits_are_read_and_normalized_by_training_alone(tmp_path):
     examples = _examples(40)
     own = {"train": examples[:24], "validation": examples[24:30], "test": examples[30:]}
     for split, part in own.items():
@@ -79,7 +79,7 @@ def test_folders_of_one_s_own_splits_are_read_and_normalised_by_training_alone(t
     assert (task.name, task.class_names) == (f"series:{tmp_path}", ("down", "up"))
     assert (task.seq_len, task.in_features, task.out_features) == (9, 2, 2)
     for split, part in own.items():
-        _assert_same(getattr(task, split), _normalised(part, own["train"]), task.class_names)
+        _assert_same(getattr(task, split), _normalized(part, own["train"]), task.class_names)
     assert task.train.lengths.tolist() == [len(task.train[k]["xs"]) for k in range(24)]
     steps = np.concatenate([task.train[k]["xs"] for k in range(24)])
     np.testing.assert_allclose(steps.mean(axis=0), 0, atol=1e-6)
@@ -106,11 +106,11 @@ def test_a_pair_of_ts_files_is_read_as_the_folders_are(tmp_path):
         assert [len(split) for split in (task.train, task.validation, task.test)] == [26, 4, 10]
         kept = [e for e in examples[:30] if any(np.isclose(_undone(task, k), e[0][0, 0]).any() for k in range(26))]
         assert len(kept) == 26
-        _assert_same(task.test, _normalised(examples[30:], kept), task.class_names)
+        _assert_same(task.test, _normalized(examples[30:], kept), task.class_names)
 
 
 def _undone(task, index):
-    """The first value of a training series before it was normalised, by what the fingerprint notes."""
+    """The first value of a training series before it was normalized, by what the fingerprint notes."""
     mean, std = (float(task.fingerprint[f"feature_{name}"].split()[0]) for name in ("mean", "std"))
     return task.train[index]["xs"][0, 0] * std + mean
 

@@ -9,7 +9,7 @@ import pytest
 from rnn_jax import tasks
 from rnn_jax.tasks.docstrings import load_docstrings
 from rnn_jax.tasks.stdlib_text import stdlib_text
-from rnn_jax.tasks.text import language_modelling
+from rnn_jax.tasks.text import language_modeling
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_a_piece_asks_for_the_tokens_behind_and_the_next_goes_on(task):
 
 
 def test_the_score_is_in_bits():
-    task = language_modelling(
+    task = language_modeling(
         name="coin", description="", source="", license="", packages=(), seq_len=2,
         train="abababab", validation="aba", test="abab",
     )  # fmt: skip
@@ -85,4 +85,4 @@ def test_impossible_pieces_are_refused(changed, sentence):
         "train": "abababab", "validation": "aba", "test": "abab",
     }  # fmt: skip
     with pytest.raises(ValueError, match=sentence):
-        language_modelling(**arguments | changed)
+        language_modeling(**arguments | changed)

@@ -16,7 +16,7 @@ TEST = (["green quince", "", "blue"], np.array([1, 0, 0], np.int32))
 def make(**changed):
     arguments = {
         "name": "fruit",
-        "description": "Which colour.",
+        "description": "Which color.",
         "source": "made up here",
         "license": "none",
         "train": TRAIN,

@@ -88,8 +88,8 @@ def data_dir(tmp_path_factory):
     """All the data sets that a test reads and leaves as they are."""
     path = tmp_path_factory.mktemp("tensorflow_datasets")
     _prepare(path, "ag_news_subset", "1.0.0", _AG_NEWS, {"train": _ag_news(80, 0), "test": _ag_news(20, 1)})
-    unlabelled = [{**review, "label": -1} for review in _reviews(5, 2)]
-    splits = {"train": _reviews(40, 0), "test": _reviews(10, 1), "unsupervised": unlabelled}
+    unlabeled = [{**review, "label": -1} for review in _reviews(5, 2)]
+    splits = {"train": _reviews(40, 0), "test": _reviews(10, 1), "unsupervised": unlabeled}
     _prepare(path, "imdb_reviews", "1.0.0", _REVIEWS, splits, config="plain_text")
     _prepare(path, "mnist", "3.0.1", _MNIST, {"train": _images(_pixels(60, 0)), "test": _images(_pixels(20, 1))})
     cifar10 = {"id": _F.Text(), "image": _F.Image(shape=(32, 32, 3)), "label": _F.ClassLabel(num_classes=10)}
@@ -140,7 +140,7 @@ def test_ag_news_reads_title_and_description(data_dir, no_network):
     assert task.fingerprint["dataset"] == "ag_news_subset/1.0.0"
 
 
-def test_imdb_reviews_reads_words_and_leaves_the_unlabelled_aside(data_dir, no_network):
+def test_imdb_reviews_reads_words_and_leaves_the_unlabeled_aside(data_dir, no_network):
     task = tasks.make_task("tfds:imdb_reviews", data_dir=data_dir)
     assert (task.vocabulary.kind, task.class_names) == ("word", ("neg", "pos"))
     assert [len(split) for split in (task.train, task.validation, task.test)] == [36, 4, 10]
@@ -173,7 +173,7 @@ def test_an_image_too_large_to_keep_is_decoded_again(data_dir, monkeypatch):
     np.testing.assert_array_equal(tasks.as_batch(source)["xs"], kept["xs"])
 
 
-def test_a_row_of_a_colour_image_holds_its_pixels_channels(data_dir, no_network):
+def test_a_row_of_a_color_image_holds_its_pixels_channels(data_dir, no_network):
     by_row, by_pixel = (tasks.make_task("tfds:cifar10", data_dir=data_dir, rows=rows) for rows in (True, False))
     expected = _pixels(30, 1, (32, 32, 3)).astype(np.float32) / 255
     np.testing.assert_array_equal(tasks.as_batch(by_row.test)["xs"], expected.reshape(30, 32, 96))

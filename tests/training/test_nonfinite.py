@@ -2,6 +2,7 @@
 
 import re
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,9 +49,7 @@ def poisoned(where):
 
 
 def in_order(source, batch_size, seed, augment=None, widths=None):
-    return iter(
-        tasks.task.grain.MapDataset.source(source).repeat().batch(batch_size, batch_fn=tasks.collate).to_iter_dataset()
-    )
+    return iter(grain.MapDataset.source(source).repeat().batch(batch_size, batch_fn=tasks.collate).to_iter_dataset())
 
 
 @pytest.mark.parametrize("where", ["xs", "target"])

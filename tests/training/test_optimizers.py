@@ -1,4 +1,4 @@
-"""Optimisers by name: each is the plain composition in optax that its description says."""
+"""Optimizers by name: each is the plain composition in optax that its description says."""
 
 import math
 import re
@@ -64,7 +64,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_optimiser_is_its_plain_composition_with_schedule_decay_and_clipping(name):
+def test_an_optimizer_is_its_plain_composition_with_schedule_decay_and_clipping(name):
     ours = make_optimizer(name, 0.1, schedule="cosine", steps=8, warmup_steps=2, weight_decay=0.1, clip=1.0)
     schedule = optax.join_schedules(
         [optax.linear_schedule(0.0, 0.1, 2), optax.cosine_decay_schedule(0.1, 6)], boundaries=[2]
@@ -124,12 +124,12 @@ def test_schedules_are_their_closed_forms():
         ({"clip": 0.0}, "clip=0.0 is out of range; allowed: above 0, or None."),
     ],
 )
-def test_an_impossible_optimiser_is_refused_in_one_sentence(arguments, sentence):
+def test_an_impossible_optimizer_is_refused_in_one_sentence(arguments, sentence):
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         make_optimizer(**{"name": "adam", "learning_rate": 0.1, "steps": 10, **arguments})
 
 
-def test_the_optimiser_of_an_ensemble_is_adam_by_name_with_its_rate_in_the_state():
+def test_the_optimizer_of_an_ensemble_is_adam_by_name_with_its_rate_in_the_state():
     state = make_ensemble_optimizer(0.1).init(parameters())
     assert float(state.hyperparams["learning_rate"]) == pytest.approx(0.1)
     for clip in (None, 0.5):

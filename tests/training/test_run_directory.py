@@ -330,7 +330,7 @@ def training_state(seed, features=4):
         "half": jnp.full((2,), seed, jnp.bfloat16),
         "a/b": jnp.full((2,), seed, jnp.complex64),
     }
-    return {"model": model, "optimiser": optax.adam(0.1).init(model["rnn"][0]), "rest": arrays}
+    return {"model": model, "optimizer": optax.adam(0.1).init(model["rnn"][0]), "rest": arrays}
 
 
 def assert_trees_equal(found, expected):
@@ -345,10 +345,10 @@ def assert_trees_equal(found, expected):
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_a_checkpoint_restores_models_optimisers_keys_and_numbers(run_dir, abstract):
+def test_a_checkpoint_restores_models_optimizers_keys_and_numbers(run_dir, abstract):
     saved, like = training_state(0), training_state(1)
     if abstract:
-        for name in ("model", "optimiser"):
+        for name in ("model", "optimizer"):
             like[name] = jax.eval_shape(lambda tree: tree, like[name])
     path = run_directory.save_checkpoint(run_dir, "step_10", saved)
     assert path == run_dir / "checkpoints" / "step_10"
