@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rnn_jax import RNN, Stack, flow, make_cell, unroll
+from rnn_jax import RNN, Stack, batch_mesh, flow, make_cell, unroll
 from rnn_jax.models import LanguageModel, SequenceClassifier
 from rnn_jax.unroll import fused_obstacle
 from tests import reference, user_cells
@@ -154,9 +154,22 @@ def test_what_a_cell_cannot_take_is_refused(call, message):
         call()
 
 
-def test_every_cell_here_is_at_most_30_lines_and_tested():
+def test_every_user_cell_is_tested():
     names = [
         name for name, cls in vars(user_cells).items() if isinstance(cls, type) and issubclass(cls, nnx.RNNCellBase)
     ]
     own = [name for name in names if vars(user_cells)[name].__module__ == user_cells.__name__]
     assert sorted(own) == sorted(PATHS)
+
+
+def test_a_context_is_spread_over_devices_with_its_sequence():
+    cell = build("AttendingCell", param_dtype=jnp.float64)
+    xs, context = reference.normal(1, 4, 5, 3), reference.normal(2, 4, 6, 3)
+
+    def loss(cell, xs, context):
+        return jnp.sum(unroll(cell, xs, context=context)[1] ** 2)
+
+    gradients = reference.quick_jit(jax.grad(loss, argnums=(0, 1, 2)))
+    one = gradients(cell, xs, context)
+    with jax.set_mesh(batch_mesh(2)):
+        reference.assert_close(gradients(cell, xs, context), one, 1e-12)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rnn_jax.layers import Stack, as_inputs, check_dropout, dropout, make_rnn, output_features
+from rnn_jax.layers import RNN, Bidirectional, Stack, as_inputs, check_dropout, dropout, make_rnn, output_features
 from rnn_jax.models.embedding import check_sizes, embed, make_embedding
 from rnn_jax.models.pooling import at_least_float32, steps_within
 
@@ -60,7 +60,11 @@ class LanguageModel(nnx.Module):
         self.dropout = check_dropout(dropout)
         self.embedding = make_embedding(vocabulary_size, emb_size, rngs=rngs, **dtypes)
         self.rnn = make_rnn(cell, emb_size, hidden_features, layers=layers, dropout=dropout, rngs=rngs, **kwargs)
-        features = math.prod(output_features(self.rnn, (emb_size,)))
+        features, sizes = emb_size, []
+        for layer in _layers(self.rnn):
+            sizes.append(features)
+            features = math.prod(output_features(layer, (features,)))
+        self.layer_features = tuple(sizes)  # of the inputs of each layer
         if tie and emb_size != features:
             raise ValueError(f"tie=True with emb_size={emb_size}; allowed: {features}, the size of the outputs.")
         self.head = None if tie else nnx.Linear(features, vocabulary_size, **dtypes, rngs=rngs)
@@ -109,12 +113,11 @@ class LanguageModel(nnx.Module):
 
     def initialize_carry(self, batch_shape: tuple[int, ...]) -> Carry:
         """Returns the carry before the first step of sequences `[*batch, time]`, of the structure of any later one."""
-        layers: list[Any] = list(self.rnn.layers) if isinstance(self.rnn, Stack) else [self.rnn]
-        size, carries = self.embedding.features, []
-        for layer in layers:
-            carries.append(layer.cell.initialize_carry((*batch_shape, size), layer.carry_rngs()))
-            size = math.prod(output_features(layer, (size,)))
-        return tuple(carries) if len(layers) > 1 else carries[0]
+        carries = tuple(
+            layer.cell.initialize_carry((*batch_shape, size), layer.carry_rngs())
+            for layer, size in zip(_layers(self.rnn), self.layer_features)
+        )
+        return carries if len(carries) > 1 else carries[0]
 
     def _head(self, ys: Array) -> Array:
         if self.head is not None:
@@ -123,6 +126,10 @@ class LanguageModel(nnx.Module):
         logits = self.embedding.attend(ys)
         bias = self.head_bias[...].astype(logits.dtype)
         return logits + bias.reshape((1,) * (logits.ndim - 1) + bias.shape)
+
+
+def _layers(rnn: RNN | Bidirectional | Stack) -> list[Any]:
+    return list(rnn.layers) if isinstance(rnn, Stack) else [rnn]
 
 
 def generate(model: LanguageModel, prompt: Array, steps: int, key: Array, temperature: float = 1.0) -> Array:
