@@ -179,7 +179,7 @@ def test_what_cannot_be_continued_is_refused_in_one_sentence(arguments, sentence
 @pytest.mark.parametrize(
     ("kwargs", "sentence"),
     [
-        ({"tie": True}, "tie=True with emb_size=3; allowed: hidden_features, here 4."),
+        ({"tie": True}, "tie=True with emb_size=3; allowed: 4, the size of the outputs."),
         ({"vocabulary_size": 0}, "vocabulary_size=0 is not a size; allowed: 1 or more."),
         ({"emb_size": 0}, "emb_size=0 is not a size; allowed: 1 or more."),
         ({"hidden_features": 0}, "hidden_features=0 is not a size; allowed: 1 or more."),
