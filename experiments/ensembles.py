@@ -3,7 +3,7 @@ r"""What do many seeds in one program save over one run after another?
 Trains an ensemble of seeds on digits in one program, then the same seeds one after the other, a program each,
 compilation included (the cache of compiled programs is off), and holds their losses against each other.
 
-    python -m experiments.ensembles                                  (16 seeds of three cells; 3 min on 2 CPU cores)
+    python -m experiments.ensembles                               (16 seeds of three cells; 3 to 6 min on 2 CPU cores)
     python -m experiments.ensembles --cells=lstm --seeds=8 --steps=300   (the longer the training, the less is saved)
 """
 

@@ -4,7 +4,7 @@ Trains each cell on one task, an ensemble of seeds in one program, and shows how
 respect to the carry is at every step: before training, on the way, and after it. How well each cell had learned the
 task by then is shown beside it.
 
-    python -m experiments.gradient_flow                                   (1 min on 2 CPU cores)
+    python -m experiments.gradient_flow                                   (1 to 2 min on 2 CPU cores)
     python -m experiments.gradient_flow --cells='elman,irnn,lstm(forget_bias=0),my.module:MyCell' --blanks=0
     python -m experiments.gradient_flow --cells=lstm,gru --learning_rate=1e-2,3e-3,1e-3
     python -m experiments.gradient_flow --task=adding --seq_len=200 --steps=2000 --hidden=128
