@@ -65,9 +65,7 @@ class Cell(nnx.RNNCellBase):
     check_exemptions: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, in_features: int, hidden_features: int, *, dtype: Dtype | None, param_dtype: Dtype):
-        for name, size in (("in_features", in_features), ("hidden_features", hidden_features)):
-            if size < 1:
-                raise ValueError(f"{name}={size} is not a size; allowed: 1 or more.")
+        check_sizes(in_features=in_features, hidden_features=hidden_features)
         self.in_features = in_features
         self.hidden_features = hidden_features
         self.dtype = dtype
@@ -329,8 +327,7 @@ def add_bias(z: Array, bias: Array) -> Array:
       z: `[..., G]`.
       bias: `[G]`, in any floating-point type.
     """
-    row = bias.astype(z.dtype)
-    return z + row.reshape((1,) * (z.ndim - 1) + bias.shape)
+    return z + _along_features(bias, z)
 
 
 def scale_by(z: Array, scale: Array) -> Array:
@@ -340,8 +337,12 @@ def scale_by(z: Array, scale: Array) -> Array:
       z: `[..., G]`.
       scale: `[G]`, in any floating-point type.
     """
-    row = scale.astype(z.dtype)
-    return z * row.reshape((1,) * (z.ndim - 1) + scale.shape)
+    return z * _along_features(scale, z)
+
+
+def _along_features(vector: Array, z: Array) -> Array:
+    """Returns `vector [G]` in the type and the rank of `z [..., G]`."""
+    return vector.astype(z.dtype).reshape((1,) * (z.ndim - 1) + vector.shape)
 
 
 def step(
@@ -409,6 +410,13 @@ def check_input(cell: nnx.RNNCellBase, x: Array) -> None:
             f"inputs of shape {shape} have {shape[-1] if shape else 'no'} features; allowed: {features}, the"
             f" in_features of this {type(cell).__name__}."
         )
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raises ValueError if a size is below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}={size} is not a size; allowed: 1 or more.")
 
 
 def check_one_given(of: str, **arguments: Any) -> None:

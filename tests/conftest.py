@@ -49,7 +49,9 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(skip)
     if not config.getoption("--all"):
         changed = changed_files()
-        skip = pytest.mark.skip(reason="this cell is as in the last release: `bash tests/run --all` runs the kit on it")
+        skip = pytest.mark.skip(
+            reason="the kit runs unasked where a cell has changed since the last release: else `bash tests/run --all`"
+        )
         for item in items:
             if "kit" in item.keywords and not kit_is_due(item.callspec.params["name"], changed):
                 item.add_marker(skip)

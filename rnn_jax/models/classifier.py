@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rnn_jax.cell import check_sizes
 from rnn_jax.layers import Bidirectional, Stack, as_inputs, check_dropout, dropout, make_rnn, output_features
-from rnn_jax.models.embedding import check_sizes, embed, make_embedding
+from rnn_jax.models.embedding import embed, make_embedding
 from rnn_jax.models.pooling import (
     POOLS,
     AttentionPool,

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rnn_jax.cell import check_sizes
+
 Array = jax.Array
 
 
@@ -54,10 +56,3 @@ def embed(embedding: nnx.Embed, tokens: Array, frozen: bool = False) -> Array:
         )
     vectors = embedding(tokens)
     return jax.lax.stop_gradient(vectors) if frozen else vectors
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raises ValueError if a size is below 1."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}={size} is not a size; allowed: 1 or more.")

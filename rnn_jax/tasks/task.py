@@ -163,8 +163,7 @@ def squared_error(model: Model, batch: Batch) -> Score:
 def run_model(model: Model, batch: Batch) -> jax.Array:
     """The model's outputs, at least float32 so that a low-precision model is judged in full precision."""
     inputs = batch["tokens"] if "tokens" in batch else batch["xs"]
-    ys = jnp.asarray(model(inputs, batch["lengths"]) if "lengths" in batch else model(inputs))
-    return ys if ys.dtype == jnp.float64 else ys.astype(jnp.float32)
+    return _precise(jnp.asarray(model(inputs, batch["lengths"]) if "lengths" in batch else model(inputs)))
 
 
 def _logits(model: Model, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array | None]:
