@@ -1,5 +1,6 @@
 """Networks for whole tasks, made of the layers of `rnn_jax.layers`."""
 
+from rnn_jax.models.captioner import Captioner
 from rnn_jax.models.classifier import SequenceClassifier
 from rnn_jax.models.generation import Sampling, generate, stream
 from rnn_jax.models.language_model import LanguageModel
@@ -8,6 +9,7 @@ from rnn_jax.models.pooling import POOLS, AttentionPool
 __all__ = [
     "POOLS",
     "AttentionPool",
+    "Captioner",
     "LanguageModel",
     "Sampling",
     "SequenceClassifier",

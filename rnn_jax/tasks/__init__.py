@@ -22,6 +22,7 @@ from rnn_jax.tasks.digits import digits
 from rnn_jax.tasks.docstrings import docstrings
 from rnn_jax.tasks.dyck import dyck
 from rnn_jax.tasks.forecasting import mackey_glass, sine
+from rnn_jax.tasks.glyphs import glyphs
 from rnn_jax.tasks.induction import induction
 from rnn_jax.tasks.language_id import language_id
 from rnn_jax.tasks.moving_digits import moving_digits
@@ -60,6 +61,7 @@ __all__ = [
     "digits",
     "docstrings",
     "dyck",
+    "glyphs",
     "induction",
     "language_id",
     "mackey_glass",
@@ -88,6 +90,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "digits": digits,
     "docstrings": docstrings,
     "dyck": dyck,
+    "glyphs": glyphs,
     "induction": induction,
     "language_id": language_id,
     "mackey_glass": mackey_glass,

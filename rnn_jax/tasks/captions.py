@@ -1,0 +1,184 @@
+"""Images in, a task of captions out: the answers, how much of a caption is right, and baselines.
+
+An image is "xs" `[rows, columns, channels]`, pixels 0 to 1; or, of a larger encoder, its features `[L, D]` at L places.
+The answer is the words of the caption, as tokens, `END` behind.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rnn_jax.tasks import task
+from rnn_jax.tasks.fingerprint import fingerprint
+from rnn_jax.tasks.sources import ArraySource
+from rnn_jax.tasks.task import END, NOT_ASKED
+from rnn_jax.tasks.vocabulary import UNKNOWN, Vocabulary, build_vocabulary
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Captioned:
+    """Images and a caption of each.
+
+    Attributes:
+      images: float32 `[N, rows, columns, channels]`, or features `[N, L, D]`.
+      captions: N texts.
+    """
+
+    images: np.ndarray
+    captions: Sequence[str]
+
+
+def caption_task(
+    *,
+    name: str,
+    description: str,
+    source: str,
+    license: str,
+    train: Captioned,
+    validation: Captioned,
+    test: Captioned,
+    packages: Sequence[str],
+    vocab_size: int | None = None,
+) -> task.Task:
+    """Makes the task of writing the caption of an image, word by word.
+
+    Words are those of the training split (`rnn_jax.tasks.vocabulary`, kind "word"). The score is the word overlap of
+    the caption that a model gives by `greedy`. The baseline always says the commonest words of the training split,
+    as many of them as have the largest overlap with that split. The reference is the caption of the
+    image of the training split whose pixels are nearest (`nearest_neighbours`).
+
+    Args:
+      name, description, source, license: as in `Task`.
+      train, validation, test: images and captions.
+      packages: whose versions the fingerprint notes, as pip knows them.
+      vocab_size: max number of words to keep, the commonest; all by default.
+
+    Raises:
+      ValueError: if `vocab_size` is out of range, or a split is empty.
+    """
+    splits = {"train": train, "validation": validation, "test": test}
+    for split, content in splits.items():
+        if not len(content.captions):
+            raise ValueError(f"the {split} split of {name!r} is empty; needed: an image or more.")
+    vocabulary = build_vocabulary(train.captions, "word", vocab_size)
+    tokens = {split: [vocabulary.encode(text) for text in content.captions] for split, content in splits.items()}
+    length = 1 + max(len(answer) for answers in tokens.values() for answer in answers)
+    answers = {split: np.stack([_padded(answer, length) for answer in tokens[split]]) for split in splits}
+    sources = {split: ArraySource(xs=splits[split].images, answer=answers[split]) for split in splits}
+    features = train.images.shape[2:]
+    return task.Task(
+        name=name,
+        description=description,
+        source=source,
+        license=license,
+        **sources,
+        kind=task.Kind.SEQUENCE,
+        seq_len=train.images.shape[1],
+        in_features=features[0] if len(features) == 1 else features,
+        out_features=len(vocabulary),
+        loss=task.answer_cross_entropy,
+        score=word_overlap,
+        metric="word overlap",
+        higher_is_better=True,
+        baseline_score=_constant_score(answers["train"], answers["test"], len(vocabulary)),
+        fingerprint=fingerprint(sources["train"], sources["test"], packages, validation=sources["validation"]),
+        answer_length=length,
+        answer_vocabulary=vocabulary,
+        references=partial(_references, sources["train"], sources["test"]),
+    )
+
+
+def word_overlap(model: Any, batch: task.Batch) -> task.Score:
+    """Sums, over the captions of a batch, the words that two captions share over the words in either; and counts them.
+
+    That is the Jaccard index of the set of words that `model.greedy` gives and that of the answer. All words
+    that the vocabulary does not know count as one, which is never shared.
+
+    Args:
+      model: as `rnn_jax.tasks.task.exact_match`.
+      batch: with "answer".
+    """
+    answer = jnp.asarray(batch["answer"])
+    inputs = batch["tokens"] if "tokens" in batch else batch["xs"]
+    said = model.greedy(inputs, batch.get("lengths"), answer.shape[-1])
+    overlap = overlap_of(said, answer)
+    return jnp.sum(overlap), jnp.asarray(overlap.size, jnp.int32)
+
+
+def overlap_of(said: jax.Array, answer: jax.Array) -> jax.Array:
+    """Returns the Jaccard index of the words of two captions, int32 `[B, U]` each: float32 `[B]`.
+
+    Words end where `END` or `NOT_ASKED` stands first. Two captions without a word have an overlap of 1.
+    """
+    # No table of the vocabulary: a word counts where it stands first in its caption.
+    first_said, first_answer = _first_of_its_kind(said), _first_of_its_kind(answer)
+    same = (said[..., :, None] == answer[..., None, :]) & (said[..., :, None] != UNKNOWN)
+    shared = jnp.sum(same & first_said[..., :, None] & first_answer[..., None, :], axis=(-2, -1), dtype=jnp.int32)
+    either = jnp.sum(first_said, -1, dtype=jnp.int32) + jnp.sum(first_answer, -1, dtype=jnp.int32) - shared
+    return jnp.where(either > 0, shared / jnp.maximum(either, 1), 1).astype(jnp.float32)
+
+
+def _first_of_its_kind(tokens: jax.Array) -> jax.Array:
+    """Returns which of `tokens [B, U]` are words of a caption that do not stand in it before."""
+    within = jnp.cumsum((tokens == END) | (tokens == NOT_ASKED), axis=-1, dtype=jnp.int32) == 0
+    steps = tokens.shape[-1]
+    before = jnp.asarray(np.tri(steps, k=-1, dtype=bool)).reshape((1,) * (tokens.ndim - 1) + (steps, steps))
+    seen = jnp.any((tokens[..., :, None] == tokens[..., None, :]) & before, axis=-1)
+    return within & ~seen
+
+
+def text_of(vocabulary: Vocabulary, tokens: Sequence[int] | np.ndarray) -> str:
+    """Returns the caption in `tokens [U]`: what stands before the first `END` or `NOT_ASKED`."""
+    ends = [step for step, token in enumerate(tokens) if token in (END, NOT_ASKED)]
+    return vocabulary.decode([int(token) for token in tokens[: ends[0] if ends else None]])
+
+
+def nearest_neighbours(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Returns for each of `asked [N, ...]` the number of the array of `known [M, ...]` at the smallest distance."""
+    known, asked = (array.reshape(len(array), -1).astype(np.float32) for array in (known, asked))
+    half_squares = np.sum(known**2, axis=1) / 2
+    return np.concatenate([
+        np.argmin(half_squares - asked[start : start + 1024] @ known.T, axis=1) for start in range(0, len(asked), 1024)
+    ])  # fmt: skip
+
+
+def _references(train: ArraySource, test: ArraySource) -> Mapping[str, float]:
+    nearest = nearest_neighbours(train.arrays["xs"], test.arrays["xs"])
+    return {"nearest neighbour": float(np.mean(overlap_of(train.arrays["answer"][nearest], test.arrays["answer"])))}
+
+
+def _padded(tokens: np.ndarray, length: int) -> np.ndarray:
+    answer = np.full(length, NOT_ASKED, np.int32)
+    answer[: len(tokens)] = tokens
+    answer[len(tokens)] = END
+    return answer
+
+
+def _constant_score(train: np.ndarray, test: np.ndarray, vocabulary_size: int) -> float:
+    """Returns the overlap with the test split of the commonest words of the training split.
+
+    Of as many of them as have the largest overlap with that.
+    """
+    known, asked = _different_words(train), _different_words(test)
+    counts = np.bincount(known[known != NOT_ASKED], minlength=vocabulary_size)
+    counts[UNKNOWN] = -1
+    rank = np.argsort(np.argsort(-counts, kind="stable"))
+
+    def overlap(commonest: int, words: np.ndarray) -> float:
+        shared = np.sum((words != NOT_ASKED) & (rank[words] < commonest), axis=1)
+        return float(np.mean(shared / (commonest + np.sum(words != NOT_ASKED, axis=1) - shared)))
+
+    sizes = range(1, train.shape[1])
+    return overlap(max(sizes, key=lambda size: overlap(size, known)), asked)
+
+
+def _different_words(answers: np.ndarray) -> np.ndarray:
+    """Returns each word of `answers [N, U]` once, and `NOT_ASKED` elsewhere."""
+    words = np.sort(answers, axis=1)
+    repeated = np.diff(words, axis=1, prepend=NOT_ASKED) == 0
+    return np.where(repeated | (words == END), NOT_ASKED, words)
