@@ -30,7 +30,7 @@ _GRID = 8  # places in a row that an image is brought down to, about
 class ConvolutionalEncoder(nnx.Module):
     """Convolutions of 3 x 3, each followed by layer normalization of the channels and a ReLU: a grid of D features.
 
-    One of stride 1, then of stride 2 until a row has 8 places or fewer, then another of stride 1.
+    Of stride 2 until a row has 8 places or fewer, with twice the channels each time, then two of stride 1.
 
     Args:
       columns, channels: of the images.
@@ -41,10 +41,10 @@ class ConvolutionalEncoder(nnx.Module):
 
     def __init__(self, columns: int, channels: int, features: int, *, rngs: nnx.Rngs, **dtypes: Any):
         halvings = max(0, math.ceil(math.log2(columns / _GRID)))
-        sizes = [max(1, features >> max(0, halvings - k)) for k in range(halvings + 1)] + [features]
+        sizes = [max(1, features >> k) for k in reversed(range(halvings))] + [features, features]
         convolutions, norms = [], []
         for k, size in enumerate(sizes):
-            strides = (2, 2) if 0 < k <= halvings else (1, 1)
+            strides = (2, 2) if k < halvings else (1, 1)
             convolutions.append(nnx.Conv(channels, size, (3, 3), strides=strides, rngs=rngs, **dtypes))
             norms.append(nnx.LayerNorm(size, rngs=rngs, **dtypes))
             channels = size

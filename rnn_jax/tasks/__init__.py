@@ -23,6 +23,7 @@ from rnn_jax.tasks.docstrings import docstrings
 from rnn_jax.tasks.dyck import dyck
 from rnn_jax.tasks.forecasting import mackey_glass, sine
 from rnn_jax.tasks.glyphs import glyphs
+from rnn_jax.tasks.images import images
 from rnn_jax.tasks.induction import induction
 from rnn_jax.tasks.language_id import language_id
 from rnn_jax.tasks.moving_digits import moving_digits
@@ -62,6 +63,7 @@ __all__ = [
     "docstrings",
     "dyck",
     "glyphs",
+    "images",
     "induction",
     "language_id",
     "mackey_glass",
@@ -107,6 +109,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 # Tasks on data of the user: `csv:path/to/file.csv`. They take what stands behind the colon first.
 PREFIXES: dict[str, Callable[..., Task]] = {
     **{file_format: functools.partial(table, file_format) for file_format in ("csv", "tsv", "jsonl")},
+    "images": images,
     "series": series,
     "tfds": tfds_named,
 }

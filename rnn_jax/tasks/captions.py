@@ -15,7 +15,6 @@ import numpy as np
 
 from rnn_jax.tasks import task
 from rnn_jax.tasks.fingerprint import fingerprint
-from rnn_jax.tasks.sources import ArraySource
 from rnn_jax.tasks.task import END, NOT_ASKED
 from rnn_jax.tasks.vocabulary import UNKNOWN, Vocabulary, build_vocabulary
 
@@ -25,12 +24,39 @@ class Captioned:
     """Images and a caption of each.
 
     Attributes:
-      images: float32 `[N, rows, columns, channels]`, or features `[N, L, D]`.
+      images: M images, uint8 `[M, rows, columns, channels]`; or their features, float32 `[M, L, D]`.
       captions: N texts.
+      image_of: the number of the image of each caption, int `[N]`: an image may have several.
     """
 
     images: np.ndarray
     captions: Sequence[str]
+    image_of: np.ndarray
+
+
+class CaptionSource:
+    """A `Source` of images and one caption each; an image that has several is kept once, in bytes.
+
+    Args:
+      images, image_of: as in `Captioned`.
+      answers: captions in tokens, int32 `[N, U]`.
+    """
+
+    lengths: np.ndarray | None = None
+
+    def __init__(self, images: np.ndarray, image_of: np.ndarray, answers: np.ndarray):
+        self.images, self.image_of, self.answers = images, image_of, answers
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {"xs": pixels(self.images[self.image_of[index]]), "answer": self.answers[index]}
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    """Returns images as a model reads them, float32, bytes as 0 to 1."""
+    return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images.astype(np.float32)
 
 
 def caption_task(
@@ -69,7 +95,9 @@ def caption_task(
     tokens = {split: [vocabulary.encode(text) for text in content.captions] for split, content in splits.items()}
     length = 1 + max(len(answer) for answers in tokens.values() for answer in answers)
     answers = {split: np.stack([_padded(answer, length) for answer in tokens[split]]) for split in splits}
-    sources = {split: ArraySource(xs=splits[split].images, answer=answers[split]) for split in splits}
+    sources = {
+        split: CaptionSource(content.images, content.image_of, answers[split]) for split, content in splits.items()
+    }
     features = train.images.shape[2:]
     return task.Task(
         name=name,
@@ -110,12 +138,13 @@ def word_overlap(model: Any, batch: task.Batch) -> task.Score:
     return jnp.sum(overlap), jnp.asarray(overlap.size, jnp.int32)
 
 
-def overlap_of(said: jax.Array, answer: jax.Array) -> jax.Array:
+def overlap_of(said: jax.Array | np.ndarray, answer: jax.Array | np.ndarray) -> jax.Array:
     """Returns the Jaccard index of the words of two captions, int32 `[B, U]` each: float32 `[B]`.
 
     Words end where `END` or `NOT_ASKED` stands first. Two captions without a word have an overlap of 1.
     """
     # No table of the vocabulary: a word counts where it stands first in its caption.
+    said, answer = jnp.asarray(said), jnp.asarray(answer)
     first_said, first_answer = _first_of_its_kind(said), _first_of_its_kind(answer)
     same = (said[..., :, None] == answer[..., None, :]) & (said[..., :, None] != UNKNOWN)
     shared = jnp.sum(same & first_said[..., :, None] & first_answer[..., None, :], axis=(-2, -1), dtype=jnp.int32)
@@ -140,16 +169,22 @@ def text_of(vocabulary: Vocabulary, tokens: Sequence[int] | np.ndarray) -> str:
 
 def nearest_neighbours(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """Returns for each of `asked [N, ...]` the number of the array of `known [M, ...]` at the smallest distance."""
-    known, asked = (array.reshape(len(array), -1).astype(np.float32) for array in (known, asked))
+    known, asked = (pixels(array).reshape(len(array), -1) for array in (known, asked))
     half_squares = np.sum(known**2, axis=1) / 2
     return np.concatenate([
         np.argmin(half_squares - asked[start : start + 1024] @ known.T, axis=1) for start in range(0, len(asked), 1024)
     ])  # fmt: skip
 
 
-def _references(train: ArraySource, test: ArraySource) -> Mapping[str, float]:
-    nearest = nearest_neighbours(train.arrays["xs"], test.arrays["xs"])
-    return {"nearest neighbour": float(np.mean(overlap_of(train.arrays["answer"][nearest], test.arrays["answer"])))}
+def nearest_answers(train: CaptionSource, test: CaptionSource) -> np.ndarray:
+    """Returns for each caption of `test` that of the nearest image of `train`, int32 `[N, U]`."""
+    owner = np.full(len(train.images), len(train))
+    np.minimum.at(owner, train.image_of, np.arange(len(train)))  # the first caption of each image
+    return train.answers[owner[nearest_neighbours(train.images, test.images)]][test.image_of]
+
+
+def _references(train: CaptionSource, test: CaptionSource) -> Mapping[str, float]:
+    return {"nearest neighbour": float(np.mean(overlap_of(nearest_answers(train, test), test.answers)))}
 
 
 def _padded(tokens: np.ndarray, length: int) -> np.ndarray:

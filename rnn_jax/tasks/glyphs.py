@@ -55,8 +55,9 @@ def glyphs(vocab_size: int | None = None) -> task.Task:
         members[prepared.split_of(letter)].append((letter, image))
     train, validation, test = (
         Captioned(
-            np.stack([image for _, image in of_split]).astype(np.float32)[..., None] / np.float32(255),
+            np.stack([image for _, image in of_split])[..., None],
             [unicodedata.name(letter).lower() for letter, _ in of_split],
+            np.arange(len(of_split)),
         )
         for of_split in members.values()
     )
