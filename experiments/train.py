@@ -27,19 +27,21 @@ from flax import nnx
 from experiments.option_flags import define_option_flags
 from rnn_jax import batch_mesh, flow, tasks
 from rnn_jax.constant import parameter_count
-from rnn_jax.models import LanguageModel, SequenceClassifier
 from rnn_jax.report.learning import draw_training
 from rnn_jax.report.profiles import draw_profiles, lag_text
 from rnn_jax.report.read import load_profiles, load_table
 from rnn_jax.tasks.bucketing import padding_share
 from rnn_jax.tasks.embeddings import load_embeddings
 from rnn_jax.training import run_directory
+from rnn_jax.training.build import ModelSettings, make_model
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.config import TrainConfig, batches_of, every, widths_of
+from rnn_jax.training.load import save_interface
 from rnn_jax.training.loop import TrainResult, train
 from rnn_jax.training.nonfinite import NotFinite
 from rnn_jax.training.optimizers import OPTIMIZERS, SCHEDULES, make_optimizer
 from rnn_jax.training.resume import open_run, other_versions, resume_command
+from rnn_jax.training.samples import sampler
 from rnn_jax.training.session import Interrupted
 from rnn_jax.training.update import initial_state, make_update
 from rnn_jax.training.watch import probe_batch
@@ -55,6 +57,10 @@ _DROPOUT = flags.DEFINE_float("dropout", 0.0, "Rate of dropout between layers an
 _EMB_SIZE = flags.DEFINE_integer("emb_size", 64, "Features of the embedding of tokens.", lower_bound=1)
 _EMBEDDINGS = flags.DEFINE_string("embeddings", None, "Text file of GloVe or word2vec to start the embedding from.")
 _FREEZE = flags.DEFINE_bool("freeze_embeddings", False, "Leave the embeddings as the file has them.")
+_TIE = flags.DEFINE_bool("tie_embeddings", False, "Language model: the embedding is the matrix of the head, too.")
+_WEIGHT_DROPOUT = flags.DEFINE_float(
+    "weight_dropout", 0.0, "Language model: rate of dropout of the recurrent weights (AWD-LSTM).", lower_bound=0.0
+)
 _POOL = flags.DEFINE_enum("pool", None, ["last", "mean", "max", "attention"], "Over true steps; last by default.")
 _RECURRENT = flags.DEFINE_bool("recurrent", True, "--norecurrent pools the embeddings themselves: a bag of them.")
 
@@ -116,8 +122,7 @@ def main(argv: list[str]) -> None:
         embedding = None if _EMBEDDINGS.value is None else read_embeddings(task)
         check(task, optimizer, config, embedding)
         run_dir = open_run("train", _OUT.value, given_flags(), task.fingerprint, resume=_RESUME.value)
-        if task.vocabulary is not None:
-            task.vocabulary.save(run_dir / "vocabulary.json")
+        save_interface(run_dir, task)
     except ValueError as error:
         sys.exit(str(error))
 
@@ -135,9 +140,11 @@ def main(argv: list[str]) -> None:
             f"Batches come in {len(widths)} widths, with {bucketed:.0%} of padding; padded to the longest it would be"
             f" {longest:.0%}, and {(1 - bucketed) / (1 - longest):.1f} times the steps to compute."
         )
-    model = jax.jit(lambda embedding: make_model(task, nnx.Rngs(_SEED.value), embedding))(embedding)
+    model = jax.jit(lambda embedding: make_model(task.interface, settings(), nnx.Rngs(_SEED.value), embedding))(
+        embedding
+    )
     try:
-        result = train(task, model, optimizer, run_dir, config, name=network_name())
+        result = train(task, model, optimizer, run_dir, config, name=network_name(), sample=sampler(task))
     except Interrupted as stop:
         command = resume_command("experiments.train", run_dir, _OUT.value)
         print(f"Stopped at step {stop.step} of {config.steps}. To go on:\n  {command}", file=sys.stderr)
@@ -201,42 +208,8 @@ def network_name() -> str:
     return _CELL.value if _RECURRENT.value else "bag of embeddings"
 
 
-def make_model(
-    task: tasks.Task, rngs: nnx.Rngs, embedding: jax.Array | np.ndarray | None = None
-) -> SequenceClassifier | LanguageModel:
-    """Builds the network that the flags describe and the task needs."""
-    if task.kind is tasks.Kind.STREAM:
-        for flag, plain in ((_BIDIRECTIONAL, False), (_POOL, None), (_RECURRENT, True), (_EMBEDDINGS, None)):
-            if flag.value != plain:
-                raise ValueError(
-                    f"--{flag.name}={flag.value} is not for a language model, which the task {task.name!r} trains;"
-                    f" allowed: {plain}."
-                )
-        return LanguageModel(
-            _CELL.value,
-            task.out_features,
-            _EMB_SIZE.value,
-            _HIDDEN.value,
-            layers=_LAYERS.value,
-            dropout=_DROPOUT.value,
-            rngs=rngs,
-        )
-    return SequenceClassifier(
-        _CELL.value,
-        task.in_features,
-        _HIDDEN.value,
-        task.out_features,
-        emb_size=_EMB_SIZE.value if task.reads_tokens and embedding is None else None,
-        embedding=embedding,
-        frozen_embedding=_FREEZE.value,
-        layers=_LAYERS.value,
-        bidirectional=_BIDIRECTIONAL.value,
-        dropout=_DROPOUT.value,
-        pool=_POOL.value,
-        per_step=task.kind is tasks.Kind.ANSWER_A_STEP,
-        recurrent=_RECURRENT.value,
-        rngs=rngs,
-    )
+def settings() -> ModelSettings:
+    return ModelSettings.of_flags({flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(__name__)})
 
 
 def check(
@@ -259,7 +232,7 @@ def check(
         batch["first"] = jnp.zeros((), bool)
 
     def one_update() -> Any:
-        state = initial_state(task, make_model(task, nnx.Rngs(0), embedding), optimizer, config)
+        state = initial_state(task, make_model(task.interface, settings(), nnx.Rngs(0), embedding), optimizer, config)
         return make_update(task, optimizer, config)(state, batch)
 
     jax.eval_shape(one_update)

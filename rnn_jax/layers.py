@@ -463,15 +463,55 @@ def dropout(ys: Array, rate: float, key: Array, time_axis: int = -2) -> Array:
     return jnp.where(kept, ys / (1.0 - rate), jnp.zeros_like(ys))
 
 
-def check_dropout(rate: float) -> float:
+def check_dropout(rate: float, name: str = "dropout") -> float:
     """Returns the rate of a dropout.
 
     Raises:
       ValueError: if it is not within [0, 1).
     """
     if not 0.0 <= rate < 1.0:
-        raise ValueError(f"dropout={rate} is no rate; allowed: 0 or more, and below 1.")
+        raise ValueError(f"{name}={rate} is no rate; allowed: 0 or more, and below 1.")
     return rate
+
+
+def drop_recurrent_weights(
+    layer: "RNN | Bidirectional | Stack", rate: float, key: Array
+) -> "RNN | Bidirectional | Stack":
+    """Returns the layer with each entry of the recurrent kernels set to 0 with probability `rate` (DropConnect).
+
+    The others are divided by 1 - `rate`. The kernels stay the same for all steps and all sequences of a call, so that
+    the recurrence itself needs no change (Merity et al.).
+
+    Args:
+      layer: an `RNN`, `Bidirectional` or `Stack` of cells that have a `recurrent_kernel`.
+      rate: within [0, 1).
+      key: of `jax.random`.
+
+    Raises:
+      ValueError: if a cell has no recurrent kernel.
+
+    References:
+      Wan, Zeiler, Zhang, LeCun, Fergus 2013, "Regularization of neural networks using DropConnect", ICML.
+      Merity, Keskar, Socher 2018, "Regularizing and optimizing LSTM language models", arXiv 1708.02182.
+    """
+    for cell in (node.cell for node in jax.tree.leaves(layer, is_leaf=_is_rnn)):
+        if getattr(cell, "recurrent_kernel", None) is None:
+            raise ValueError(
+                f"weight_dropout={rate} drops entries of a recurrent kernel, and {type(cell).__name__} has none;"
+                " allowed: 0."
+            )
+    leaves, structure = jax.tree_util.tree_flatten_with_path(layer)
+    dropped = []
+    for number, (path, leaf) in enumerate(leaves):
+        if "recurrent_kernel" in jax.tree_util.keystr(path, simple=True, separator="/").split("/"):
+            kept = jax.random.bernoulli(jax.random.fold_in(key, number), jnp.float32(1.0 - rate), leaf.shape)
+            leaf = jnp.where(kept, leaf / (1.0 - rate), jnp.zeros_like(leaf))
+        dropped.append(leaf)
+    return jax.tree.unflatten(structure, dropped)
+
+
+def _is_rnn(node: Any) -> bool:
+    return isinstance(node, RNN)
 
 
 def make_rnn(

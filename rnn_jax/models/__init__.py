@@ -1,7 +1,16 @@
 """Networks for whole tasks, made of the layers of `rnn_jax.layers`."""
 
 from rnn_jax.models.classifier import SequenceClassifier
-from rnn_jax.models.language_model import LanguageModel, generate
+from rnn_jax.models.generation import Sampling, generate, stream
+from rnn_jax.models.language_model import LanguageModel
 from rnn_jax.models.pooling import POOLS, AttentionPool
 
-__all__ = ["POOLS", "AttentionPool", "LanguageModel", "SequenceClassifier", "generate"]
+__all__ = [
+    "POOLS",
+    "AttentionPool",
+    "LanguageModel",
+    "Sampling",
+    "SequenceClassifier",
+    "generate",
+    "stream",
+]

@@ -1,7 +1,6 @@
 """A recurrent language model: after each token, what the next one will be."""
 
 import math
-from functools import partial
 from typing import Any
 
 import jax
@@ -9,9 +8,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rnn_jax.cell import check_sizes
-from rnn_jax.layers import RNN, Bidirectional, Stack, as_inputs, check_dropout, dropout, make_rnn, output_features
+from rnn_jax.layers import (
+    RNN,
+    Bidirectional,
+    Stack,
+    as_inputs,
+    check_dropout,
+    drop_recurrent_weights,
+    dropout,
+    make_rnn,
+    output_features,
+)
 from rnn_jax.models.embedding import embed, make_embedding
-from rnn_jax.models.pooling import at_least_float32, steps_within
+from rnn_jax.models.pooling import steps_within
 
 Array = jax.Array
 Carry = Any
@@ -29,18 +38,21 @@ class LanguageModel(nnx.Module):
       hidden_features: H of each layer.
       layers: how many, one above the other.
       dropout: a rate, 0 to below 1, for calls that are given a `key`.
+      weight_dropout: rate of dropout of the recurrent weights, for the same calls, as
+        `rnn_jax.layers.drop_recurrent_weights`.
       tie: whether the embedding is the matrix of the head, too (Press and Wolf; Inan et al.); a bias remains.
       rngs: draws the parameters.
       **kwargs: more arguments of the cell; `dtype` and `param_dtype` are those of all other parts, too.
 
     Raises:
-      ValueError: if a size is below 1, `dropout` not within [0, 1), or `tie` meets an `emb_size` that is not the
-        size of the outputs of the last layer; or as `rnn_jax.make_cell`.
+      ValueError: if a size is below 1, a rate not within [0, 1), `weight_dropout` meets a cell without a recurrent
+        kernel, or `tie` an `emb_size` that is not the size of the outputs of the last layer; or as `rnn_jax.make_cell`.
 
     References:
       Mikolov, Karafiat, Burget, Cernocky, Khudanpur 2010, "Recurrent neural network based language model", Interspeech.
       Press, Wolf 2017, "Using the output embedding to improve language models", arXiv 1608.05859.
       Inan, Khosravi, Socher 2017, "Tying word vectors and word classifiers", arXiv 1611.01462.
+      Graves 2013, "Generating sequences with recurrent neural networks", arXiv 1308.0850.
     """
 
     def __init__(
@@ -52,6 +64,7 @@ class LanguageModel(nnx.Module):
         *,
         layers: int = 1,
         dropout: float = 0.0,
+        weight_dropout: float = 0.0,
         tie: bool = False,
         rngs: nnx.Rngs,
         **kwargs: Any,
@@ -59,8 +72,11 @@ class LanguageModel(nnx.Module):
         check_sizes(vocabulary_size=vocabulary_size, emb_size=emb_size, hidden_features=hidden_features)
         dtypes = {name: kwargs[name] for name in ("dtype", "param_dtype") if name in kwargs}
         self.dropout = check_dropout(dropout)
+        self.weight_dropout = check_dropout(weight_dropout, "weight_dropout")
         self.embedding = make_embedding(vocabulary_size, emb_size, rngs=rngs, **dtypes)
         self.rnn = make_rnn(cell, emb_size, hidden_features, layers=layers, dropout=dropout, rngs=rngs, **kwargs)
+        if weight_dropout:
+            jax.eval_shape(lambda: drop_recurrent_weights(self.rnn, weight_dropout, jax.random.key(0)))
         features, sizes = emb_size, []
         for layer in _layers(self.rnn):
             sizes.append(features)
@@ -99,10 +115,13 @@ class LanguageModel(nnx.Module):
           ValueError: for inputs of another shape or kind, or lengths as `rnn_jax.unroll`.
         """
         layers_key = head_key = None
+        rnn = self.rnn
         if key is not None:
             layers_key, head_key = jax.random.split(key)
+            if self.weight_dropout:
+                rnn = drop_recurrent_weights(rnn, self.weight_dropout, jax.random.fold_in(key, 0))
         xs = embed(self.embedding, tokens)
-        carry, ys = self.rnn(xs, initial_carry=carry, seq_lengths=lengths, key=layers_key, return_carry=True)
+        carry, ys = rnn(xs, initial_carry=carry, seq_lengths=lengths, key=layers_key, return_carry=True)
         ys = as_inputs(ys, 1, xs.ndim - 1)
         if head_key is not None:
             ys = dropout(ys, self.dropout, head_key)
@@ -131,48 +150,3 @@ class LanguageModel(nnx.Module):
 
 def _layers(rnn: RNN | Bidirectional | Stack) -> list[Any]:
     return list(rnn.layers) if isinstance(rnn, Stack) else [rnn]
-
-
-def generate(model: LanguageModel, prompt: Array, steps: int, key: Array, temperature: float = 1.0) -> Array:
-    """Continues a prompt by `steps` tokens, each drawn from the model's distribution after those before it.
-
-    Args:
-      model: the language model; it reads each token once, its carry being what it knows of those before.
-      prompt: integers `[*batch, time]`, at least one step.
-      steps: how many tokens to draw.
-      key: of `jax.random`.
-      temperature: by what logits are divided; below 1 likely tokens become likelier, and 0 takes the likeliest.
-
-    Returns:
-      int32 `[*batch, steps]`, without the prompt.
-
-    Raises:
-      ValueError: if the prompt is empty, or `steps` or `temperature` is negative.
-    """
-    prompt = jnp.asarray(prompt)
-    if prompt.ndim < 1 or prompt.shape[-1] < 1:
-        raise ValueError(f"prompt has shape {prompt.shape}; allowed: [*batch, time], at least one token.")
-    for name, value in (("steps", steps), ("temperature", temperature)):
-        if value < 0:
-            raise ValueError(f"{name}={value} is negative; allowed: 0 or more.")
-    return _generate(model, prompt, steps, key, temperature)
-
-
-# Compiled once for each shape and number of steps: without, `jax.lax.scan` compiles its closure at every call.
-@partial(jax.jit, static_argnames=("steps", "temperature"))
-def _generate(model: LanguageModel, prompt: Array, steps: int, key: Array, temperature: float) -> Array:
-    def draw(key: Array, logits: Array) -> Array:
-        logits = at_least_float32(logits)
-        greedy = temperature == 0
-        token = jnp.argmax(logits, axis=-1) if greedy else jax.random.categorical(key, logits / temperature)
-        return token.astype(jnp.int32)
-
-    def step(state: tuple[Carry, Array], key: Array) -> tuple[tuple[Carry, Array], Array]:
-        carry, logits = state
-        token = draw(key, logits)
-        carry, logits = model(token[..., None], carry=carry, return_carry=True)
-        return (carry, logits[..., 0, :]), token
-
-    carry, logits = model(prompt, return_carry=True)
-    _, tokens = jax.lax.scan(step, (carry, logits[..., -1, :]), jax.random.split(key, steps))
-    return jnp.moveaxis(tokens, 0, -1)

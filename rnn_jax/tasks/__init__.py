@@ -34,7 +34,7 @@ from rnn_jax.tasks.sources import ArraySource, RaggedSource, Source, StreamSourc
 from rnn_jax.tasks.stdlib_text import stdlib_text
 from rnn_jax.tasks.surnames import surnames
 from rnn_jax.tasks.tables import table
-from rnn_jax.tasks.task import Batch, Kind, Model, Score, Task
+from rnn_jax.tasks.task import Batch, Interface, Kind, Model, Score, Task
 from rnn_jax.tasks.temporal_order import temporal_order
 from rnn_jax.tasks.tfds_named import tfds_named
 
@@ -42,6 +42,7 @@ __all__ = [
     "TASKS",
     "ArraySource",
     "Batch",
+    "Interface",
     "Kind",
     "Model",
     "RaggedSource",
@@ -64,6 +65,7 @@ __all__ = [
     "mackey_glass",
     "make_task",
     "moving_digits",
+    "option_names",
     "parity",
     "s5",
     "selective_copy",
@@ -123,7 +125,7 @@ def make_task(name: str, **options: Any) -> Task:
         known = [*sorted(TASKS), *(f"{prefix}:..." for prefix in sorted(PREFIXES))]
         raise ValueError(f"unknown task {name!r}; known: {', '.join(known)}")
     build = TASKS[name] if name in TASKS else functools.partial(PREFIXES[prefix], argument)
-    allowed = [p.name for p in inspect.signature(build).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    allowed = option_names(name)
     given = {option: value for option, value in options.items() if value is not None}
     for option in [option for option in given if option not in allowed]:
         if given.pop(option) and option != "data_dir":
@@ -131,3 +133,9 @@ def make_task(name: str, **options: Any) -> Task:
                 f"{option}={options[option]!r} is no option of the task {name!r}; it has: {', '.join(allowed)}."
             )
     return build(**given)
+
+
+def option_names(name: str) -> list[str]:
+    """Returns the options of a task that `make_task` knows, by the names of its arguments."""
+    build = TASKS[name] if name in TASKS else functools.partial(PREFIXES[name.partition(":")[0]], "")
+    return [p.name for p in inspect.signature(build).parameters.values() if p.kind is not p.VAR_KEYWORD]

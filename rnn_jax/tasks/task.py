@@ -5,7 +5,7 @@ A task is one file beside this one: a function that returns a `Task`, with the f
 
 import dataclasses
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import jax
@@ -13,14 +13,17 @@ import jax.numpy as jnp
 import optax
 
 from rnn_jax.tasks.sources import Source
-from rnn_jax.tasks.vocabulary import Vocabulary
+from rnn_jax.tasks.vocabulary import PADDING, Vocabulary
 
-# (xs [B, T, *F] or tokens [B, T], lengths [B] if sequences differ) -> ys, [B, out_features] or [B, T, out_features]
-Model = Callable[..., jax.Array]
+# (xs [B, T, *F] or tokens [B, T], lengths [B] if sequences differ) -> ys, [B, out_features] or [B, T, out_features].
+# Of a sequence for a sequence: (inputs, lengths or None, answer=[B, U]) -> (logits [B, U, V], penalty [B]). The model
+# reads the answer's tokens before each step, and its penalty is added to the loss.
+Model = Callable[..., Any]
 # The sum over all answers that count, in float32 at least, and how many these are, int32.
 Score = tuple[jax.Array, jax.Array]
 
-NOT_ASKED = -1  # in "labels": a step whose answer does not count
+NOT_ASKED = -1  # in "labels" and "answer": a step whose answer does not count
+END = PADDING  # the last token of an answer that is a sequence, and the token before its first
 
 
 class Kind(enum.StrEnum):
@@ -29,6 +32,7 @@ class Kind(enum.StrEnum):
     ONE_ANSWER = "one answer a sequence"  # "label" or "target"
     ANSWER_A_STEP = "an answer a step"  # "labels" or "targets"
     STREAM = "a stream"  # "labels"; every split is a `StreamSource`, and a model carries its state from batch to batch
+    SEQUENCE = "a sequence for a sequence"  # "answer"
 
 
 class Batch(TypedDict, total=False):
@@ -43,6 +47,7 @@ class Batch(TypedDict, total=False):
       target: one answer a sequence, numbers, float32 `[B, out_features]`.
       labels: an answer a step, int32 `[B, T]`, `NOT_ASKED` where nothing is asked.
       targets: an answer a step, float32 `[B, T, out_features]`.
+      answer: a sequence for a sequence, tokens, int32 `[B, U]`: `END` is the last one, and `NOT_ASKED` stands behind.
       lengths: true steps of each sequence, int32 `[B]`, if they may differ. Padding stands behind the true steps: 0,
         and `NOT_ASKED` in "labels".
       first: of a stream: whether a pass begins, so that there is no state to go on with, bool `[]`.
@@ -54,8 +59,25 @@ class Batch(TypedDict, total=False):
     target: Any
     labels: Any
     targets: Any
+    answer: Any
     lengths: Any
     first: Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interface:
+    """What a model must know of its task: enough to build it again without the data.
+
+    Attributes:
+      name, kind, reads_tokens, in_features, out_features, answer_length: as in `Task`.
+    """
+
+    name: str
+    kind: Kind
+    reads_tokens: bool
+    in_features: int | tuple[int, ...]
+    out_features: int
+    answer_length: int | None = None
 
 
 # Compared and hashed as an object: sources hold arrays, and `==` on arrays answers no yes or no.
@@ -78,7 +100,7 @@ class Task:
       reads_tokens: whether sequences are "tokens", not "xs".
       in_features: F, size of the last axis of "xs", or the sizes of all its feature axes; for tokens, how many there
         are.
-      out_features: size of the last axis of what a model returns: classes, or components of the target.
+      out_features: size of the last axis of what a model returns: classes, tokens, or components of the target.
       loss: `(model, batch) -> scalar`, what training lowers. The model is any callable as `Model` says.
       score: `(model, batch) -> (sum, count)`, the metric summed over all answers of the batch that count, and how many
         these are: a mean over several batches is the sum of their sums over the sum of their counts.
@@ -89,6 +111,10 @@ class Task:
       fingerprint: versions of packages and SHA-256 of the content, for the `config.json` of a run.
       class_names: of the classes, in the order of their labels; () if they have none.
       vocabulary: how text becomes tokens; None for other tasks.
+      answer_length: U, steps in the longest answer that is a sequence, its `END` among them; None for other tasks.
+      answer_vocabulary: how such an answer becomes tokens; None for other tasks.
+      references: computes the scores on the test split of simple models that do read the input, by their names. None
+        if there are none.
     """
 
     name: str
@@ -112,6 +138,14 @@ class Task:
     reads_tokens: bool = False
     class_names: tuple[str, ...] = ()
     vocabulary: Vocabulary | None = None
+    answer_length: int | None = None
+    answer_vocabulary: Vocabulary | None = None
+    references: Callable[[], Mapping[str, float]] | None = None
+
+    @property
+    def interface(self) -> Interface:
+        """What a model must know of it."""
+        return Interface(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Interface)})
 
 
 def cross_entropy(model: Model, batch: Batch) -> jax.Array:
@@ -121,6 +155,19 @@ def cross_entropy(model: Model, batch: Batch) -> jax.Array:
       ValueError: if the model returns another shape: outputs at every step for one answer, or the reverse.
     """
     return _mean(*_nats(model, batch))
+
+
+def answer_cross_entropy(model: Model, batch: Batch) -> jax.Array:
+    """Mean of -log p(token), in nats, over all tokens of the answers, and the mean of the model's penalties.
+
+    The model is called with the answer and reads the true tokens before each (teacher forcing).
+
+    Raises:
+      ValueError: as `cross_entropy`.
+    """
+    logits, label, asked, penalty = _answer_logits(model, batch)
+    nats = optax.losses.softmax_cross_entropy_with_integer_labels(logits, label)
+    return _mean(nats, asked) + jnp.mean(_precise(penalty))
 
 
 def mean_squared_error(model: Model, batch: Batch) -> jax.Array:
@@ -133,7 +180,7 @@ def mean_squared_error(model: Model, batch: Batch) -> jax.Array:
 
 
 def nats(model: Model, batch: Batch) -> Score:
-    """The score whose mean is `cross_entropy`.
+    """The score whose mean is `cross_entropy`, or of an answer that is a sequence -log p(token) without a penalty.
 
     Raises:
       ValueError: as `cross_entropy`.
@@ -149,6 +196,20 @@ def accuracy(model: Model, batch: Batch) -> Score:
     """
     logits, label, asked = _logits(model, batch)
     return _sum_and_count(jnp.argmax(logits, axis=-1).astype(label.dtype) == label, asked)
+
+
+def exact_match(model: Any, batch: Batch) -> Score:
+    """Counts the answers that the model, by its method `greedy`, gives token for token, and all answers.
+
+    Args:
+      model: `greedy(inputs, lengths, steps)` returns tokens `[B, steps]`, what stands behind `END` being ignored.
+      batch: with "answer".
+    """
+    answer = jnp.asarray(batch["answer"])
+    inputs = batch["tokens"] if "tokens" in batch else batch["xs"]
+    tokens = model.greedy(inputs, batch.get("lengths"), answer.shape[-1])
+    same = (tokens == answer) | (answer == NOT_ASKED)
+    return _sum_and_count(jnp.all(same, axis=-1), None)
 
 
 def squared_error(model: Model, batch: Batch) -> Score:
@@ -168,6 +229,8 @@ def run_model(model: Model, batch: Batch) -> jax.Array:
 
 def _logits(model: Model, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Returns logits `[..., classes]`, labels `[...]`, and which of them count (None: all)."""
+    if "answer" in batch:
+        return _answer_logits(model, batch)[:3]
     per_step = "labels" in batch
     label = jnp.asarray(batch["labels"] if per_step else batch["label"])
     logits = run_model(model, batch)
@@ -176,6 +239,17 @@ def _logits(model: Model, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array
         return logits, label, None
     asked = label != NOT_ASKED
     return logits, jnp.where(asked, label, jnp.zeros_like(label)), asked
+
+
+def _answer_logits(model: Model, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Returns logits `[B, U, V]`, labels `[B, U]`, which of them count, and penalties `[B]`."""
+    answer = jnp.asarray(batch["answer"])
+    inputs = batch["tokens"] if "tokens" in batch else batch["xs"]
+    logits, penalty = model(inputs, batch.get("lengths"), answer=answer)
+    logits = _precise(logits)
+    _check_shape(logits, (*answer.shape, *logits.shape[-1:]))
+    asked = answer != NOT_ASKED
+    return logits, jnp.where(asked, answer, jnp.zeros_like(answer)), asked, penalty
 
 
 def _nats(model: Model, batch: Batch) -> tuple[jax.Array, jax.Array | None]:

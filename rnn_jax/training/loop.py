@@ -94,11 +94,12 @@ def train(
     config: TrainConfig,
     *,
     name: str = "model",
+    sample: Callable[[PyTree], str] | None = None,
 ) -> TrainResult:
     """Trains a model, or goes on where the last checkpoint in the run directory stands.
 
     It writes metrics.csv, timing.csv, TensorBoard events, the checkpoints "last" and, where there is a validation
-    split, "best", and gradient_flow.npz and .csv.
+    split, "best", gradient_flow.npz and .csv, and samples/step-<step>.txt at each evaluation.
 
     Args:
       task: what to learn.
@@ -107,6 +108,7 @@ def train(
       run_dir: as `run_directory.create` makes it.
       config: what to do when.
       name: of the network in gradient_flow.npz.
+      sample: shows, as text, what a model puts out (`rnn_jax.training.samples`); None writes no samples.
 
     Raises:
       Interrupted: SIGINT or SIGTERM came; the checkpoint "last" has been written.
@@ -114,7 +116,7 @@ def train(
       ValueError: the config asks for patience where there is no validation split; or as `batches_of`.
     """
     state = initial_state(task, model, optimizer, config)
-    run = _Run(task, state, optimizer, run_dir, config, [name], [config.seed], one_model=True)
+    run = _Run(task, state, optimizer, run_dir, config, [name], [config.seed], one_model=True, sample=sample)
     total = config.steps + (config.look == "update")
     bar = tqdm.tqdm(total=total, initial=run.step, unit="example", unit_scale=config.batch_size, disable=None)
     with open_session(run_dir, run.position, bar) as session:
@@ -199,6 +201,7 @@ class _Run:
         checkpoint: str = "last",
         *,
         one_model: bool = False,
+        sample: Callable[[PyTree], str] | None = None,
     ):
         if config.patience is not None and task.validation is None:
             raise ValueError(
@@ -206,7 +209,7 @@ class _Run:
                 " allowed: None."
             )
         self.task, self.run_dir, self.config = task, pathlib.Path(run_dir), config
-        self.labels, self.seeds, self.one_model = labels, seeds, one_model
+        self.labels, self.seeds, self.one_model, self.sample = labels, seeds, one_model, sample
         self.last, self.best = checkpoint, "best" if one_model else f"{checkpoint}-best"
         self.names = [f"{label}/seed{seed}" for label in labels for seed in seeds]
         self.members = [_Member() for _ in self.names]
@@ -412,6 +415,10 @@ class _Run:
             if better and self.config.keep_best:
                 self._save_best(better)
         self.session.writer.write(self.step, rows)
+        if self.sample is not None:
+            folder = self.run_dir / "samples"
+            folder.mkdir(exist_ok=True)
+            (folder / f"step-{self.step:06d}.txt").write_text(self.sample(self.state.model), encoding="utf-8")
         if self.one_model:
             self._time()
 

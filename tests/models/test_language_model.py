@@ -1,8 +1,5 @@
 """Claims about the language model and what it says."""
 
-import collections
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,74 +116,3 @@ def test_bfloat16_is_float32_to_its_two_digits(tie):
     said = generate(low, tokens(), 3, jax.random.key(0))
     assert said.shape == (B, 3)
     assert said.dtype == jnp.int32
-
-
-# ------------------------------------------------------------------------------------------------------------ generate
-
-
-def test_the_likeliest_continuation_is_a_loop_that_reads_all_again():
-    model, text = jax.tree.map(lambda x: 3.0 * x, make("gru")), np.zeros((B, 12 + T), np.int32)
-    model.head.bias = nnx.Param(jnp.zeros((V,)))  # or one token is the likeliest everywhere
-    text[:, :T] = tokens()
-    said = generate(model, text[:, :T], 12, jax.random.key(0), temperature=0.0)
-    run = reference.quick_jit(lambda text: model(text))
-    for t in range(T, T + 12):
-        text[:, t] = np.argmax(run(text)[:, t - 1], axis=-1)
-    np.testing.assert_array_equal(said, text[:, T:])
-    assert len(np.unique(said)) > 2
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_tokens_are_drawn_with_the_probabilities_of_the_model(temperature):
-    """Pearson's statistic of all texts of two tokens, each by the chain rule: above 60 in 1 of 10^4 keys."""
-    model, count, start = make("gru"), 20_000, np.array([2, 1], np.int32)
-    said = generate(model, np.tile(start, (count, 1)), 2, jax.random.key(0), temperature=temperature)
-    counted, statistic = collections.Counter(map(tuple, np.asarray(said).tolist())), 0.0
-    texts = np.array([[*start, first] for first in range(V)], np.int32)
-    logits = np.asarray(model(texts)) / temperature
-    p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-    for first in range(V):
-        for second in range(V):
-            expected = count * p[first, 1, first] * p[first, 2, second]
-            statistic += (counted[first, second] - expected) ** 2 / expected
-    assert statistic < 60.0
-
-
-def test_equal_keys_say_equal_texts_for_any_batch_shape():
-    model = make()
-    one, same, other = (generate(model, tokens(), 20, jax.random.key(seed)) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(one, same)
-    assert np.any(one != other)
-    assert generate(model, tokens(4), 3, jax.random.key(0)).shape == (3,)
-    assert generate(model, tokens(2, 3, 4), 3, jax.random.key(0)).shape == (2, 3, 3)
-    assert generate(model, tokens(), 0, jax.random.key(0)).shape == (B, 0)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ((tokens(B, 0), 3, 1.0), "prompt has shape (2, 0); allowed: [*batch, time], at least one token."),
-        ((tokens(), -1, 1.0), "steps=-1 is negative; allowed: 0 or more."),
-        ((tokens(), 3, -0.5), "temperature=-0.5 is negative; allowed: 0 or more."),
-    ],
-)
-def test_what_cannot_be_continued_is_refused_in_one_sentence(arguments, sentence):
-    prompt, steps, temperature = arguments
-    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
-        generate(make(), prompt, steps, jax.random.key(0), temperature)
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "sentence"),
-    [
-        ({"tie": True}, "tie=True with emb_size=3; allowed: 4, the size of the outputs."),
-        ({"vocabulary_size": 0}, "vocabulary_size=0 is not a size; allowed: 1 or more."),
-        ({"emb_size": 0}, "emb_size=0 is not a size; allowed: 1 or more."),
-        ({"hidden_features": 0}, "hidden_features=0 is not a size; allowed: 1 or more."),
-        ({"layers": 0}, "layers=0 is no number of layers; allowed: 1 or more."),
-        ({"dropout": 1.0}, "dropout=1.0 is no rate; allowed: 0 or more, and below 1."),
-    ],
-)
-def test_an_impossible_model_is_refused_in_one_sentence(kwargs, sentence):
-    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
-        make(**kwargs)

@@ -1,0 +1,109 @@
+"""Which network a task needs, built from the settings that a run was given."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from rnn_jax import tasks
+from rnn_jax.models import LanguageModel, SequenceClassifier
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The settings of a network. Each stands under its name in the config.json of a run.
+
+    Attributes:
+      cell: a name of the catalogue, or path.to.module:Class.
+      hidden: hidden features of each layer and direction.
+      layers, bidirectional, dropout: as `rnn_jax.layers.make_rnn`.
+      emb_size: features of the embedding of tokens.
+      freeze_embeddings, pool, recurrent: of `SequenceClassifier` alone (`frozen_embedding` there).
+      tie_embeddings, weight_dropout: of `LanguageModel` alone (`tie` there).
+    """
+
+    cell: str
+    hidden: int
+    layers: int = 1
+    bidirectional: bool = False
+    dropout: float = 0.0
+    emb_size: int = 64
+    freeze_embeddings: bool = False
+    pool: str | None = None
+    recurrent: bool = True
+    tie_embeddings: bool = False
+    weight_dropout: float = 0.0
+
+    @classmethod
+    def of_flags(cls, flags: Mapping[str, Any]) -> "ModelSettings":
+        """Picks the settings from the flags of a run; one that an older run does not have is the default."""
+        return cls(**{field.name: flags[field.name] for field in dataclasses.fields(cls) if field.name in flags})
+
+
+# The settings that only some kinds of tasks can use.
+_CLASSIFIER = ("freeze_embeddings", "pool", "recurrent")
+_UNUSED: Mapping[tasks.Kind, tuple[str, ...]] = {
+    tasks.Kind.ONE_ANSWER: ("tie_embeddings", "weight_dropout"),
+    tasks.Kind.ANSWER_A_STEP: ("tie_embeddings", "weight_dropout"),
+    tasks.Kind.STREAM: ("bidirectional", *_CLASSIFIER),
+}
+
+
+def make_model(
+    task: tasks.Interface,
+    settings: ModelSettings,
+    rngs: nnx.Rngs,
+    embedding: jax.Array | np.ndarray | None = None,
+) -> nnx.Module:
+    """Builds the network for a task.
+
+    Args:
+      task: its interface.
+      settings: of the network.
+      rngs: draws the parameters.
+      embedding: of a `SequenceClassifier`, a matrix `[in_features, E]` to start from.
+
+    Raises:
+      ValueError: if a setting or an embedding is given that the network for this kind of task does not have, or as the
+        network.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(ModelSettings)}
+    for name in _UNUSED[task.kind]:
+        if getattr(settings, name) != defaults[name]:
+            raise ValueError(
+                f"--{name}={getattr(settings, name)} has no effect on the task {task.name!r}, whose answer is"
+                f" {task.kind.value}; allowed: {defaults[name]}."
+            )
+    if task.kind is tasks.Kind.STREAM:
+        if embedding is not None:
+            raise ValueError(f"an embedding to start from is for classification; the task {task.name!r} is a stream.")
+        return LanguageModel(
+            settings.cell,
+            task.out_features,
+            settings.emb_size,
+            settings.hidden,
+            layers=settings.layers,
+            dropout=settings.dropout,
+            weight_dropout=settings.weight_dropout,
+            tie=settings.tie_embeddings,
+            rngs=rngs,
+        )
+    return SequenceClassifier(
+        settings.cell,
+        task.in_features,
+        settings.hidden,
+        task.out_features,
+        emb_size=settings.emb_size if task.reads_tokens and embedding is None else None,
+        embedding=embedding,
+        frozen_embedding=settings.freeze_embeddings,
+        layers=settings.layers,
+        bidirectional=settings.bidirectional,
+        dropout=settings.dropout,
+        pool=settings.pool,
+        per_step=task.kind is tasks.Kind.ANSWER_A_STEP,
+        recurrent=settings.recurrent,
+        rngs=rngs,
+    )
