@@ -38,7 +38,7 @@ def dates(train_size: int = 14_000, test_size: int = 4000, seed: int = 0) -> tas
       Unicode Consortium, Common Locale Data Repository, https://cldr.unicode.org, by way of Babel,
       https://babel.pocoo.org.
     """
-    prepared.require("babel", "2.*", "dates")
+    prepared.require("babel", "2.19.*", "dates")
     check_sizes(train_size, test_size, seed)
     sizes = {"train": train_size, "validation": max(1, test_size // 2), "test": test_size}
     check_range("train_size", train_size, 1, 200_000, "as there are not many more dates to write")

@@ -7,10 +7,10 @@ import numpy as np
 
 from rnn_jax.tasks import task
 from rnn_jax.tasks.splits import stratified_split
-from rnn_jax.tasks.subwords import build_subwords
+from rnn_jax.tasks.subwords import SubwordVocabulary, build_subwords
 from rnn_jax.tasks.tables import decoded
 from rnn_jax.tasks.translation import Pair, translation
-from rnn_jax.tasks.vocabulary import build_vocabulary
+from rnn_jax.tasks.vocabulary import Vocabulary, build_vocabulary
 
 _TOKENS = ("subword", "word", "character", "byte")
 
@@ -46,6 +46,8 @@ def pairs(
         raise ValueError(f"max_length={max_length} is out of range; allowed: 1 or more.")
     splits = split_pairs(read_pairs(path), split_seed, path)
     sources, answers = zip(*splits["train"])
+    vocabulary: Vocabulary | SubwordVocabulary
+    answer_vocabulary: Vocabulary | SubwordVocabulary
     if tokens == "subword":
         vocabulary = answer_vocabulary = build_subwords([*sources, *answers], vocab_size or 4000)
     else:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import json
 import os
 import pathlib
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rnn_jax.tasks.vocabulary import PADDING, RESERVED, UNKNOWN
+from rnn_jax.tasks.vocabulary import PADDING, RESERVED, UNKNOWN, Vocabulary
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what an unknown character is decoded to
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how tokenizers writes the blank before a word
@@ -47,15 +48,36 @@ class SubwordVocabulary:
     def decode(self, tokens: Iterable[int] | np.ndarray) -> str:
         """Returns the text of tokens `[T]`: U+FFFD for unknown, nothing for padding and marks of a language."""
         shown = [int(token) for token in tokens if token == UNKNOWN or token > UNKNOWN + len(self.languages)]
-        return "".join(map(self.symbol, shown)).replace(_SPACE, " ").strip()
-
-    def symbol(self, token: int) -> str:
-        """Returns the piece of a text that a token stands for, a blank before a word being a low line."""
-        return _REPLACEMENT if token == UNKNOWN else self._tokenizer.id_to_token(int(token))
+        pieces = (_REPLACEMENT if token == UNKNOWN else self.symbols[token] for token in shown)
+        return "".join(pieces).replace(_SPACE, " ").strip()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the tokenizer as JSON, which `tokenizers.Tokenizer.from_file` reads, too."""
         pathlib.Path(path).write_text(self.content + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "SubwordVocabulary":
+        """Reads what `save` has written.
+
+        Raises:
+          ValueError: if the file is no such tokenizer, or the package tokenizers is not installed.
+        """
+        _require()
+        content = pathlib.Path(path).read_text(encoding="utf-8").rstrip("\n")
+        try:
+            special = [token["content"] for token in json.loads(content)["added_tokens"] if token["special"]]
+            if tuple(special[:2]) != RESERVED:
+                raise ValueError
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(
+                f"{os.fspath(path)!r} is no vocabulary; allowed: a file that SubwordVocabulary.save wrote."
+            ) from None
+        return cls(content, tuple(mark[1:-1] for mark in special[2:]))
+
+    @functools.cached_property
+    def symbols(self) -> tuple[str, ...]:
+        """The pieces of a text that the tokens 0, 1, ... stand for, the blank before a word a low block."""
+        return tuple(self._tokenizer.id_to_token(token) for token in range(len(self)))
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
@@ -77,8 +99,7 @@ def build_subwords(texts: Iterable[str], size: int, languages: Iterable[str] = (
       ValueError: if the package tokenizers is not installed, or the size leaves no room for a symbol.
     """
     languages = tuple(languages)
-    if importlib.util.find_spec("tokenizers") is None:
-        raise ValueError("subwords need the package tokenizers, which is not installed; run: pip install tokenizers")
+    _require()
     if size < len(RESERVED) + len(languages) + 1:
         raise ValueError(f"vocab_size={size} is out of range; allowed: {len(RESERVED) + len(languages) + 1} or more.")
     import tokenizers
@@ -90,6 +111,25 @@ def build_subwords(texts: Iterable[str], size: int, languages: Iterable[str] = (
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=size, special_tokens=[*RESERVED, *marks], min_frequency=2, show_progress=False
     )
-    tokenizer.train_from_iterable((" ".join(text.split()) for text in texts), trainer)
+    tokenizer.train_from_iterator((" ".join(text.split()) for text in texts), trainer)
     assert tokenizer.token_to_id(RESERVED[PADDING]) == PADDING
     return SubwordVocabulary(tokenizer.to_str(), languages)
+
+
+def _require() -> None:
+    """Raises ValueError, with the command that helps, unless the package tokenizers is installed."""
+    if importlib.util.find_spec("tokenizers") is None:
+        raise ValueError(
+            "subwords need the package tokenizers, which is not installed; run: pip install 'tokenizers==0.23.*'"
+        )
+
+
+def load_vocabulary(path: str | os.PathLike[str]) -> Vocabulary | SubwordVocabulary:
+    """Reads what `save` of either kind of vocabulary has written.
+
+    Raises:
+      ValueError: if the file is no vocabulary.
+    """
+    with open(path, encoding="utf-8") as file:
+        subwords = '"added_tokens"' in file.read()
+    return SubwordVocabulary.load(path) if subwords else Vocabulary.load(path)

@@ -9,7 +9,7 @@ from rnn_jax.tasks import task
 from rnn_jax.tasks.fingerprint import fingerprint
 from rnn_jax.tasks.sources import RaggedSource
 from rnn_jax.tasks.subwords import SubwordVocabulary
-from rnn_jax.tasks.text import encode_text
+from rnn_jax.tasks.text import bits, encode_text
 from rnn_jax.tasks.vocabulary import Vocabulary
 
 Pair = tuple[str, str]  # a source and its answer
@@ -24,7 +24,7 @@ def translation(
     exact: bool,
     **fields: Any,
 ) -> task.Task:
-    """Makes the task of writing the answer to a source: "tokens" is `[T]`, "labels" `[U]`, `END` last.
+    """Makes the task of writing the answer to a source: "tokens" is `[T]`, "answer" `[U]`, `END` last.
 
     The baseline of an exact match is the commonest answer of the test split itself, which no constant answer beats.
     That of bits per token knows how frequent each token is in the answers of the training split, one added to each
@@ -44,7 +44,15 @@ def translation(
     for split, pairs in splits.items():
         if not pairs:
             raise ValueError(f"the {split} split of the task {fields['name']!r} is empty; allowed: at least one pair.")
-    sources = {split: _as_source(vocabulary, answer_vocabulary, pairs) for split, pairs in splits.items()}
+    answers = {split: [_with_end(answer_vocabulary, answer) for _, answer in pairs] for split, pairs in splits.items()}
+    length = max(len(answer) for of_split in answers.values() for answer in of_split)
+    sources = {
+        split: RaggedSource(
+            {"tokens": [encode_text(vocabulary, source) for source, _ in pairs]},
+            answer=np.stack([_padded(answer, length) for answer in answers[split]]),
+        )
+        for split, pairs in splits.items()
+    }
     judged: dict[str, Any]
     if exact:
         _, counts = np.unique([answer for _, answer in splits["test"]], return_counts=True)
@@ -55,12 +63,12 @@ def translation(
             "baseline_score": float(counts.max() / counts.sum()),
         }
     else:
-        counts = np.bincount(_answers(sources["train"]), minlength=len(answer_vocabulary)) + 1
+        counts = np.bincount(np.concatenate(answers["train"]), minlength=len(answer_vocabulary)) + 1
         judged = {
-            "score": task.bits,
+            "score": bits,
             "metric": "bits per token",
             "higher_is_better": False,
-            "baseline_score": float(-np.mean(np.log2(counts / counts.sum())[_answers(sources["test"])])),
+            "baseline_score": float(-np.mean(np.log2(counts / counts.sum())[np.concatenate(answers["test"])])),
         }
     return task.Task(
         train=sources["train"],
@@ -68,11 +76,11 @@ def translation(
         test=sources["test"],
         kind=task.Kind.SEQUENCE,
         seq_len=int(max(source.lengths.max() for source in sources.values())),
-        answer_len=max(len(labels) for source in sources.values() for labels in source.sequences["labels"]),
+        answer_length=length,
         reads_tokens=True,
         in_features=len(vocabulary),
         out_features=len(answer_vocabulary),
-        loss=task.cross_entropy,
+        loss=task.answer_cross_entropy,
         fingerprint=fingerprint(sources["train"], sources["test"], packages, validation=sources["validation"]),
         vocabulary=vocabulary,
         answer_vocabulary=answer_vocabulary,
@@ -81,19 +89,9 @@ def translation(
     )
 
 
-def _as_source(
-    vocabulary: Vocabulary | SubwordVocabulary,
-    answer_vocabulary: Vocabulary | SubwordVocabulary,
-    pairs: Sequence[Pair],
-) -> RaggedSource:
-    end = np.array([task.END], np.int32)
-    return RaggedSource(
-        {
-            "tokens": [encode_text(vocabulary, source) for source, _ in pairs],
-            "labels": [np.concatenate([answer_vocabulary.encode(answer), end]) for _, answer in pairs],
-        }
-    )
+def _with_end(vocabulary: Vocabulary | SubwordVocabulary, answer: str) -> np.ndarray:
+    return np.append(vocabulary.encode(answer), np.int32(task.END))
 
 
-def _answers(source: RaggedSource) -> np.ndarray:
-    return np.concatenate(source.sequences["labels"])
+def _padded(answer: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(answer, (0, length - len(answer)), constant_values=task.NOT_ASKED)
