@@ -1,5 +1,6 @@
 """Pairs of texts in, a task of sequences for sequences out: translation, character by character or in subwords."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,3 +96,31 @@ def _with_end(vocabulary: Vocabulary | SubwordVocabulary, answer: str) -> np.nda
 
 def _padded(answer: np.ndarray, length: int) -> np.ndarray:
     return np.pad(answer, (0, length - len(answer)), constant_values=task.NOT_ASKED)
+
+
+def corpus_scores(given: Sequence[str], answers: Sequence[str]) -> dict[str, str]:
+    """Returns chrF and BLEU of translations against one reference each, 0 to 100, with sacrebleu's signature.
+
+    Args:
+      given: what a model wrote.
+      answers: the references, in the same order.
+
+    Raises:
+      ValueError: if the package sacrebleu is not installed.
+
+    References:
+      Papineni, Roukos, Ward, Zhu 2002, "BLEU: a method for automatic evaluation of machine translation", ACL.
+      Popovic 2015, "chrF: character n-gram F-score for automatic MT evaluation", WMT.
+      Post 2018, "A call for clarity in reporting BLEU scores", arXiv 1804.08771.
+    """
+    if importlib.util.find_spec("sacrebleu") is None:
+        raise ValueError(
+            "chrF and BLEU need the package sacrebleu, which is not installed; run: pip install 'sacrebleu>=2.5,<3'"
+        )
+    from sacrebleu.metrics import BLEU, CHRF  # here: not everybody has it
+
+    scores = {}
+    for name, metric in (("chrF", CHRF()), ("BLEU", BLEU())):
+        score = metric.corpus_score(list(given), [list(answers)])
+        scores[name] = f"{score.score:.1f}  ({metric.get_signature()})"
+    return scores
