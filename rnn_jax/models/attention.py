@@ -172,10 +172,11 @@ class AttendingCell(Cell):
         self.value_features = value_features
         self.cell = make_cell(cell, in_features + hidden_features, hidden_features, rngs=rngs, **dtypes, **kwargs)
         if self.cell.num_feature_axes != 1 or asks_for(self.cell, "context"):
-            raise ValueError(f"cell {cell!r} cannot attend; allowed: a cell of one feature axis that asks for no context.")
-        query_features = jax.eval_shape(self._inner_step, self.initialize_carry((in_features,)), jnp.zeros((in_features,)))[
-            1
-        ].shape[-1]
+            raise ValueError(
+                f"cell {cell!r} cannot attend; allowed: a cell of one feature axis that asks for no context."
+            )
+        first, x = self.initialize_carry((in_features,)), jnp.zeros((in_features,), param_dtype)
+        query_features = jax.eval_shape(self._inner_step, first, x)[1].shape[-1]
         self.attention = Attention(score, query_features, value_features, rngs=rngs, **dtypes)
         self.combine = draw_kernel(
             "lecun_normal", value_features + query_features, hidden_features, dtype=param_dtype, rngs=rngs
@@ -204,13 +205,15 @@ class AttendingCell(Cell):
         keys = self.attention.memory(jnp.zeros((5, self.value_features), self.param_dtype))
         return jax.tree.map(lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype), keys)
 
-    def gates(self, carry: AttendingCarry, x: Array, *, context: Memory) -> dict[str, Array]:
+    def gates(  # type: ignore[override]  # a cell asks for a context by naming it
+        self, carry: AttendingCarry, x: Array, *, context: Memory
+    ) -> dict[str, Array]:
         del context  # it is read after the step
         if not isinstance(self.cell, Cell):
             return {}
         return gate_values(self.cell, carry.cell, self._fed(carry, x))
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self, carry: AttendingCarry, x: Array, *, context: Memory, key: Array | None = None
     ) -> tuple[AttendingCarry, Array]:
         carry, y, _ = self.attend(carry, x, context, key)

@@ -190,7 +190,7 @@ class Captioner(nnx.Module):
             decoder_key, head_key, coin_key = jax.random.split(key, 3)
             if self.hard:
                 sampled = jax.random.bernoulli(coin_key, jnp.float32(1 - self.expected_rate), answer.shape[:-1])
-            elif not asks_for(self.decoder.cell.cell, "key"):
+            elif not asks_for(self._cell.cell, "key"):
                 decoder_key = None  # nothing is drawn
         carry, context = self._look(inputs, lengths, sampled)
         tokens = jnp.sum(answer >= 0, axis=-1, dtype=jnp.int32)
@@ -230,12 +230,18 @@ class Captioner(nnx.Module):
           The carry, logits `[B, V]`, and the weights alpha over the places of the image, `[B, L]`.
         """
         x = self.answer_embedding(tokens)
-        carry, glimpse = cell_step(self.decoder.cell, carry, x, context=context)
+        carry, glimpse = cell_step(self._cell, carry, x, context=context)
         return carry, self._logits(x, glimpse, None), glimpse.weights
 
     def greedy(self, inputs: Array, lengths: None, steps: int) -> Array:
         """Returns the captions that take the likeliest word at each step; as `rnn_jax.models.decoding.greedy`."""
         return greedy_answer(self, inputs, lengths, steps)
+
+    @property
+    def _cell(self) -> SpatialAttentionCell:
+        cell = self.decoder.cell
+        assert isinstance(cell, SpatialAttentionCell)
+        return cell
 
     def _look(self, inputs: Array, lengths: None, sampled: Array | None) -> tuple[Carry, Annotations]:
         """Returns the first carry and the context."""
@@ -248,7 +254,7 @@ class Captioner(nnx.Module):
                 " without lengths."
             )
         values = inputs if self.encoder is None else self.encoder(inputs)
-        cell = self.decoder.cell
+        cell = self._cell
         mean = jnp.mean(at_least_float32(values), axis=-2).astype(values.dtype)
         own = cell.initialize_carry((*values.shape[:-2], cell.in_features), self.decoder.carry_rngs())
         parts = [

@@ -49,7 +49,7 @@ def greedy(model: Decodable, inputs: Array, lengths: Array | None, steps: int) -
 
     def step(state: tuple[Carry, Array, Array], _: None) -> tuple[tuple[Carry, Array, Array], Array]:
         carry, token, ended = state
-        carry, logits, _ = model.next(carry, token, context)
+        carry, logits, _weights = model.next(carry, token, context)
         token = jnp.argmax(at_least_float32(logits), axis=-1).astype(jnp.int32)
         token = jnp.where(ended, jnp.full_like(token, END), token)
         return (carry, token, ended | (token == END)), token
@@ -70,7 +70,7 @@ def beam_search(
     r"""Keeps at each step the best `beam` answers, ended or not, and goes on from these.
 
     .. math::
-        \mathrm{score}(y \mid x) = \frac{\log p(y \mid x)}{lp(y)}, \qquad lp(y) = \frac{(5 + |y|)^\alpha}{(5 + 1)^\alpha}
+        \mathrm{score}(y \mid x) = \frac{\log p(y \mid x)}{lp(y)}, \qquad lp(y) = \left(\frac{5 + |y|}{6}\right)^\alpha
 
     alpha being `length_penalty` and |y| counting `END`: at 0 the score is the log-probability, and a larger one
     favours longer answers. (Wu et al. also add a coverage penalty, which is left out.) The penalty counts during the

@@ -91,15 +91,15 @@ class EncoderDecoder(nnx.Module):
             raise ValueError(f"attention={attention!r} is unknown; allowed: {', '.join(ATTENTION)}.")
         if not 0.0 <= scheduled_sampling <= 1.0:
             raise ValueError(f"scheduled_sampling={scheduled_sampling} is no rate; allowed: 0 to 1.")
-        dtypes = {name: kwargs[name] for name in ("dtype", "param_dtype") if name in kwargs}
+        dtypes: dict[str, Any] = {name: kwargs[name] for name in ("dtype", "param_dtype") if name in kwargs}
         self.attention, self.scheduled_sampling = attention, scheduled_sampling
         self.dropout = check_dropout(dropout)
         self.embedding = make_embedding(in_features, emb_size, rngs=rngs, **dtypes)
         self.answer_embedding = make_embedding(out_features, emb_size, rngs=rngs, **dtypes)
 
-        build = partial(make_rnn, cell, layers=layers, dropout=dropout, rngs=rngs, **kwargs)
-        self.encoder = build(emb_size, hidden_features, bidirectional=bidirectional)
-        self.decoder = build(emb_size, hidden_features)
+        build = partial(make_rnn, cell, emb_size, hidden_features, layers=layers, dropout=dropout, rngs=rngs)
+        self.encoder = build(bidirectional=bidirectional, **kwargs)
+        self.decoder = build(**kwargs)
         size = emb_size
         sizes = []
         for layer in _layers(self.decoder):
@@ -121,20 +121,20 @@ class EncoderDecoder(nnx.Module):
                 )
             )
             size = hidden_features
-            self.decoder = top if layers == 1 else Stack([*self.decoder.layers[:-1], top], dropout=dropout)
+            self.decoder = top if layers == 1 else Stack([*_layers(self.decoder)[:-1], top], dropout=dropout)
         self.layer_features = tuple(sizes)  # of the inputs of each layer of the decoder
         self.bridge = nnx.List(_bridge(layer, rngs, dtypes) for layer in _layers(self.encoder))
         self.head = nnx.Linear(size, out_features, **dtypes, rngs=rngs)
 
     def __call__(
-        self, inputs: Array, lengths: Array | None = None, *, labels: Array, key: Array | None = None
+        self, inputs: Array, lengths: Array | None = None, *, answer: Array, key: Array | None = None
     ) -> tuple[Array, Array]:
         """Returns the logits of each token of the answers, given the true ones before it: teacher forcing.
 
         Args:
           inputs: sources, integers `[B, T]`.
           lengths: true lengths, int `[B]`; what padding holds changes nothing.
-          labels: answers, int32 `[B, U]`, `END` last and a negative number behind.
+          answer: int32 `[B, U]`, `END` last and a negative number behind.
           key: of `jax.random`, for dropout, scheduled sampling and cells that ask for one; None is deterministic.
 
         Returns:
@@ -146,12 +146,12 @@ class EncoderDecoder(nnx.Module):
         source_key = decoder_key = head_key = sampling_key = None
         if key is not None:
             source_key, decoder_key, head_key, sampling_key = jax.random.split(key, 4)
-        labels = jnp.asarray(labels)
+        answer = jnp.asarray(answer)
         carry, context = self._encode(inputs, lengths, source_key)
-        tokens = shifted(labels)
+        tokens = shifted(answer)
         if sampling_key is not None and self.scheduled_sampling > 0.0:
             tokens = self._sampled(carry, context, tokens, sampling_key)
-        answer_lengths = jnp.sum(labels >= 0, axis=-1, dtype=jnp.int32)
+        answer_lengths = jnp.sum(answer >= 0, axis=-1, dtype=jnp.int32)
         xs = embed(self.answer_embedding, tokens)
         ys = self.decoder(
             xs,
@@ -254,7 +254,7 @@ def _bridge(layer: RNN | Bidirectional, rngs: nnx.Rngs, dtypes: dict[str, Any]) 
     if not isinstance(layer, Bidirectional):
         return nnx.List([])
     cell = layer.forward_rnn.cell
-    carry = jax.eval_shape(lambda: cell.initialize_carry((cell.in_features,), nnx.Rngs(0)))
+    carry = jax.eval_shape(lambda: cell.initialize_carry((1,), nnx.Rngs(0)))
     return nnx.List(
         nnx.Linear(2 * part.shape[-1], part.shape[-1], **dtypes, rngs=rngs)
         if part.shape and jnp.issubdtype(part.dtype, jnp.inexact)

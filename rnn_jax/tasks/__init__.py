@@ -18,7 +18,9 @@ from typing import Any
 from rnn_jax.tasks.adding import adding
 from rnn_jax.tasks.batching import as_batch, batches, collate, stream_batches
 from rnn_jax.tasks.copying import copy, delayed_copy
+from rnn_jax.tasks.dates import dates
 from rnn_jax.tasks.digits import digits
+from rnn_jax.tasks.django_translation import django_translation
 from rnn_jax.tasks.docstrings import docstrings
 from rnn_jax.tasks.dyck import dyck
 from rnn_jax.tasks.forecasting import mackey_glass, sine
@@ -27,6 +29,7 @@ from rnn_jax.tasks.images import images
 from rnn_jax.tasks.induction import induction
 from rnn_jax.tasks.language_id import language_id
 from rnn_jax.tasks.moving_digits import moving_digits
+from rnn_jax.tasks.pairs import pairs
 from rnn_jax.tasks.parity import parity
 from rnn_jax.tasks.recall import associative_recall
 from rnn_jax.tasks.s5 import s5
@@ -58,8 +61,10 @@ __all__ = [
     "batches",
     "collate",
     "copy",
+    "dates",
     "delayed_copy",
     "digits",
+    "django_translation",
     "docstrings",
     "dyck",
     "glyphs",
@@ -70,6 +75,7 @@ __all__ = [
     "make_task",
     "moving_digits",
     "option_names",
+    "pairs",
     "parity",
     "s5",
     "selective_copy",
@@ -88,8 +94,10 @@ TASKS: dict[str, Callable[..., Task]] = {
     "adding": adding,
     "associative_recall": associative_recall,
     "copy": copy,
+    "dates": dates,
     "delayed_copy": delayed_copy,
     "digits": digits,
+    "django_translation": django_translation,
     "docstrings": docstrings,
     "dyck": dyck,
     "glyphs": glyphs,
@@ -110,6 +118,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 PREFIXES: dict[str, Callable[..., Task]] = {
     **{file_format: functools.partial(table, file_format) for file_format in ("csv", "tsv", "jsonl")},
     "images": images,
+    "pairs": pairs,
     "series": series,
     "tfds": tfds_named,
 }

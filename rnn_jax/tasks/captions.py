@@ -16,7 +16,7 @@ import numpy as np
 from rnn_jax.tasks import task
 from rnn_jax.tasks.fingerprint import fingerprint
 from rnn_jax.tasks.task import END, NOT_ASKED
-from rnn_jax.tasks.vocabulary import UNKNOWN, Vocabulary, build_vocabulary
+from rnn_jax.tasks.vocabulary import UNKNOWN, build_vocabulary
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,7 +104,9 @@ def caption_task(
         description=description,
         source=source,
         license=license,
-        **sources,
+        train=sources["train"],
+        validation=sources["validation"],
+        test=sources["test"],
         kind=task.Kind.SEQUENCE,
         seq_len=train.images.shape[1],
         in_features=features[0] if len(features) == 1 else features,
@@ -159,12 +161,6 @@ def _first_of_its_kind(tokens: jax.Array) -> jax.Array:
     before = jnp.asarray(np.tri(steps, k=-1, dtype=bool)).reshape((1,) * (tokens.ndim - 1) + (steps, steps))
     seen = jnp.any((tokens[..., :, None] == tokens[..., None, :]) & before, axis=-1)
     return within & ~seen
-
-
-def text_of(vocabulary: Vocabulary, tokens: Sequence[int] | np.ndarray) -> str:
-    """Returns the caption in `tokens [U]`: what stands before the first `END` or `NOT_ASKED`."""
-    ends = [step for step, token in enumerate(tokens) if token in (END, NOT_ASKED)]
-    return vocabulary.decode([int(token) for token in tokens[: ends[0] if ends else None]])
 
 
 def nearest_neighbours(known: np.ndarray, asked: np.ndarray) -> np.ndarray:

@@ -129,7 +129,7 @@ def _load_features(path: str, count: int) -> np.ndarray:
     if array.ndim not in (3, 4) or len(array) != count or array.dtype.kind not in "fiu" or not array.size:
         raise ValueError(
             f"features={path!r} has an array of shape {array.shape} and type {array.dtype}; allowed: numbers"
-            f" [{count}, places, features] or [{count}, rows, columns, features], as there are {count} different images."
+            f" [{count}, places, features] or [{count}, rows, columns, features], for {count} different images."
         )
     if not np.isfinite(array).all():
         raise ValueError(f"features={path!r} holds numbers that are not finite; allowed: finite ones.")

@@ -104,7 +104,7 @@ def read_columns(file_format: str, path: str | os.PathLike[str], **columns: str)
     Raises:
       ValueError: if there is no such file or column, there are no rows, or a row is damaged or has an empty text.
     """
-    found, records = _READERS[file_format](os.fspath(path), _decoded(path))
+    found, records = _READERS[file_format](os.fspath(path), decoded(path))
     if not records:
         raise ValueError(f"{path} has no rows.")
     names = {option: _column(option, name, found, path) for option, name in columns.items()}
@@ -153,7 +153,7 @@ def _read(
     text_column: str | None,
     label_column: str | None,
 ) -> _Rows:
-    columns, records = reader(os.fspath(path), _decoded(path))
+    columns, records = reader(os.fspath(path), decoded(path))
     if not records:
         raise ValueError(f"{path} has no rows.")
     text_column = _column("text_column", text_column, columns, path)
@@ -191,7 +191,12 @@ def _column(option: str, asked: str | None, columns: list[str], path: str | os.P
     return name
 
 
-def _decoded(path: str | os.PathLike[str]) -> str:
+def decoded(path: str | os.PathLike[str]) -> str:
+    """Returns the text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+      ValueError: if there is no such file, or it is not UTF-8.
+    """
     file = pathlib.Path(path).expanduser()
     if not file.is_file():
         raise ValueError(f"there is no file {path}.")

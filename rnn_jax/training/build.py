@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from rnn_jax import tasks
-from rnn_jax.models import Captioner, LanguageModel, SequenceClassifier
+from rnn_jax.models import Captioner, EncoderDecoder, LanguageModel, SequenceClassifier
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class ModelSettings:
       freeze_embeddings, pool, recurrent: of `SequenceClassifier` alone (`frozen_embedding` there).
       tie_embeddings, weight_dropout: of `LanguageModel` alone (`tie` there).
       hard_attention, doubly_stochastic: of `Captioner` alone (`hard` there).
+      attention, scheduled_sampling: of `EncoderDecoder` alone; no attention given is the additive one.
     """
 
     cell: str
@@ -39,6 +40,8 @@ class ModelSettings:
     weight_dropout: float = 0.0
     hard_attention: bool = False
     doubly_stochastic: float = 1.0
+    attention: str | None = None
+    scheduled_sampling: float = 0.0
 
     @classmethod
     def of_flags(cls, flags: Mapping[str, Any]) -> "ModelSettings":
@@ -49,13 +52,17 @@ class ModelSettings:
 # The settings that only some kinds of tasks can use.
 _CLASSIFIER = ("freeze_embeddings", "pool", "recurrent")
 _LANGUAGE_MODEL = ("tie_embeddings", "weight_dropout")
+_ENCODER_DECODER = ("attention", "scheduled_sampling")
 _CAPTIONER = ("hard_attention", "doubly_stochastic")
+_OF_SEQUENCES = (*_LANGUAGE_MODEL, *_ENCODER_DECODER, *_CAPTIONER)
 _UNUSED: Mapping[tasks.Kind, tuple[str, ...]] = {
-    tasks.Kind.ONE_ANSWER: (*_LANGUAGE_MODEL, *_CAPTIONER),
-    tasks.Kind.ANSWER_A_STEP: (*_LANGUAGE_MODEL, *_CAPTIONER),
-    tasks.Kind.STREAM: ("bidirectional", *_CLASSIFIER, *_CAPTIONER),
-    tasks.Kind.SEQUENCE: ("bidirectional", "layers", *_CLASSIFIER, *_LANGUAGE_MODEL),
+    tasks.Kind.ONE_ANSWER: _OF_SEQUENCES,
+    tasks.Kind.ANSWER_A_STEP: _OF_SEQUENCES,
+    tasks.Kind.STREAM: ("bidirectional", *_CLASSIFIER, *_ENCODER_DECODER, *_CAPTIONER),
+    tasks.Kind.SEQUENCE: (*_CLASSIFIER, *_LANGUAGE_MODEL),
 }
+_UNUSED_BY_ENCODER_DECODER = _CAPTIONER
+_UNUSED_BY_CAPTIONER = ("bidirectional", "layers", *_ENCODER_DECODER)
 
 
 def make_model(
@@ -77,7 +84,10 @@ def make_model(
         network.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(ModelSettings)}
-    for name in _UNUSED[task.kind]:
+    unused = _UNUSED[task.kind]
+    if task.kind is tasks.Kind.SEQUENCE:
+        unused += _UNUSED_BY_ENCODER_DECODER if task.reads_tokens else _UNUSED_BY_CAPTIONER
+    for name in unused:
         if getattr(settings, name) != defaults[name]:
             raise ValueError(
                 f"--{name}={getattr(settings, name)} has no effect on the task {task.name!r}, whose answer is"
@@ -102,15 +112,30 @@ def make_model(
             raise ValueError(
                 f"an embedding to start from is for classification; the task {task.name!r} asks for a sequence."
             )
-        return Captioner(
+        if not task.reads_tokens:
+            return Captioner(
+                settings.cell,
+                task.in_features,
+                task.out_features,
+                settings.emb_size,
+                settings.hidden,
+                hard=settings.hard_attention,
+                doubly_stochastic=settings.doubly_stochastic,
+                dropout=settings.dropout,
+                rngs=rngs,
+            )
+        assert isinstance(task.in_features, int)
+        return EncoderDecoder(
             settings.cell,
             task.in_features,
             task.out_features,
             settings.emb_size,
             settings.hidden,
-            hard=settings.hard_attention,
-            doubly_stochastic=settings.doubly_stochastic,
+            layers=settings.layers,
+            bidirectional=settings.bidirectional,
+            attention=settings.attention or "additive",
             dropout=settings.dropout,
+            scheduled_sampling=settings.scheduled_sampling,
             rngs=rngs,
         )
     return SequenceClassifier(

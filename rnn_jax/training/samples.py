@@ -9,9 +9,10 @@ import numpy as np
 
 from rnn_jax import tasks
 from rnn_jax.models import Sampling, generate
-from rnn_jax.tasks.captions import text_of
+from rnn_jax.tasks.task import END
 from rnn_jax.tasks.vocabulary import PADDING, UNKNOWN
 
+_TRANSLATIONS = 10  # sources of a sample
 _PROMPT, _CONTINUATION = 32, 300  # tokens of a sample of a stream
 _CAPTIONS = 20  # images of which the captions are shown
 
@@ -20,8 +21,8 @@ def sampler(task: tasks.Task) -> Callable[[Any], str] | None:
     """Returns what shows a model's outputs on the validation split, as text; None if the task's answers are no text."""
     if task.kind is tasks.Kind.STREAM:
         return _text_sampler(task)
-    if task.kind is tasks.Kind.SEQUENCE and not task.reads_tokens:
-        return _caption_sampler(task)
+    if task.kind is tasks.Kind.SEQUENCE:
+        return _translation_sampler(task) if task.reads_tokens else _caption_sampler(task)
     return None
 
 
@@ -53,8 +54,31 @@ def _caption_sampler(task: tasks.Task) -> Callable[[Any], str]:
     batch = tasks.collate([source[int(index)] for index in chosen])
 
     def sample(model: Any) -> str:
-        said = np.asarray(model.greedy(batch["xs"], None, task.answer_length))
-        pairs = zip(batch["answer"], said)
-        return "\n".join(f"{text_of(vocabulary, true)}\n  {text_of(vocabulary, ours)}" for true, ours in pairs) + "\n"
+        given = np.asarray(model.greedy(jnp.asarray(batch["xs"]), None, task.answer_length))
+        return "\n".join(
+            f"answer  {vocabulary.decode(answer[answer > END])}\ngiven   {vocabulary.decode(tokens)}\n"
+            for answer, tokens in zip(batch["answer"], given)
+        )
+
+    return sample
+
+
+def _translation_sampler(task: tasks.Task) -> Callable[[Any], str]:
+    """Shows sources from all over the validation split, what is asked and what greedy decoding gives."""
+    source, vocabulary, answer_vocabulary = task.validation, task.vocabulary, task.answer_vocabulary
+    assert source is not None
+    assert vocabulary is not None
+    assert answer_vocabulary is not None
+    chosen = np.unique(np.linspace(0, len(source) - 1, _TRANSLATIONS).astype(int))
+    batch = tasks.collate([source[int(number)] for number in chosen], ragged=True)
+
+    def sample(model: Any) -> str:
+        given = model.greedy(jnp.asarray(batch["tokens"]), jnp.asarray(batch["lengths"]), task.answer_length)
+        rows = zip(batch["tokens"], batch["answer"], np.asarray(given))
+        return "\n".join(
+            f"source  {vocabulary.decode(tokens)}\nanswer  {answer_vocabulary.decode(answer[answer > END])}\n"
+            f"given   {answer_vocabulary.decode(tokens_given)}\n"
+            for tokens, answer, tokens_given in rows
+        )
 
     return sample
