@@ -5,6 +5,8 @@ The answer is the words of the caption, as tokens, `END` behind.
 """
 
 import dataclasses
+import importlib.util
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -213,3 +215,40 @@ def _different_words(answers: np.ndarray) -> np.ndarray:
     words = np.sort(answers, axis=1)
     repeated = np.diff(words, axis=1, prepend=NOT_ASKED) == 0
     return np.where(repeated | (words == END), NOT_ASKED, words)
+
+
+def caption_scores(given: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Returns BLEU-4 (0 to 100), exact match and word overlap (0 to 1) of captions.
+
+    BLEU is that of the corpus, by sacrebleu, with all answers of an image as references. An exact match is one with any
+    answer of the image; the word overlap is the mean over its answers.
+
+    Args:
+      given: a caption of each image, words with blanks between them.
+      answers: one or more right ones of each image.
+
+    Raises:
+      ValueError: if the package sacrebleu is not installed.
+
+    References:
+      Papineni, Roukos, Ward, Zhu 2002, "BLEU: a method for automatic evaluation of machine translation", ACL.
+      Post 2018, "A call for clarity in reporting BLEU scores", arXiv 1804.08771.
+    """
+    if importlib.util.find_spec("sacrebleu") is None:
+        raise ValueError(
+            "BLEU needs the package sacrebleu, which is not installed; run: pip install 'sacrebleu>=2.5,<3'"
+        )
+    from sacrebleu.metrics import BLEU  # here: half a second of import that only this needs
+
+    references = list(itertools.zip_longest(*answers))  # the first of each image, the second, ...: None for no more
+    overlaps = [np.mean([_text_overlap(text, answer) for answer in right]) for text, right in zip(given, answers)]
+    return {
+        "BLEU-4": float(BLEU(tokenize="none").corpus_score(list(given), [list(r) for r in references]).score),
+        "exact match": float(np.mean([text in right for text, right in zip(given, answers)])),
+        "word overlap": float(np.mean(overlaps)),
+    }
+
+
+def _text_overlap(a: str, b: str) -> float:
+    one, other = set(a.split()), set(b.split())
+    return len(one & other) / len(one | other) if one | other else 1.0

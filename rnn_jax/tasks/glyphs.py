@@ -48,7 +48,7 @@ def glyphs(vocab_size: int | None = None) -> task.Task:
       The Unicode Standard, chapter 4.8, names; as Python's unicodedata has them.
     """
     prepared.require("matplotlib", "3.*", "glyphs")
-    prepared.require("PIL", "12.*", "glyphs")
+    prepared.require("pillow", "13.*", "glyphs", module="PIL")
     drawn = _drawn()
     members: dict[str, list[tuple[str, np.ndarray]]] = {split: [] for split in prepared.SPLITS}
     for letter, image in drawn:

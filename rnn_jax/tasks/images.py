@@ -54,7 +54,7 @@ def images(
     if len(files) < 1 + len(_SHARES):
         raise ValueError(f"{path} has {len(files)} different images; needed: 3 or more, to train, validate and test.")
     if features is None:
-        prepared.require("PIL", "12.*", "images:...")
+        prepared.require("pillow", "13.*", "images:...", module="PIL")
         places = {texts["image_column"]: place for place, texts in reversed(rows)}
         folder = pathlib.Path(path).expanduser().parent
         seen = np.stack([load_image(folder / file, image_size, 3, places[file]) for file in files])
