@@ -30,7 +30,8 @@ _GRID = 8  # places in a row that an image is brought down to, about
 class ConvolutionalEncoder(nnx.Module):
     """Convolutions of 3 x 3, each followed by layer normalization of the channels and a ReLU: a grid of D features.
 
-    Of stride 2 until a row has 8 places or fewer, with twice the channels each time, then two of stride 1.
+    Of stride 2 until a row has 8 places or fewer, with twice the channels each time, then one of stride 1. Each place
+    thus sees little beyond itself (of 32 columns, 15 in a row for the 4 of the grid), and maps show what was read.
 
     Args:
       columns, channels: of the images.
@@ -41,7 +42,7 @@ class ConvolutionalEncoder(nnx.Module):
 
     def __init__(self, columns: int, channels: int, features: int, *, rngs: nnx.Rngs, **dtypes: Any):
         halvings = max(0, math.ceil(math.log2(columns / _GRID)))
-        sizes = [max(1, features >> k) for k in reversed(range(halvings))] + [features, features]
+        sizes = [max(1, features >> k) for k in reversed(range(halvings))] + [features]
         convolutions, norms = [], []
         for k, size in enumerate(sizes):
             strides = (2, 2) if k < halvings else (1, 1)

@@ -87,7 +87,7 @@ def split_of(group: str) -> str:
 
 
 def require(package: str, version: str, task_name: str, module: str | None = None) -> None:
-    """Raises ValueError, with the command that helps, unless a package is installed, whose module may differ in name."""
+    """Raises ValueError, with the command that helps, unless a package is installed; its module may be named apart."""
     if importlib.util.find_spec(module or package) is None:
         raise ValueError(
             f"the task {task_name!r} reads what comes with the package {package}, which is not installed;"
