@@ -98,7 +98,8 @@ class SpatialAttentionCell(Cell):
         check_sizes(value_features=value_features)
         self.value_features = value_features
         dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-        self.cell = make_cell(cell, in_features + value_features, hidden_features, rngs=rngs, **dtypes, **kwargs)
+        given = {name: value for name, value in dtypes.items() if value is not None}  # not every cell takes a `dtype`
+        self.cell = make_cell(cell, in_features + value_features, hidden_features, rngs=rngs, **given, **kwargs)
         if self.cell.num_feature_axes != 1 or asks_for(self.cell, "context"):
             raise ValueError(
                 f"cell {cell!r} cannot look at an image; allowed: a cell of one feature axis that asks for no context."

@@ -78,7 +78,7 @@ def caption_task(
     Words are those of the training split (`rnn_jax.tasks.vocabulary`, kind "word"). The score is the word overlap of
     the caption that a model gives by `greedy`. The baseline always says the commonest words of the training split,
     as many of them as have the largest overlap with that split. The reference is the caption of the
-    image of the training split whose pixels are nearest (`nearest_neighbours`).
+    image of the training split whose pixels are nearest (`nearest_neighbors`).
 
     Args:
       name, description, source, license: as in `Task`.
@@ -165,7 +165,7 @@ def _first_of_its_kind(tokens: jax.Array) -> jax.Array:
     return within & ~seen
 
 
-def nearest_neighbours(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def nearest_neighbors(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """Returns for each of `asked [N, ...]` the number of the array of `known [M, ...]` at the smallest distance."""
     known, asked = (pixels(array).reshape(len(array), -1) for array in (known, asked))
     half_squares = np.sum(known**2, axis=1) / 2
@@ -178,11 +178,11 @@ def nearest_answers(train: CaptionSource, test: CaptionSource) -> np.ndarray:
     """Returns for each caption of `test` that of the nearest image of `train`, int32 `[N, U]`."""
     owner = np.full(len(train.images), len(train))
     np.minimum.at(owner, train.image_of, np.arange(len(train)))  # the first caption of each image
-    return train.answers[owner[nearest_neighbours(train.images, test.images)]][test.image_of]
+    return train.answers[owner[nearest_neighbors(train.images, test.images)]][test.image_of]
 
 
 def _references(train: CaptionSource, test: CaptionSource) -> Mapping[str, float]:
-    return {"nearest neighbour": float(np.mean(overlap_of(nearest_answers(train, test), test.answers)))}
+    return {"nearest neighbor": float(np.mean(overlap_of(nearest_answers(train, test), test.answers)))}
 
 
 def _padded(tokens: np.ndarray, length: int) -> np.ndarray:

@@ -163,7 +163,8 @@ def zero_like_all(tree: PyTree) -> Array:
     token = jnp.zeros((), jnp.float32)
     for leaf in jax.tree.leaves(tree):
         if leaf.size:
-            token = jnp.where(leaf[(0,) * leaf.ndim] == 0, token, token)
+            first = leaf[(0,) * leaf.ndim]
+            token = jnp.where(first == jnp.zeros_like(first), token, token)
     return jax.lax.stop_gradient(token)
 
 
