@@ -91,7 +91,11 @@ def test_the_nearest_neighbour_is_the_nearest():
 def test_scores_of_captions_of_several_answers():
     right = [["a small dog on grass", "a dog"], ["two cats sit on a mat"]]
     perfect = caption_scores(["a small dog on grass", "two cats sit on a mat"], right)
-    assert perfect == {"BLEU-4": pytest.approx(100), "exact match": 1.0, "word overlap": pytest.approx((1.4 / 2 + 1) / 2)}
+    assert perfect == {
+        "BLEU-4": pytest.approx(100),
+        "exact match": 1.0,
+        "word overlap": pytest.approx((1.4 / 2 + 1) / 2),
+    }
     wrong = caption_scores(["a fox", "a mat"], right)
     assert wrong["exact match"] == 0
     assert wrong["BLEU-4"] == 0
@@ -102,6 +106,4 @@ def test_an_empty_split_is_told():
     one = Captioned(np.zeros((1, 4, 4, 1), np.uint8), ["a"], np.arange(1))
     none = Captioned(np.zeros((0, 4, 4, 1), np.uint8), [], np.arange(0))
     with pytest.raises(ValueError, match="the test split of 't' is empty"):
-        caption_task(
-            name="t", description="", source="", license="", packages=(), train=one, validation=one, test=none
-        )
+        caption_task(name="t", description="", source="", license="", packages=(), train=one, validation=one, test=none)
