@@ -78,7 +78,7 @@ def test_refusals(folder, tmp_path):
         assert part in said
     told = refusals(
         "train",
-        [f"--task=images:{folder / 'table.csv'}", "--layers=2"],
+        [f"--task=images:{folder / 'table.csv'}", "--batch=8", "--layers=2"],
         [f"--task=images:{folder / 'table.csv'}", f"--features={tmp_path / 'none.npz'}"],
         ["--task=adding", "--hard_attention"],
         ["--task=glyphs", "--attention=dot"],

@@ -76,7 +76,7 @@ def test_features_stand_in_the_place_of_images(tmp_path):
 
 
 def refused(table, **options):
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r".") as error:
         tasks.make_task(f"images:{table}", **options)
     assert "\n" not in str(error.value)
     return str(error.value)
