@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,14 +89,26 @@ def test_a_beam_that_holds_all_answers_ranks_them_as_enumeration_does(model, len
     np.testing.assert_array_equal(scores[:, -2:], -np.inf)
 
 
-def test_a_larger_penalty_gives_longer_answers():
-    wide = make(vocabulary=9)
-    wide.head.bias[...] += 3.0 * (jnp.arange(9) == END)  # or no answer ends
-    counted = []
-    for length_penalty in (0.0, 3.0):
-        answers, _ = beam_search(wide, SOURCES, LENGTHS, beam=6, steps=6, length_penalty=length_penalty)
-        counted.append(int(np.sum(np.asarray(answers[:, 0]) != END)))
-    assert counted[0] < counted[1]
+class Chain(NamedTuple):
+    """A model whose token depends on the one before alone: log p of a token, `[V, V]`, by the one before."""
+
+    log_p: jax.Array
+
+    def start(self, inputs, lengths=None):
+        return jnp.zeros(inputs.shape[:1]), None
+
+    def next(self, carry, tokens, context):
+        return carry, self.log_p[tokens], jnp.zeros((*tokens.shape, 1))
+
+
+@pytest.mark.parametrize(("length_penalty", "first"), [(0.0, [0, 0]), (4.0, [0, 0]), (5.0, [1, 0])])
+def test_a_length_penalty_lets_a_longer_answer_win_where_its_formula_says(length_penalty, first):
+    """log 0.6 against (log 0.4 + log 0.9) / (7 / 6)^alpha: the longer one wins from alpha = 4.5 on."""
+    chain = Chain(jnp.log(jnp.array([[0.6, 0.4], [0.9, 0.1]])))
+    answers, scores = beam_search(chain, SOURCES, None, beam=3, steps=2, length_penalty=length_penalty)
+    assert np.asarray(answers[0, 0]).tolist() == first
+    expected = {(0, 0): np.log(0.6), (1, 0): np.log(0.36) / (7 / 6) ** length_penalty}
+    np.testing.assert_allclose(scores[0, 0], expected[tuple(first)], rtol=1e-9)
 
 
 @pytest.mark.parametrize(
