@@ -18,7 +18,8 @@ How it is kept fair:
 
 * Our weights are copied into each peer (the mapping is in its `_build_*` function). A peer whose outputs or kernel
   gradients differ from ours by more than 1e-4 of their largest entry is not timed, and the exit status is 1.
-* Everyone gets float32 `[batch, time, features]`, batch first, and computes 0.5 mean((ys - targets)^2). JAX peers are
+* Everyone computes in float32, also where a GPU would by default round the factors of products to TF32.
+* Everyone gets `[batch, time, features]`, batch first, and computes 0.5 mean((ys - targets)^2). JAX peers are
   under one plain `jax.jit` with the parameters as argument, donated in `step`; Adam is optax's, and torch's own, fused.
 * Of several ways of one library to the same result the fastest counts: Flax's LSTMCell and OptimizedLSTMCell, torch
   with its default number of threads and with one, all of JAX on one device and, by the same two lines (the batch put
@@ -98,6 +99,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)  # JAX tells which devices it looked for
     jax.config.update("jax_num_cpu_devices", _DEVICES.value or os.cpu_count() or 1)
+    jax.config.update("jax_default_matmul_precision", "float32")
     try:
         plan = make_plan()
         given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}

@@ -136,6 +136,7 @@ class TorchContestant:
         import torch
 
         self._torch = torch
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self._threads = threads or _torch_threads()
         self._device = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
         self._layer = layer.to(self._device)

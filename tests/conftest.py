@@ -1,6 +1,7 @@
 """What holds for every test: strict numerics, cheap compilation, and which tests run only when asked for.
 
-* Float64 is at hand; types and ranks are never promoted silently.
+* Float64 is at hand; types and ranks are never promoted silently; float32 is float32, also where a GPU would round the
+  factors of products to TF32.
 * On a CPU, two devices are made of its cores, to spread a batch over.
 * Nearly all time of the tests is compilation, and most programs run once: XLA compiles them without optimizing, in a
   fifth of the time. `--all` and `--run-slow` compile as users do.
@@ -20,6 +21,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_default_matmul_precision", "float32")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

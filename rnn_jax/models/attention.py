@@ -170,7 +170,10 @@ class AttendingCell(Cell):
         check_sizes(value_features=value_features)
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
         self.value_features = value_features
-        self.cell = make_cell(cell, in_features + hidden_features, hidden_features, rngs=rngs, **dtypes, **kwargs)
+        # A cell of the user may not take what is the default anyway.
+        asked: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+        asked |= {} if param_dtype == jnp.float32 else {"param_dtype": param_dtype}
+        self.cell = make_cell(cell, in_features + hidden_features, hidden_features, rngs=rngs, **asked, **kwargs)
         if self.cell.num_feature_axes != 1 or asks_for(self.cell, "context"):
             raise ValueError(
                 f"cell {cell!r} cannot attend; allowed: a cell of one feature axis that asks for no context."

@@ -109,7 +109,7 @@ def _beam_search(
     # A hypothesis is a row of its own to the model: row b K + k.
     carry, context = jax.tree.map(lambda part: jnp.repeat(part, beam, axis=0), (carry, context))
     abstract = jax.eval_shape(model.next, carry, jax.ShapeDtypeStruct((batch * beam,), jnp.int32), context)[1]
-    vocabulary, dtype = abstract.shape[-1], jnp.promote_types(abstract.dtype, jnp.float32)
+    vocabulary, dtype = abstract.shape[-1], jnp.float64 if abstract.dtype == jnp.float64 else jnp.float32
     ends_only = jnp.where(jnp.arange(vocabulary) == END, 0.0, -jnp.inf).astype(dtype)
 
     log_p = jnp.tile(jnp.where(jnp.arange(beam) == 0, 0.0, -jnp.inf).astype(dtype)[None], (batch, 1))
