@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-_COLUMNS = 6  # panels in a row
+_COLUMNS = 8  # panels in a row
 
 
 def plot_look(ax: Axes, image: np.ndarray, weights: np.ndarray | None = None) -> Axes:
@@ -48,8 +48,8 @@ def draw_caption(
     places = weights.shape[-1]
     side = round(places**0.5)
     grid = weights.reshape(len(words), *((side, side) if side**2 == places else (places, 1)))
-    columns = min(_COLUMNS, len(words) + 1)
-    rows = -(-(len(words) + 1) // columns)
+    rows = -(-(len(words) + 1) // _COLUMNS)
+    columns = -(-(len(words) + 1) // rows)
     figure = Figure(figsize=(1.35 * columns, 1.6 * rows), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for ax in axes[len(words) + 1 :]:

@@ -216,24 +216,26 @@ def batch():
     return {"xs": features(), "answer": ANSWER}
 
 
-def test_a_tiny_captioner_reads_its_image_and_is_lost_without_it():
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_tiny_captioner_reads_its_image_and_is_lost_without_it(hard):
     images = np.zeros((4, 8, 8, 1), np.float32)  # a bar at one of four places
     for k, (rows, columns) in enumerate([(slice(0, 2), slice(8)), (slice(6, 8), slice(8)), (slice(8), slice(0, 2)),
                                          (slice(8), slice(6, 8))]):  # fmt: skip
         images[k, rows, columns] = 1
     answer = np.array([[2, 3, END], [2, 4, END], [5, 6, END], [5, 7, END]], np.int32)
     data = {"xs": images, "answer": answer}
-    model = Captioner("gru", (8, 1), 8, 8, 16, rngs=nnx.Rngs(0))
+    model = Captioner("gru", (8, 1), 8, 8, 16, hard=hard, rngs=nnx.Rngs(0))
     optimizer = optax.adam(1e-2)
 
     @jax.jit
     def train(model):
-        def update(state, _):
+        def update(state, key):
             model, opt_state = state
-            updates, opt_state = optimizer.update(jax.grad(answer_cross_entropy)(model, data), opt_state)
+            grads = jax.grad(lambda model: answer_cross_entropy(functools.partial(model, key=key), data))(model)
+            updates, opt_state = optimizer.update(grads, opt_state)
             return (optax.apply_updates(model, updates), opt_state), None
 
-        return jax.lax.scan(update, (model, optimizer.init(model)), None, 80)[0][0]
+        return jax.lax.scan(update, (model, optimizer.init(model)), jax.random.split(jax.random.key(0), 80))[0][0]
 
     with jax.numpy_dtype_promotion("standard"):  # optax
         model = train(model)
