@@ -105,6 +105,9 @@ def show_task(task: tasks.Task, name: str) -> None:
     if _BASELINE.value and _is_text(task):
         for features, score in tfidf_baseline(task).items():
             print(f"             {score:.4f} by logistic regression on the TF-IDF of {features}")
+    elif _BASELINE.value and task.references is not None:
+        for model, score in task.references().items():
+            print(f"             {score:.4f} by {model}")
     elif _BASELINE.value:
         print("             no TF-IDF baseline: that is for classification of text")
     print(f"options      {_options(name)}")
