@@ -81,6 +81,8 @@ class SpatialAttentionCell(Cell):
       ValueError: if the cell reads several feature axes or asks for a context itself; or as `rnn_jax.make_cell`.
     """
 
+    check_exemptions = {"usage": "the map of the places, U, is applied once for all steps, by `annotations`"}
+
     def __init__(
         self,
         in_features: int,
