@@ -1,8 +1,11 @@
 r"""What does a trained model see in an image, and where did it look for each word?
 
-Captions images with a run of `experiments.train` whose task is glyphs or images:FILE.
+Captions images with a run of `experiments.train` whose task is glyphs or images:FILE, such as
 
-    python -m experiments.caption --run=runs/glyphs --glyph=ṣ                                          (15 s)
+    python -m experiments.train --task=glyphs --steps=2400 --batch=64 --schedule=cosine --learning_rate=3e-3 \
+        --dropout=0.1 --doubly_stochastic=0.05 --out=runs/glyphs
+
+    python -m experiments.caption --run=runs/glyphs --glyph=ộ                                          (10 s)
     python -m experiments.caption --run=runs/photos --beam=5 my/photo.jpg
     python -m experiments.caption --run=runs/glyphs --evaluate                                         (30 s)
 

@@ -36,7 +36,7 @@ def glyphs(vocab_size: int | None = None) -> task.Task:
 
     What to expect: the words that are commonest have an overlap of 44 % with the names of the test split. The name of
     the nearest image of the training split is never the right one, and has an overlap of 60 %. A captioner with an LSTM
-    of 64 units gets 67 % in 1,600 batches of 64, with 29 % of the names exact; shown noise, 22 % and none. The words of
+    of 64 units gets 72 % in 2,400 batches of 64, with 44 % of the names exact; shown noise, 22 % and none. The words of
     the name of one test letter in twenty are not all in the training split.
 
     Args:
