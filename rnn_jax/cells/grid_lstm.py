@@ -319,7 +319,7 @@ class GridLSTMCell(Cell):
 
     Args:
       depth: L, how many blocks.
-      shared: whether all blocks have the same weights: the paper's *tied* networks, whose parameters do not grow with L.
+      shared: whether all blocks have the same weights: the paper's *tied* networks, as large at any L.
       priority: `depth` (the default) computes depth last, from the new h of time; `time` the reverse; `none` both from
         the old ones.
       depth_transform: `"lstm"`, or an activation (`"tanh"`, `"identity"`): depth without memory.
@@ -373,11 +373,12 @@ class GridLSTMCell(Cell):
 
     def carry_spec(self) -> tuple[GridState, ...]:
         part = jax.ShapeDtypeStruct((self.hidden_features,), self.param_dtype)
-        return (GridState(part, part),) * self.grid.depth
+        return (GridState(part, part),) * self.grid.depth  # type: ignore[arg-type]
 
     def gates(self, carry: tuple[GridState, ...], x: Array) -> dict[str, Array]:
         check_input(self, x)
-        below, named = self.grid.project(x), {}
+        below = self.grid.project(x)
+        named: dict[str, Array] = {}
         for level, before in enumerate(carry):
             (_, below), gates = self.grid.block(level)((before, below))
             for name, values in zip(_DIMENSIONS, gates, strict=True):
