@@ -82,11 +82,13 @@ def grid_figure(
       title: of the figure.
     """
     networks = list(dict.fromkeys(network for network, _, _ in profiles))
-    dimensions = list(dict.fromkeys(dimension for _, _, dimension in profiles))
+    seen = {dimension for _, _, dimension in profiles}
+    dimensions = [dimension for dimension in _LAGS if dimension in seen]
     colors = {network: COLORS[k % len(COLORS)] for k, network in enumerate(networks)}
-    figure = Figure(figsize=(1 + 3.6 * (1 + len(dimensions)), 4.0), dpi=150, layout="constrained")
+    panels = 1 + len(dimensions)
+    figure = Figure(figsize=(1 + 3.6 * panels, 4.0), dpi=150, layout="constrained")
     figure.suptitle(title)
-    first, *beside = figure.subplots(1, 1 + len(dimensions))
+    first, *beside = figure.subplots(1, panels)
     for curve in curves:
         plot_learning(first, curve, color=colors.get(curve.cell, "0.4"))
     for score in {float(row["baseline_score"]) for row in rows}:
@@ -104,7 +106,7 @@ def grid_figure(
     handles, labels = first.get_legend_handles_labels()
     handles += [first.plot([], [], color="0.4", linestyle=style)[0] for style in _STAGES.values()]
     labels += ["gradient before training", "gradient after training"]
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4 if panels > 2 else 2, frameon=False, fontsize=9)
     return figure
 
 
