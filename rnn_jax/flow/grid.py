@@ -38,7 +38,7 @@ class GridProfile:
       loss: the value of the loss.
       log10_norm: for every dimension, p_{l, p} of what leaves each block along it, float32 `[levels, *axes]`, the
         lowest level first; -inf where the adjoint is exactly zero. Dimensions are the axes of the grid (`time`, or
-        `rows` and `columns`, or none) and `depth`. Of a `Stack` there is `depth` alone, `[layers, time]`.
+        `rows` and `columns`, or none) and `depth`. Of other networks there is `depth` alone, `[layers, time]`.
     """
 
     loss: Array
@@ -56,13 +56,14 @@ class GridProfile:
 
 
 def grid_profile(loss_fn: Callable[..., Array], model: PyTree, *args: Any) -> GridProfile:
-    """Returns the norm of the adjoint between all blocks of a Grid LSTM, or between all layers of a `Stack`.
+    """Returns the norm of the adjoint between all blocks of a Grid LSTM, or between the layers of another network.
 
     It may be jitted, and vmapped over an ensemble of models.
 
     Args:
       loss_fn: `loss_fn(model, *args) -> scalar`.
-      model: a pytree with one `GridLSTM` of at most two axes, one `RNN` of a `GridLSTMCell`, or one `Stack`.
+      model: a pytree with one `GridLSTM` of at most two axes, one `RNN`, or one `Stack`. An `RNN` of a `GridLSTMCell`
+        has the levels of its grid, any other is a stack of one.
       *args: passed to the loss.
 
     Raises:
@@ -72,8 +73,7 @@ def grid_profile(loss_fn: Callable[..., Array], model: PyTree, *args: Any) -> Gr
     found = [node for node in jax.tree.leaves(model, is_leaf=_is_profiled) if _is_profiled(node)]
     if len(found) != 1:
         raise ValueError(
-            f"model has {len(found)} networks with a depth to profile; allowed: one GridLSTM, RNN of a GridLSTMCell, or"
-            " Stack."
+            f"model has {len(found)} networks with a depth to profile; allowed: one GridLSTM, RNN or Stack."
         )
     layer = _as_layer(found[0])
 
@@ -96,24 +96,24 @@ def grid_profile(loss_fn: Callable[..., Array], model: PyTree, *args: Any) -> Gr
 
 
 def _is_profiled(node: Any) -> bool:
-    return isinstance(node, GridLSTM | Stack) or (isinstance(node, RNN) and isinstance(node.cell, GridLSTMCell))
+    return isinstance(node, GridLSTM | RNN | Stack)
 
 
 def _as_layer(node: Any) -> GridLSTM | Stack:
-    """Returns a layer whose blocks can be probed: the grid of a cell, which runs over whole sequences level by level.
+    """Returns a layer whose levels can be probed: the grid of a cell, which runs over whole sequences level by level.
 
     Raises:
       ValueError: if that would be another network than the one given.
     """
     if not isinstance(node, RNN):
         return node
-    assert isinstance(node.cell, GridLSTMCell)
-    if node.reverse or node.time_major or node.return_carry or node.cell.first_carry is not None:
+    in_grid = isinstance(node.cell, GridLSTMCell)
+    if node.reverse or node.time_major or node.return_carry or (in_grid and node.cell.first_carry is not None):
         raise ValueError(
-            "the RNN of a grid_lstm runs in reverse, is time-major, returns its carry or learns the first; allowed for"
+            "the RNN runs in reverse, is time-major, returns its carry, or learns the first one of a grid; allowed for"
             " a grid profile: none of these."
         )
-    return node.cell.grid
+    return node.cell.grid if isinstance(node.cell, GridLSTMCell) else Stack([node])
 
 
 @jax.tree_util.register_static

@@ -61,6 +61,14 @@ def test_along_time_it_is_the_profile_of_the_cells_carry():
         reference.assert_log10_of(grid.log10_norm["time"][level], np.sqrt(squares), 1e-5)
 
 
+def test_a_lone_layer_is_a_stack_of_one():
+    layer = rnn_jax.RNN(reference.make_cell("lstm", F, H))
+    xs = reference.normal(1, 3, 4, F)
+    profile = reference.quick_jit(partial(flow.grid_profile, loss_of))(layer, xs)
+    expected = np.sqrt(np.mean(np.sum(np.sin(layer(xs)) ** 2, axis=-1), axis=0))
+    reference.assert_log10_of(profile.log10_norm["depth"], expected[None], 1e-5)
+
+
 def test_between_the_layers_of_a_stack_it_is_the_gradient_of_their_outputs():
     model = SequenceClassifier("lstm", F, H, 2, layers=2, per_step=True, rngs=nnx.Rngs(0), **F64)
     xs = reference.normal(1, 3, 4, F)
@@ -96,9 +104,9 @@ def test_what_has_no_depth_to_profile_is_refused():
     xs = jnp.zeros((2, 4, F))
     grid = rnn_jax.make_cell("grid_lstm", F, H, rngs=nnx.Rngs(0), **F64)
     backward = rnn_jax.RNN(grid, reverse=True)
-    lone = rnn_jax.RNN(rnn_jax.make_cell("lstm", F, H, rngs=nnx.Rngs(0), **F64))
+    nothing = nnx.Linear(F, H, rngs=nnx.Rngs(0), **F64)
     for model, sentence in (
-        (lone, "model has 0 networks with a depth to profile"),
+        (nothing, "model has 0 networks with a depth to profile"),
         ([backward, rnn_jax.RNN(grid)], "model has 2 networks"),
         (backward, "runs in reverse, is time-major"),
     ):
