@@ -107,8 +107,8 @@ def _as_layer(node: Any) -> GridLSTM | Stack:
     """
     if not isinstance(node, RNN):
         return node
-    in_grid = isinstance(node.cell, GridLSTMCell)
-    if node.reverse or node.time_major or node.return_carry or (in_grid and node.cell.first_carry is not None):
+    learns_first = isinstance(node.cell, GridLSTMCell) and node.cell.first_carry is not None
+    if node.reverse or node.time_major or node.return_carry or learns_first:
         raise ValueError(
             "the RNN runs in reverse, is time-major, returns its carry, or learns the first one of a grid; allowed for"
             " a grid profile: none of these."
