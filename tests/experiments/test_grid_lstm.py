@@ -16,9 +16,14 @@ from tests.experiments.refusals import refusals
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def run(*arguments):
+def run(*arguments, cache):
     command = [sys.executable, "-m", "experiments.grid_lstm", *arguments]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -30,24 +35,22 @@ def rows(path):
 def test_both_networks_learn_the_parity_of_three_bits_and_a_run_resumed_ends_the_same(tmp_path):
     out = tmp_path / "out"
     flags = [
-        "--task=parity", "--seq_len=3", "--depth=2", "--hidden=16", "--steps=150", "--batch=16", "--seeds=2",
+        "--task=parity", "--seq_len=3", "--depth=2", "--hidden=16", "--steps=150", "--batch=16",
         "--learning_rate=2e-2", f"--out={out}",
     ]  # fmt: skip
-    done = run(*flags)
+    done = run(*flags, cache=tmp_path / "cache")
     assert done.returncode == 0, done.stderr
     summary = rows(out / "summary.csv")
-    assert [(row["network"], row["seed"]) for row in summary] == [
-        ("grid_lstm", "0"), ("grid_lstm", "1"), ("tanh", "0"), ("tanh", "1"),
-    ]  # fmt: skip
+    assert [(row["network"], row["seed"]) for row in summary] == [("grid_lstm", "0"), ("tanh", "0")]
     for row in summary:
         assert float(row["test_score"]) > 0.95 > float(row["baseline_score"]) == 0.5
-    ours, other = (int(row["parameters"]) for row in summary[1:3])
+    ours, other = (int(row["parameters"]) for row in summary)
     assert ours <= other < 1.1 * ours
     profiles = load_grid_profiles(out)
     assert len(profiles) == 2 * 2
     for (_, _, dimension), norms in profiles.items():
         assert dimension == "depth"
-        assert norms.shape == (2, 2)
+        assert norms.shape == (1, 2)
         assert np.all(np.isfinite(norms))
     for path in (out / "figures" / "grid_lstm.png", out / "metrics.csv", out / "grid_profile.csv"):
         assert str(path) in done.stdout
@@ -56,36 +59,11 @@ def test_both_networks_learn_the_parity_of_three_bits_and_a_run_resumed_ends_the
     before = {name: (out / name).read_bytes() for name in ("metrics.csv", "grid_profile.csv")}
     shutil.rmtree(out / "checkpoints" / "tanh")
     (out / "summary.csv").unlink()
-    done = run(*flags, "--resume")
+    done = run(*flags, "--resume", cache=tmp_path / "cache")
     assert done.returncode == 0, done.stderr
     assert {name: (out / name).read_bytes() for name in before} == before
     again = rows(out / "summary.csv")
     assert [{**row, "seconds": ""} for row in again] == [{**row, "seconds": ""} for row in summary]
-
-
-LAYOUTS = {
-    "addition": (["--digits=1"], 2, {("grid_lstm", "time"): 6, ("stacked_lstm", "time"): 6}),
-    "digits": (["--patch=4"], 1, {("grid_lstm", "rows"): 2, ("grid_lstm", "columns"): 2, ("stacked_lstm", "rows"): 8}),
-}
-
-
-def test_each_layout_has_a_profile_along_each_of_its_dimensions(tmp_path, data_dir):
-    small = ["--hidden=3", "--steps=1", "--batch=4", f"--data_dir={data_dir}"]
-    runs = [
-        [f"--task={task}", f"--depth={depth}", f"--out={tmp_path / task}", *more, *small]
-        for task, (more, depth, _) in LAYOUTS.items()
-    ]
-    assert refusals("grid_lstm", *runs) == ["it ran"] * len(runs)
-    for task, (_, depth, places) in LAYOUTS.items():
-        shapes = {key: norms.shape for key, norms in load_grid_profiles(tmp_path / task).items()}
-        expected = {**places, ("grid_lstm", "depth"): depth, ("stacked_lstm", "depth"): depth}
-        assert shapes == {
-            (network, stage, dimension): (1, size)
-            for (network, dimension), size in expected.items()
-            for stage in ("initialization", "trained")
-        }
-    flags = json.loads((tmp_path / "addition" / "config.json").read_text())["flags"]
-    assert (flags["digits"], flags["depth"]) == (1, 2)
 
 
 REFUSED = {
@@ -96,14 +74,24 @@ REFUSED = {
     "--digits=0": "digits=0 is out of range; allowed: 1 or more.",
     "--depth=0": "flag --depth=0: 0 is not a positive integer",
     "--priority=up": "flag --priority=up: value should be one of <depth|time|none>",
-    "--batch=9999999": "batch_size=9999999 is out of range; allowed: 1 to 1000000",
     "--clip=-1": "flag --clip=-1: -1.0 is not a non-negative number",
     "stray": "unexpected argument 'stray'",
     "--resume": "--resume needs the run to go on with; allowed: with --out=FOLDER.",
 }
 
 
-def test_bad_input_gets_one_sentence(tmp_path, data_dir):
-    lists = [[*text.split(), f"--data_dir={data_dir}"] for text in REFUSED]
-    for said, words in zip(refusals("grid_lstm", *lists), REFUSED.values(), strict=True):
+def test_an_image_has_a_profile_along_each_dimension_and_bad_input_gets_one_sentence(tmp_path, data_dir):
+    """In one process, as an import costs more than all of it."""
+    out = tmp_path / "out"
+    image = f"--task=digits --patch=4 --depth=1 --hidden=3 --steps=1 --batch=4 --out={out}"
+    lists = [[*text.split(), f"--data_dir={data_dir}"] for text in (image, *REFUSED)]
+    for said, words in zip(refusals("grid_lstm", *lists), ("it ran", *REFUSED.values()), strict=True):
         assert words in said
+    places = {("grid_lstm", "rows"): 2, ("grid_lstm", "columns"): 2, ("stacked_lstm", "rows"): 8}
+    places |= {("grid_lstm", "depth"): 1, ("stacked_lstm", "depth"): 1}
+    assert {key: norms.shape for key, norms in load_grid_profiles(out).items()} == {
+        (network, stage, dimension): (1, size)
+        for (network, dimension), size in places.items()
+        for stage in ("initialization", "trained")
+    }
+    assert json.loads((out / "config.json").read_text())["flags"]["rows"] is True
