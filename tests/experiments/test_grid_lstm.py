@@ -36,7 +36,7 @@ def test_both_networks_learn_the_parity_of_three_bits_and_a_run_resumed_ends_the
     out = tmp_path / "out"
     flags = [
         "--task=parity", "--seq_len=3", "--depth=2", "--hidden=16", "--steps=150", "--batch=16",
-        "--learning_rate=2e-2", f"--out={out}",
+        "--learning_rate=2e-2", "--test_size=64", f"--out={out}",
     ]  # fmt: skip
     done = run(*flags, cache=tmp_path / "cache")
     assert done.returncode == 0, done.stderr
