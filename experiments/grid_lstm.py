@@ -79,7 +79,6 @@ _PROFILED = 64  # sequences that the gradient profile is of
 _DIGITS = 2  # of addition, unless another number is said: what minutes on a CPU are enough for
 
 MakeModel = Callable[[nnx.Rngs], nnx.Module]
-Profiles = dict[str, dict[str, np.ndarray]]  # stage -> dimension -> [seeds, places]
 
 
 class Bits(GridNetwork):
