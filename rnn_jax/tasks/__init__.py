@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rnn_jax.tasks.adding import adding
+from rnn_jax.tasks.addition import addition
 from rnn_jax.tasks.batching import as_batch, batches, collate, stream_batches
 from rnn_jax.tasks.copying import copy, delayed_copy
 from rnn_jax.tasks.digits import digits
@@ -52,6 +53,7 @@ __all__ = [
     "StreamSource",
     "Task",
     "adding",
+    "addition",
     "as_batch",
     "associative_recall",
     "batches",
@@ -84,6 +86,7 @@ __all__ = [
 # A task takes its options by keyword; `make_task` hands it those that a flag gave.
 TASKS: dict[str, Callable[..., Task]] = {
     "adding": adding,
+    "addition": addition,
     "associative_recall": associative_recall,
     "copy": copy,
     "delayed_copy": delayed_copy,
