@@ -294,6 +294,7 @@ def show(run_dir: pathlib.Path, task: tasks.Task) -> None:
         if result["validation_score"]
         else "none: the task has no such split, and the test score is that of the last step",
         f"{task.metric} of ignoring the input": number(result["baseline_score"]),
+        **{f"{task.metric} of {name}": number(str(score)) for name, score in (task.references or dict)().items()},
         "parameters": f"{int(result['parameters']):,}",
         "steps": result["steps"] + (f" (best: {result['best_step']})" if result["validation_score"] else ""),
         "seconds": result["seconds"],

@@ -39,6 +39,7 @@ from rnn_jax.tasks.surnames import surnames
 from rnn_jax.tasks.tables import table
 from rnn_jax.tasks.task import Batch, Interface, Kind, Model, Score, Task
 from rnn_jax.tasks.temporal_order import temporal_order
+from rnn_jax.tasks.text_file import text_file
 from rnn_jax.tasks.tfds_named import tfds_named
 
 __all__ = [
@@ -82,6 +83,7 @@ __all__ = [
     "surnames",
     "table",
     "temporal_order",
+    "text_file",
     "tfds_named",
 ]
 
@@ -114,6 +116,7 @@ PREFIXES: dict[str, Callable[..., Task]] = {
     **{file_format: functools.partial(table, file_format) for file_format in ("csv", "tsv", "jsonl")},
     "pairs": pairs,
     "series": series,
+    "text": text_file,
     "tfds": tfds_named,
 }
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from rnn_jax.tasks import task
 from rnn_jax.tasks.fingerprint import fingerprint
+from rnn_jax.tasks.ngrams import ngram_bits
 from rnn_jax.tasks.sources import RaggedSource, StreamSource
 from rnn_jax.tasks.subwords import SubwordVocabulary
 from rnn_jax.tasks.vocabulary import UNKNOWN, Vocabulary, build_vocabulary
@@ -98,7 +99,7 @@ def language_modeling(
 
     The vocabulary is that of the training split. The score is in bits per token, log2 of how many tokens one would
     have to guess among, were all alike. The baseline knows how frequent each token of the vocabulary is in the
-    training split, one added to each count.
+    training split, one added to each count; `references` has the interpolated 5-gram (`rnn_jax.tasks.ngrams`).
 
     Args:
       name, description, source, license: as in `Task`.
@@ -125,6 +126,10 @@ def language_modeling(
         sources[split] = StreamSource(encoded, seq_len)
     counts = np.bincount(sources["train"].tokens, minlength=len(vocabulary)) + 1
     asked = sources["test"].tokens[1 : len(sources["test"]) * seq_len + 1]
+
+    def references() -> dict[str, float]:
+        return {"interpolated 5-gram": ngram_bits(sources["train"].tokens, asked, len(vocabulary), 5)}
+
     return task.Task(
         name=name,
         description=description,
@@ -145,6 +150,7 @@ def language_modeling(
         baseline_score=float(-np.mean(np.log2(counts / counts.sum())[asked])),
         fingerprint=fingerprint(sources["train"], sources["test"], packages, validation=sources["validation"]),
         vocabulary=vocabulary,
+        references=references,
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from rnn_jax import flow
+from rnn_jax.layers import drop_recurrent_weights
 from rnn_jax.models import LanguageModel, generate
 from tests import reference
 from tests.models import torch_models
@@ -81,6 +82,42 @@ def test_dropout_needs_a_key_and_hangs_on_it():
     np.testing.assert_array_equal(one, same)
     assert np.all(np.any(one != other, axis=-1))
     assert np.all(np.any(one != np.asarray(plain), axis=-1))
+
+
+def test_weight_dropout_thins_the_recurrent_kernels_and_nothing_else():
+    model = make(layers=2, hidden_features=40, emb_size=3, weight_dropout=0.25)
+    thinned = drop_recurrent_weights(model.rnn, 0.25, jax.random.key(1))
+    kernels = 0
+    for (path, before), after in zip(jax.tree_util.tree_leaves_with_path(model.rnn), jax.tree.leaves(thinned)):
+        if "recurrent_kernel" not in jax.tree_util.keystr(path):
+            np.testing.assert_array_equal(before, after)
+            continue
+        kernels += 1
+        kept = np.asarray(after) != 0
+        np.testing.assert_allclose(np.asarray(after)[kept], np.asarray(before)[kept] / 0.75, rtol=1e-12)
+        assert abs(kept.mean() - 0.75) < 5 * (0.75 * 0.25 / kept.size) ** 0.5
+    assert kernels == 2
+    plain, one, same, other = (np.asarray(model(tokens(), key=key)) for key in (None, *map(jax.random.key, (0, 0, 1))))
+    np.testing.assert_array_equal(plain, make(layers=2, hidden_features=40, emb_size=3)(tokens()))
+    np.testing.assert_array_equal(one, same)
+    np.testing.assert_array_equal(one[:, 0], plain[:, 0])  # the first carry is 0
+    assert np.all(np.any(one[:, 1:] != plain[:, 1:], axis=-1))
+    assert np.all(np.any(one[:, 1:] != other[:, 1:], axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"weight_dropout": 1.0}, "weight_dropout=1.0 is no rate; allowed: 0 or more, and below 1."),
+        (
+            {"weight_dropout": 0.5, "cell": "flax.nnx:GRUCell"},
+            "weight_dropout=0.5 drops entries of a recurrent kernel, and GRUCell has none; allowed: 0.",
+        ),
+    ],
+)
+def test_what_has_no_weights_to_drop_is_refused_in_one_sentence(changes, sentence):
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        make(**changes)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "flax.nnx:GRUCell"])
