@@ -1,5 +1,7 @@
 """Claims about the language model and what it says."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
