@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from experiments.option_flags import define_option_flags
 from rnn_jax import tasks
 from rnn_jax.tasks.bucketing import bucket_boundaries, padding_share
-from rnn_jax.tasks.task import NOT_ASKED
+from rnn_jax.tasks.task import END, NOT_ASKED
 from rnn_jax.tasks.text import tfidf_baseline
 
 _known = [*sorted(tasks.TASKS), *(f"{prefix}:..." for prefix in sorted(tasks.PREFIXES))]
@@ -149,6 +149,8 @@ def _reads(task: tasks.Task) -> str:
 
 
 def _answers(task: tasks.Task) -> str:
+    if task.kind is tasks.Kind.SEQUENCE:
+        return f"to {task.answer_length} of {task.out_features:,} tokens"
     is_regression = task.metric == "mse"
     kind = "number" if is_regression else "token" if task.kind is tasks.Kind.STREAM else "class"
     plural = {"number": "numbers", "token": "tokens", "class": "classes"}[kind]
@@ -198,6 +200,9 @@ def _show_example(task: tasks.Task, example: dict[str, np.ndarray]) -> list[str]
             f"xs[:, {feature}]  " + _cut(" ".join(f"{value:6.3f}" for value in example["xs"][:, feature]))
             for feature in range(min(task.in_features, 4))
         ]
+    if "answer" in example and task.answer_vocabulary is not None:
+        answer = example["answer"]
+        return [*lines, _cut("-> " + repr(task.answer_vocabulary.decode(answer[answer > END])))]
     if "labels" in example:
         asked = [f"{label:3d}" if label != NOT_ASKED else "  ." for label in example["labels"]]
         return [*lines, "labels  " + _cut(" ".join(asked))]

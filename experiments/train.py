@@ -4,6 +4,7 @@ Trains any cell on any task, evaluates it, and shows the gradient flow before, d
 
     python -m experiments.train --task=digits --cell=lstm --steps=500              (20 s on 2 CPU cores)
     python -m experiments.train --task=adding --seq_len=200 --cell='gru(update_bias=1)' --steps=3000 --schedule=cosine
+    python -m experiments.train --task=dates --cell=gru --bidirectional --steps=400 --batch=128 --learning_rate=5e-3
     python -m experiments.train --task=csv:my/texts.csv --text_column=text --label_column=topic --pool=mean
     python -m experiments.train ... --out=runs/mine --resume       (the same flags again: goes on where it stopped)
 
@@ -27,11 +28,13 @@ from flax import nnx
 from experiments.option_flags import define_option_flags
 from rnn_jax import batch_mesh, flow, tasks
 from rnn_jax.constant import parameter_count
+from rnn_jax.models.encoder_decoder import ATTENTION
 from rnn_jax.report.learning import draw_training
 from rnn_jax.report.profiles import draw_profiles, lag_text
 from rnn_jax.report.read import load_profiles, load_table
 from rnn_jax.tasks.bucketing import padding_share
 from rnn_jax.tasks.embeddings import load_embeddings
+from rnn_jax.tasks.subwords import SubwordVocabulary
 from rnn_jax.training import run_directory
 from rnn_jax.training.build import ModelSettings, make_model
 from rnn_jax.training.compilation_cache import enable_compilation_cache
@@ -60,6 +63,12 @@ _FREEZE = flags.DEFINE_bool("freeze_embeddings", False, "Leave the embeddings as
 _TIE = flags.DEFINE_bool("tie_embeddings", False, "Language model: the embedding is the matrix of the head, too.")
 _WEIGHT_DROPOUT = flags.DEFINE_float(
     "weight_dropout", 0.0, "Language model: rate of dropout of the recurrent weights (AWD-LSTM).", lower_bound=0.0
+)
+_ATTENTION = flags.DEFINE_enum(
+    "attention", None, list(ATTENTION), "Translation: how the decoder sees the source; additive by default."
+)
+_SAMPLING = flags.DEFINE_float(
+    "scheduled_sampling", 0.0, "Translation: rate at which the decoder is fed its own tokens.", lower_bound=0.0
 )
 _POOL = flags.DEFINE_enum("pool", None, ["last", "mean", "max", "attention"], "Over true steps; last by default.")
 _RECURRENT = flags.DEFINE_bool("recurrent", True, "--norecurrent pools the embeddings themselves: a bag of them.")
@@ -198,6 +207,10 @@ def read_embeddings(task: tasks.Task) -> np.ndarray:
     if task.vocabulary is None:
         raise ValueError(
             f"--embeddings={_EMBEDDINGS.value} is for words, which the task {task.name!r} does not read; allowed: none."
+        )
+    if isinstance(task.vocabulary, SubwordVocabulary):
+        raise ValueError(
+            f"--embeddings={_EMBEDDINGS.value} is for words, and {task.name!r} reads subwords; allowed: none."
         )
     embedding, found = load_embeddings(str(_EMBEDDINGS.value), task.vocabulary)
     print(f"{_EMBEDDINGS.value} has {found:.1%} of the vocabulary, with {embedding.shape[1]} features.")

@@ -19,13 +19,16 @@ from rnn_jax.tasks.adding import adding
 from rnn_jax.tasks.addition import addition
 from rnn_jax.tasks.batching import as_batch, batches, collate, stream_batches
 from rnn_jax.tasks.copying import copy, delayed_copy
+from rnn_jax.tasks.dates import dates
 from rnn_jax.tasks.digits import digits
+from rnn_jax.tasks.django_translation import django_translation
 from rnn_jax.tasks.docstrings import docstrings
 from rnn_jax.tasks.dyck import dyck
 from rnn_jax.tasks.forecasting import mackey_glass, sine
 from rnn_jax.tasks.induction import induction
 from rnn_jax.tasks.language_id import language_id
 from rnn_jax.tasks.moving_digits import moving_digits
+from rnn_jax.tasks.pairs import pairs
 from rnn_jax.tasks.parity import parity
 from rnn_jax.tasks.recall import associative_recall
 from rnn_jax.tasks.s5 import s5
@@ -59,8 +62,10 @@ __all__ = [
     "batches",
     "collate",
     "copy",
+    "dates",
     "delayed_copy",
     "digits",
+    "django_translation",
     "docstrings",
     "dyck",
     "induction",
@@ -69,6 +74,7 @@ __all__ = [
     "make_task",
     "moving_digits",
     "option_names",
+    "pairs",
     "parity",
     "s5",
     "selective_copy",
@@ -89,8 +95,10 @@ TASKS: dict[str, Callable[..., Task]] = {
     "addition": addition,
     "associative_recall": associative_recall,
     "copy": copy,
+    "dates": dates,
     "delayed_copy": delayed_copy,
     "digits": digits,
+    "django_translation": django_translation,
     "docstrings": docstrings,
     "dyck": dyck,
     "induction": induction,
@@ -109,6 +117,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 # Tasks on data of the user: `csv:path/to/file.csv`. They take what stands behind the colon first.
 PREFIXES: dict[str, Callable[..., Task]] = {
     **{file_format: functools.partial(table, file_format) for file_format in ("csv", "tsv", "jsonl")},
+    "pairs": pairs,
     "series": series,
     "text": text_file,
     "tfds": tfds_named,

@@ -123,7 +123,7 @@ def _read(
     text_column: str | None,
     label_column: str | None,
 ) -> _Rows:
-    columns, records = reader(os.fspath(path), _decoded(path))
+    columns, records = reader(os.fspath(path), decoded(path))
     if not records:
         raise ValueError(f"{path} has no rows.")
     text_column = _column("text_column", text_column, columns, path)
@@ -161,7 +161,12 @@ def _column(option: str, asked: str | None, columns: list[str], path: str | os.P
     return name
 
 
-def _decoded(path: str | os.PathLike[str]) -> str:
+def decoded(path: str | os.PathLike[str]) -> str:
+    """Returns the text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+      ValueError: if there is no such file, or it is not UTF-8.
+    """
     file = pathlib.Path(path).expanduser()
     if not file.is_file():
         raise ValueError(f"there is no file {path}.")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from rnn_jax.tasks.sources import Source
+from rnn_jax.tasks.subwords import SubwordVocabulary
 from rnn_jax.tasks.vocabulary import PADDING, Vocabulary
 
 # (xs [B, T, *F] or tokens [B, T], lengths [B] if sequences differ) -> ys, [B, out_features] or [B, T, out_features].
@@ -137,9 +138,9 @@ class Task:
     test_seq_len: int | None = None
     reads_tokens: bool = False
     class_names: tuple[str, ...] = ()
-    vocabulary: Vocabulary | None = None
+    vocabulary: Vocabulary | SubwordVocabulary | None = None
     answer_length: int | None = None
-    answer_vocabulary: Vocabulary | None = None
+    answer_vocabulary: Vocabulary | SubwordVocabulary | None = None
     references: Callable[[], Mapping[str, float]] | None = None
 
     @property

@@ -8,6 +8,7 @@ from rnn_jax.tasks import task
 from rnn_jax.tasks.fingerprint import fingerprint
 from rnn_jax.tasks.ngrams import ngram_bits
 from rnn_jax.tasks.sources import RaggedSource, StreamSource
+from rnn_jax.tasks.subwords import SubwordVocabulary
 from rnn_jax.tasks.vocabulary import UNKNOWN, Vocabulary, build_vocabulary
 
 Split = tuple[Sequence[str], np.ndarray]  # N texts and their labels, int32 [N]
@@ -143,7 +144,7 @@ def language_modeling(
         in_features=len(vocabulary),
         out_features=len(vocabulary),
         loss=task.cross_entropy,
-        score=_bits,
+        score=bits,
         metric=f"bits per {tokens}",
         higher_is_better=False,
         baseline_score=float(-np.mean(np.log2(counts / counts.sum())[asked])),
@@ -153,7 +154,7 @@ def language_modeling(
     )
 
 
-def _bits(model: task.Model, batch: task.Batch) -> task.Score:
+def bits(model: task.Model, batch: task.Batch) -> task.Score:
     """The score whose mean is that of -log2 p(label)."""
     total, count = task.nats(model, batch)
     return total / float(np.log(2)), count
@@ -190,7 +191,7 @@ def tfidf_baseline(classification: task.Task) -> dict[str, float]:
     return scores
 
 
-def encode_text(vocabulary: Vocabulary, text: str, max_length: int | None = None) -> np.ndarray:
+def encode_text(vocabulary: Vocabulary | SubwordVocabulary, text: str, max_length: int | None = None) -> np.ndarray:
     """Returns the first tokens of a text, int32 `[T]`, at least one: the unknown, where the text has none."""
     encoded = vocabulary.encode(text)[:max_length]
     return encoded if len(encoded) else np.array([UNKNOWN], np.int32)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 PADDING, UNKNOWN = 0, 1  # the first two tokens of every vocabulary
-_RESERVED = ("<padding>", "<unknown>")  # neither is a character, nor a word as `_words` cuts them
+RESERVED = ("<padding>", "<unknown>")  # neither is a character, nor a word as `_words` cuts them
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what an unknown token is decoded to
 
 
@@ -36,8 +36,8 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         check_kind(self.kind)
-        if self.symbols[:2] != _RESERVED:
-            raise ValueError(f"the symbols of a vocabulary start with {self.symbols[:2]}; allowed: {_RESERVED}.")
+        if self.symbols[:2] != RESERVED:
+            raise ValueError(f"the symbols of a vocabulary start with {self.symbols[:2]}; allowed: {RESERVED}.")
         if len(self._tokens) != len(self.symbols):
             repeated = [symbol for symbol, n in collections.Counter(self.symbols).items() if n > 1]
             raise ValueError(f"the symbol {repeated[0]!r} stands in a vocabulary twice; allowed: once.")
@@ -104,14 +104,14 @@ def build_vocabulary(texts: Iterable[str], kind: str = "character", size: int | 
         symbols = [f"0x{byte:02x}" for byte in range(256)]
         if size not in (None, 258):
             raise ValueError(f"vocab_size={size} is out of range for byte tokens; allowed: 258, as all bytes are kept.")
-        return Vocabulary(kind, (*_RESERVED, *symbols))
+        return Vocabulary(kind, (*RESERVED, *symbols))
     if size is not None and size < 3:
         raise ValueError(f"vocab_size={size} is out of range; allowed: 3 or more, as padding and unknown take two.")
     counts: collections.Counter[str] = collections.Counter()
     for text in texts:
         counts.update(split_text(text, kind))
     symbols = sorted(counts, key=lambda symbol: (-counts[symbol], symbol))
-    return Vocabulary(kind, (*_RESERVED, *symbols[: None if size is None else size - 2]))
+    return Vocabulary(kind, (*RESERVED, *symbols[: None if size is None else size - 2]))
 
 
 def split_text(text: str, kind: str) -> Sequence[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from rnn_jax import tasks
-from rnn_jax.models import LanguageModel, SequenceClassifier
+from rnn_jax.models import EncoderDecoder, LanguageModel, SequenceClassifier
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class ModelSettings:
       emb_size: features of the embedding of tokens.
       freeze_embeddings, pool, recurrent: of `SequenceClassifier` alone (`frozen_embedding` there).
       tie_embeddings, weight_dropout: of `LanguageModel` alone (`tie` there).
+      attention, scheduled_sampling: of `EncoderDecoder` alone; no attention given is the additive one.
     """
 
     cell: str
@@ -36,6 +37,8 @@ class ModelSettings:
     recurrent: bool = True
     tie_embeddings: bool = False
     weight_dropout: float = 0.0
+    attention: str | None = None
+    scheduled_sampling: float = 0.0
 
     @classmethod
     def of_flags(cls, flags: Mapping[str, Any]) -> "ModelSettings":
@@ -45,10 +48,13 @@ class ModelSettings:
 
 # The settings that only some kinds of tasks can use.
 _CLASSIFIER = ("freeze_embeddings", "pool", "recurrent")
+_LANGUAGE_MODEL = ("tie_embeddings", "weight_dropout")
+_ENCODER_DECODER = ("attention", "scheduled_sampling")
 _UNUSED: Mapping[tasks.Kind, tuple[str, ...]] = {
-    tasks.Kind.ONE_ANSWER: ("tie_embeddings", "weight_dropout"),
-    tasks.Kind.ANSWER_A_STEP: ("tie_embeddings", "weight_dropout"),
-    tasks.Kind.STREAM: ("bidirectional", *_CLASSIFIER),
+    tasks.Kind.ONE_ANSWER: (*_LANGUAGE_MODEL, *_ENCODER_DECODER),
+    tasks.Kind.ANSWER_A_STEP: (*_LANGUAGE_MODEL, *_ENCODER_DECODER),
+    tasks.Kind.STREAM: ("bidirectional", *_CLASSIFIER, *_ENCODER_DECODER),
+    tasks.Kind.SEQUENCE: (*_CLASSIFIER, *_LANGUAGE_MODEL),
 }
 
 
@@ -89,6 +95,23 @@ def make_model(
             dropout=settings.dropout,
             weight_dropout=settings.weight_dropout,
             tie=settings.tie_embeddings,
+            rngs=rngs,
+        )
+    if task.kind is tasks.Kind.SEQUENCE:
+        if embedding is not None:
+            raise ValueError(f"an embedding to start from is for classification; the task {task.name!r} translates.")
+        assert isinstance(task.in_features, int)
+        return EncoderDecoder(
+            settings.cell,
+            task.in_features,
+            task.out_features,
+            settings.emb_size,
+            settings.hidden,
+            layers=settings.layers,
+            bidirectional=settings.bidirectional,
+            attention=settings.attention or "additive",
+            dropout=settings.dropout,
+            scheduled_sampling=settings.scheduled_sampling,
             rngs=rngs,
         )
     return SequenceClassifier(

@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 
 from rnn_jax import tasks
+from rnn_jax.tasks.subwords import SubwordVocabulary, load_vocabulary
 from rnn_jax.tasks.vocabulary import Vocabulary
 from rnn_jax.training import run_directory
 from rnn_jax.training.build import ModelSettings, make_model
@@ -34,8 +35,8 @@ class LoadedRun:
     task: tasks.Interface
     model: Any
     step: int
-    vocabulary: Vocabulary | None
-    answer_vocabulary: Vocabulary | None
+    vocabulary: Vocabulary | SubwordVocabulary | None
+    answer_vocabulary: Vocabulary | SubwordVocabulary | None
 
     def make_task(self) -> tasks.Task:
         """Makes the task of the run again, with its data.
@@ -93,7 +94,7 @@ def load_run(run_dir: run_directory.StrPath, kind: tasks.Kind) -> LoadedRun:
     flags = json.loads((folder / "config.json").read_text(encoding="utf-8"))["flags"]
     shapes = jax.eval_shape(lambda: make_model(task, ModelSettings.of_flags(flags), nnx.Rngs(0)))
     vocabularies = {
-        name: Vocabulary.load(folder / f"{name}.json") if (folder / f"{name}.json").exists() else None
+        name: load_vocabulary(folder / f"{name}.json") if (folder / f"{name}.json").exists() else None
         for name in _VOCABULARIES
     }
     return LoadedRun(

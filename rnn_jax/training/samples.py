@@ -9,8 +9,10 @@ import numpy as np
 
 from rnn_jax import tasks
 from rnn_jax.models import Sampling, generate
+from rnn_jax.tasks.task import END
 from rnn_jax.tasks.vocabulary import PADDING, UNKNOWN
 
+_TRANSLATIONS = 10  # sources of a sample
 _PROMPT, _CONTINUATION = 32, 300  # tokens of a sample of a stream
 
 
@@ -18,6 +20,8 @@ def sampler(task: tasks.Task) -> Callable[[Any], str] | None:
     """Returns what shows a model's outputs on the validation split, as text; None if the task's answers are no text."""
     if task.kind is tasks.Kind.STREAM:
         return _text_sampler(task)
+    if task.kind is tasks.Kind.SEQUENCE and task.reads_tokens:
+        return _translation_sampler(task)
     return None
 
 
@@ -36,5 +40,26 @@ def _text_sampler(task: tasks.Task) -> Callable[[Any], str]:
             text = vocabulary.decode([*prompt, *np.asarray(tokens)])
             parts.append(f"--- temperature {temperature}, behind a prompt of {len(prompt)} tokens\n{text}\n")
         return "\n".join(parts)
+
+    return sample
+
+
+def _translation_sampler(task: tasks.Task) -> Callable[[Any], str]:
+    """Shows sources from all over the validation split, what is asked and what greedy decoding gives."""
+    source, vocabulary, answer_vocabulary = task.validation, task.vocabulary, task.answer_vocabulary
+    assert source is not None
+    assert vocabulary is not None
+    assert answer_vocabulary is not None
+    chosen = np.unique(np.linspace(0, len(source) - 1, _TRANSLATIONS).astype(int))
+    batch = tasks.collate([source[int(number)] for number in chosen], ragged=True)
+
+    def sample(model: Any) -> str:
+        given = model.greedy(jnp.asarray(batch["tokens"]), jnp.asarray(batch["lengths"]), task.answer_length)
+        rows = zip(batch["tokens"], batch["answer"], np.asarray(given))
+        return "\n".join(
+            f"source  {vocabulary.decode(tokens)}\nanswer  {answer_vocabulary.decode(answer[answer > END])}\n"
+            f"given   {answer_vocabulary.decode(tokens_given)}\n"
+            for tokens, answer, tokens_given in rows
+        )
 
     return sample

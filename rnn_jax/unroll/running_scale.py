@@ -163,7 +163,7 @@ def zero_like_all(tree: PyTree) -> Array:
     token = jnp.zeros((), jnp.float32)
     for leaf in jax.tree.leaves(tree):
         if leaf.size:
-            token = jnp.where(leaf[(0,) * leaf.ndim] == 0, token, token)
+            token = jnp.where(leaf[(0,) * leaf.ndim] == jnp.zeros((), leaf.dtype), token, token)  # a mask is bool
     return jax.lax.stop_gradient(token)
 
 

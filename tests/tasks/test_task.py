@@ -73,11 +73,15 @@ def test_outputs_at_every_step_are_refused(measure, answer):
 
 def _check_example(task, example, length):
     """Holds one example to what `Batch` promises."""
-    inputs, answer = example.keys() & {"xs", "tokens"}, example.keys() & {"label", "target", "labels", "targets"}
+    inputs, answer = (
+        example.keys() & {"xs", "tokens"},
+        example.keys() & {"label", "target", "labels", "targets", "answer"},
+    )
     assert inputs == ({"tokens"} if task.reads_tokens else {"xs"})
     (answer,) = answer
     assert example.keys() == inputs | {answer}
-    per_step = task.kind is not tasks.Kind.ONE_ANSWER
+    assert (answer == "answer") == (task.kind is tasks.Kind.SEQUENCE)
+    per_step = task.kind in (tasks.Kind.ANSWER_A_STEP, tasks.Kind.STREAM)
     assert per_step == (answer in ("labels", "targets"))
     assert length <= task.seq_len
     if task.reads_tokens:
@@ -87,7 +91,13 @@ def _check_example(task, example, length):
         features = task.in_features if isinstance(task.in_features, tuple) else (task.in_features,)
         assert (example["xs"].shape, example["xs"].dtype) == ((length, *features), np.float32)
     steps = (length,) if per_step else ()
-    if answer.startswith("label"):
+    if answer == "answer":
+        assert (example[answer].shape, example[answer].dtype) == ((task.answer_length,), np.int32)
+        (ends,) = np.nonzero(example[answer] == task_lib.END)
+        assert len(ends) == 1
+        assert np.all(example[answer][ends[0] + 1 :] == task_lib.NOT_ASKED)
+        assert np.all((example[answer][: ends[0]] > 0) & (example[answer][: ends[0]] < task.out_features))
+    elif answer.startswith("label"):
         assert (example[answer].shape, example[answer].dtype) == (steps, np.int32)
         lowest = task_lib.NOT_ASKED if per_step else 0
         assert np.all((example[answer] >= lowest) & (example[answer] < task.out_features))
@@ -112,11 +122,15 @@ def test_every_task_keeps_the_contract(numerics, name, data_dir):
     @jax.jit
     def learn(kernel):
         def model(kernel):
-            def apply(inputs, lengths=None):
+            def apply(inputs, lengths=None, answer=None):
                 xs = jax.nn.one_hot(inputs, task.in_features, dtype=jnp.float32) if task.reads_tokens else inputs
                 xs = xs.reshape(*xs.shape[:2], -1)
+                if answer is not None:
+                    logits = jnp.broadcast_to((xs.mean(axis=1) @ kernel)[:, None], (*answer.shape, task.out_features))
+                    return logits, jnp.zeros(len(answer), jnp.float32)
                 return (xs.mean(axis=1) if task.kind is tasks.Kind.ONE_ANSWER else xs) @ kernel
 
+            apply.greedy = lambda inputs, lengths, steps: jnp.zeros((len(inputs), steps), jnp.int32)
             return apply
 
         loss, grad = jax.value_and_grad(lambda kernel: task.loss(model(kernel), batch))(kernel)
@@ -127,7 +141,9 @@ def test_every_task_keeps_the_contract(numerics, name, data_dir):
     assert loss.shape == total.shape == count.shape == ()
     assert (loss.dtype, total.dtype, count.dtype) == (jnp.float32, jnp.float32, jnp.int32)
     answers = np.count_nonzero(batch["labels"] != task_lib.NOT_ASKED) if "labels" in batch else None
-    if answers is None:  # one for each sequence, or for each true step
+    if task.kind is tasks.Kind.SEQUENCE:  # one for each sequence, or for each token of an answer
+        answers = 32 if task.metric == "exact match" else np.count_nonzero(batch["answer"] != task_lib.NOT_ASKED)
+    elif answers is None:  # one for each sequence, or for each true step
         steps = np.sum(batch.get("lengths", task.seq_len * np.ones(32)))
         answers = steps if task.kind is tasks.Kind.ANSWER_A_STEP else 32
     assert int(count) == answers
