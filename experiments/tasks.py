@@ -24,7 +24,7 @@ from rnn_jax.tasks.text import tfidf_baseline
 _known = [*sorted(tasks.TASKS), *(f"{prefix}:..." for prefix in sorted(tasks.PREFIXES))]
 
 _TASK = flags.DEFINE_string("task", None, f"Show this one: {', '.join(_known)}. By default, all are listed.")
-_BASELINE = flags.DEFINE_bool("baseline", False, "Fit TF-IDF with logistic regression to what classifies text.")
+_BASELINE = flags.DEFINE_bool("baseline", False, "Score simple models: TF-IDF of text, nearest neighbors of images.")
 _BATCH = flags.DEFINE_integer("batch", 32, "Sequences in a batch, for the share of padding.", lower_bound=1)
 
 _OPTIONS = define_option_flags()
@@ -105,6 +105,9 @@ def show_task(task: tasks.Task, name: str) -> None:
     if _BASELINE.value and _is_text(task):
         for features, score in tfidf_baseline(task).items():
             print(f"             {score:.4f} by logistic regression on the TF-IDF of {features}")
+    elif _BASELINE.value and task.references is not None:
+        for model, score in task.references().items():
+            print(f"             {score:.4f} by {model}")
     elif _BASELINE.value:
         print("             no TF-IDF baseline: that is for classification of text")
     print(f"options      {_options(name)}")

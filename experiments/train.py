@@ -64,6 +64,10 @@ _TIE = flags.DEFINE_bool("tie_embeddings", False, "Language model: the embedding
 _WEIGHT_DROPOUT = flags.DEFINE_float(
     "weight_dropout", 0.0, "Language model: rate of dropout of the recurrent weights (AWD-LSTM).", lower_bound=0.0
 )
+_HARD = flags.DEFINE_bool("hard_attention", False, "Captions: look at one drawn place a word, trained by REINFORCE.")
+_DOUBLY = flags.DEFINE_float(
+    "doubly_stochastic", 1.0, "Captions: weight of the penalty for places looked at too little.", lower_bound=0.0
+)
 _ATTENTION = flags.DEFINE_enum(
     "attention", None, list(ATTENTION), "Translation: how the decoder sees the source; additive by default."
 )

@@ -1,6 +1,7 @@
 """Networks for whole tasks, made of the layers of `rnn_jax.layers`."""
 
 from rnn_jax.models.attention import AttendingCell, Attention
+from rnn_jax.models.captioner import Captioner
 from rnn_jax.models.classifier import SequenceClassifier
 from rnn_jax.models.decoding import attention_map, beam_search, greedy
 from rnn_jax.models.encoder_decoder import EncoderDecoder
@@ -14,6 +15,7 @@ __all__ = [
     "AttendingCell",
     "Attention",
     "AttentionPool",
+    "Captioner",
     "EncoderDecoder",
     "GridNetwork",
     "LanguageModel",

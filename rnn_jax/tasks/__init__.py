@@ -25,6 +25,8 @@ from rnn_jax.tasks.django_translation import django_translation
 from rnn_jax.tasks.docstrings import docstrings
 from rnn_jax.tasks.dyck import dyck
 from rnn_jax.tasks.forecasting import mackey_glass, sine
+from rnn_jax.tasks.glyphs import glyphs
+from rnn_jax.tasks.images import images
 from rnn_jax.tasks.induction import induction
 from rnn_jax.tasks.language_id import language_id
 from rnn_jax.tasks.moving_digits import moving_digits
@@ -68,6 +70,8 @@ __all__ = [
     "django_translation",
     "docstrings",
     "dyck",
+    "glyphs",
+    "images",
     "induction",
     "language_id",
     "mackey_glass",
@@ -101,6 +105,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "django_translation": django_translation,
     "docstrings": docstrings,
     "dyck": dyck,
+    "glyphs": glyphs,
     "induction": induction,
     "language_id": language_id,
     "mackey_glass": mackey_glass,
@@ -117,6 +122,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 # Tasks on data of the user: `csv:path/to/file.csv`. They take what stands behind the colon first.
 PREFIXES: dict[str, Callable[..., Task]] = {
     **{file_format: functools.partial(table, file_format) for file_format in ("csv", "tsv", "jsonl")},
+    "images": images,
     "pairs": pairs,
     "series": series,
     "text": text_file,

@@ -86,9 +86,9 @@ def split_of(group: str) -> str:
     return "validation" if share < _TEST_SHARE + _VALIDATION_SHARE else "train"
 
 
-def require(package: str, version: str, task_name: str) -> None:
-    """Raises ValueError, with the command that helps, unless a package is installed."""
-    if importlib.util.find_spec(package) is None:
+def require(package: str, version: str, task_name: str, module: str | None = None) -> None:
+    """Raises ValueError, with the command that helps, unless a package is installed; its module may be named apart."""
+    if importlib.util.find_spec(module or package) is None:
         raise ValueError(
             f"the task {task_name!r} reads what comes with the package {package}, which is not installed;"
             f" run: pip install '{package}=={version}'"

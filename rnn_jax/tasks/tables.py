@@ -90,6 +90,36 @@ def table(
     )
 
 
+def read_columns(file_format: str, path: str | os.PathLike[str], **columns: str) -> list[tuple[str, dict[str, str]]]:
+    """Reads texts from the columns of a file; the formats are those of `table`.
+
+    Args:
+      file_format: "csv", "tsv" or "jsonl".
+      path: of the file.
+      **columns: the name of a column, by the option that says it.
+
+    Returns:
+      of each row its place, for messages, and its texts by option, without blanks around them.
+
+    Raises:
+      ValueError: if there is no such file or column, there are no rows, or a row is damaged or has an empty text.
+    """
+    found, records = _READERS[file_format](os.fspath(path), decoded(path))
+    if not records:
+        raise ValueError(f"{path} has no rows.")
+    names = {option: _column(option, name, found, path) for option, name in columns.items()}
+    rows = []
+    for record in records:
+        place, texts = f"{path}, line {record.line}", {}
+        for option, name in names.items():
+            text = record.values.get(name)
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"{place}: {name!r} is {'empty' if text == '' else repr(text)}; needed: a text.")
+            texts[option] = text.strip()
+        rows.append((place, texts))
+    return rows
+
+
 @dataclasses.dataclass(frozen=True)
 class _Rows:
     """What two columns of a file hold, and where each row stands, for messages."""

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from rnn_jax import tasks
-from rnn_jax.models import EncoderDecoder, LanguageModel, SequenceClassifier
+from rnn_jax.models import Captioner, EncoderDecoder, LanguageModel, SequenceClassifier
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class ModelSettings:
       emb_size: features of the embedding of tokens.
       freeze_embeddings, pool, recurrent: of `SequenceClassifier` alone (`frozen_embedding` there).
       tie_embeddings, weight_dropout: of `LanguageModel` alone (`tie` there).
+      hard_attention, doubly_stochastic: of `Captioner` alone (`hard` there).
       attention, scheduled_sampling: of `EncoderDecoder` alone; no attention given is the additive one.
     """
 
@@ -37,6 +38,8 @@ class ModelSettings:
     recurrent: bool = True
     tie_embeddings: bool = False
     weight_dropout: float = 0.0
+    hard_attention: bool = False
+    doubly_stochastic: float = 1.0
     attention: str | None = None
     scheduled_sampling: float = 0.0
 
@@ -50,12 +53,16 @@ class ModelSettings:
 _CLASSIFIER = ("freeze_embeddings", "pool", "recurrent")
 _LANGUAGE_MODEL = ("tie_embeddings", "weight_dropout")
 _ENCODER_DECODER = ("attention", "scheduled_sampling")
+_CAPTIONER = ("hard_attention", "doubly_stochastic")
+_OF_SEQUENCES = (*_LANGUAGE_MODEL, *_ENCODER_DECODER, *_CAPTIONER)
 _UNUSED: Mapping[tasks.Kind, tuple[str, ...]] = {
-    tasks.Kind.ONE_ANSWER: (*_LANGUAGE_MODEL, *_ENCODER_DECODER),
-    tasks.Kind.ANSWER_A_STEP: (*_LANGUAGE_MODEL, *_ENCODER_DECODER),
-    tasks.Kind.STREAM: ("bidirectional", *_CLASSIFIER, *_ENCODER_DECODER),
+    tasks.Kind.ONE_ANSWER: _OF_SEQUENCES,
+    tasks.Kind.ANSWER_A_STEP: _OF_SEQUENCES,
+    tasks.Kind.STREAM: ("bidirectional", *_CLASSIFIER, *_ENCODER_DECODER, *_CAPTIONER),
     tasks.Kind.SEQUENCE: (*_CLASSIFIER, *_LANGUAGE_MODEL),
 }
+_UNUSED_BY_ENCODER_DECODER = _CAPTIONER
+_UNUSED_BY_CAPTIONER = ("bidirectional", "layers", *_ENCODER_DECODER)
 
 
 def make_model(
@@ -77,7 +84,10 @@ def make_model(
         network.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(ModelSettings)}
-    for name in _UNUSED[task.kind]:
+    unused = _UNUSED[task.kind]
+    if task.kind is tasks.Kind.SEQUENCE:
+        unused += _UNUSED_BY_ENCODER_DECODER if task.reads_tokens else _UNUSED_BY_CAPTIONER
+    for name in unused:
         if getattr(settings, name) != defaults[name]:
             raise ValueError(
                 f"--{name}={getattr(settings, name)} has no effect on the task {task.name!r}, whose answer is"
@@ -99,7 +109,21 @@ def make_model(
         )
     if task.kind is tasks.Kind.SEQUENCE:
         if embedding is not None:
-            raise ValueError(f"an embedding to start from is for classification; the task {task.name!r} translates.")
+            raise ValueError(
+                f"an embedding to start from is for classification; the task {task.name!r} asks for a sequence."
+            )
+        if not task.reads_tokens:
+            return Captioner(
+                settings.cell,
+                task.in_features,
+                task.out_features,
+                settings.emb_size,
+                settings.hidden,
+                hard=settings.hard_attention,
+                doubly_stochastic=settings.doubly_stochastic,
+                dropout=settings.dropout,
+                rngs=rngs,
+            )
         assert isinstance(task.in_features, int)
         return EncoderDecoder(
             settings.cell,

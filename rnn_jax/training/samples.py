@@ -14,14 +14,15 @@ from rnn_jax.tasks.vocabulary import PADDING, UNKNOWN
 
 _TRANSLATIONS = 10  # sources of a sample
 _PROMPT, _CONTINUATION = 32, 300  # tokens of a sample of a stream
+_CAPTIONS = 20  # images of which the captions are shown
 
 
 def sampler(task: tasks.Task) -> Callable[[Any], str] | None:
     """Returns what shows a model's outputs on the validation split, as text; None if the task's answers are no text."""
     if task.kind is tasks.Kind.STREAM:
         return _text_sampler(task)
-    if task.kind is tasks.Kind.SEQUENCE and task.reads_tokens:
-        return _translation_sampler(task)
+    if task.kind is tasks.Kind.SEQUENCE:
+        return _translation_sampler(task) if task.reads_tokens else _caption_sampler(task)
     return None
 
 
@@ -40,6 +41,24 @@ def _text_sampler(task: tasks.Task) -> Callable[[Any], str]:
             text = vocabulary.decode([*prompt, *np.asarray(tokens)])
             parts.append(f"--- temperature {temperature}, behind a prompt of {len(prompt)} tokens\n{text}\n")
         return "\n".join(parts)
+
+    return sample
+
+
+def _caption_sampler(task: tasks.Task) -> Callable[[Any], str]:
+    """Writes the captions of images all over the validation split, each below the right one."""
+    assert task.answer_vocabulary is not None
+    assert task.validation is not None
+    vocabulary, source = task.answer_vocabulary, task.validation
+    chosen = np.unique(np.linspace(0, len(source) - 1, _CAPTIONS).astype(int))
+    batch = tasks.collate([source[int(index)] for index in chosen])
+
+    def sample(model: Any) -> str:
+        given = np.asarray(model.greedy(jnp.asarray(batch["xs"]), None, task.answer_length))
+        return "\n".join(
+            f"answer  {vocabulary.decode(answer[answer > END])}\ngiven   {vocabulary.decode(tokens)}\n"
+            for answer, tokens in zip(batch["answer"], given)
+        )
 
     return sample
 

@@ -142,7 +142,11 @@ def test_every_task_keeps_the_contract(numerics, name, data_dir):
     assert (loss.dtype, total.dtype, count.dtype) == (jnp.float32, jnp.float32, jnp.int32)
     answers = np.count_nonzero(batch["labels"] != task_lib.NOT_ASKED) if "labels" in batch else None
     if task.kind is tasks.Kind.SEQUENCE:  # one for each sequence, or for each token of an answer
-        answers = 32 if task.metric == "exact match" else np.count_nonzero(batch["answer"] != task_lib.NOT_ASKED)
+        answers = (
+            32
+            if task.metric in ("exact match", "word overlap")
+            else np.count_nonzero(batch["answer"] != task_lib.NOT_ASKED)
+        )
     elif answers is None:  # one for each sequence, or for each true step
         steps = np.sum(batch.get("lengths", task.seq_len * np.ones(32)))
         answers = steps if task.kind is tasks.Kind.ANSWER_A_STEP else 32
