@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
             temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value, excluded=(PADDING, UNKNOWN)
         )
         run = load_run(_RUN.value, Kind.STREAM)
-        assert run.vocabulary is not None
+        assert isinstance(run.vocabulary, Vocabulary)
         prompt = encode_prompt(run.vocabulary, _PROMPT.value)
     except ValueError as error:
         sys.exit("--" + str(error).removeprefix("--"))

@@ -4,7 +4,7 @@ Trains any cell on any task, evaluates it, and shows the gradient flow before, d
 
     python -m experiments.train --task=digits --cell=lstm --steps=500              (20 s on 2 CPU cores)
     python -m experiments.train --task=adding --seq_len=200 --cell='gru(update_bias=1)' --steps=3000 --schedule=cosine
-    python -m experiments.train --task=dates --cell=gru --bidirectional --batch=128 --steps=400 --learning_rate=5e-3
+    python -m experiments.train --task=dates --cell=gru --bidirectional --steps=400 --batch=128 --learning_rate=5e-3
     python -m experiments.train --task=csv:my/texts.csv --text_column=text --label_column=topic --pool=mean
     python -m experiments.train ... --out=runs/mine --resume       (the same flags again: goes on where it stopped)
 

@@ -157,9 +157,7 @@ class Cell(nnx.RNNCellBase):
           kernel: `[F, G]`.
           bias: `[G]`, or None.
         """
-        x, kernel = dtypes.promote_dtype((jnp.asarray(x), jnp.asarray(kernel)), dtype=self.dtype)
-        z = (x @ kernel).astype(self.param_dtype)
-        return z if bias is None else add_bias(z, jnp.asarray(bias))
+        return dense(x, kernel, bias, dtype=self.dtype, param_dtype=self.param_dtype)
 
     def as_output(self, y: Array, x: Array) -> Array:
         """Returns y in the type of the output: `dtype`, or the promotion of the types of input x and parameters."""
@@ -315,6 +313,13 @@ def sum_gates(
         for k, name in enumerate(cell.gate_columns()):
             z[name] = add_bias(z[name], bias[k * size : (k + 1) * size])
     return z
+
+
+def dense(x: Array, kernel: Array, bias: Array | None = None, *, dtype: Dtype | None, param_dtype: Dtype) -> Array:
+    """Returns `x kernel + bias`: the product in the type `dtype`, the result in `param_dtype`; as `Cell.dense`."""
+    x, kernel = dtypes.promote_dtype((jnp.asarray(x), jnp.asarray(kernel)), dtype=dtype)
+    z = (x @ kernel).astype(param_dtype)
+    return z if bias is None else add_bias(z, jnp.asarray(bias))
 
 
 def add_bias(z: Array, bias: Array) -> Array:

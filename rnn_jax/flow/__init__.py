@@ -4,6 +4,7 @@ from rnn_jax.flow.adjoint import Adjoints, adjoints
 from rnn_jax.flow.calls import layer_calls
 from rnn_jax.flow.check import CellReport, check_cell
 from rnn_jax.flow.gates import gate_saturation
+from rnn_jax.flow.grid import GridProfile, grid_profile
 from rnn_jax.flow.horizon import Horizon, horizon
 from rnn_jax.flow.profile import GradientProfile, gradient_profile
 
@@ -11,11 +12,13 @@ __all__ = [
     "Adjoints",
     "CellReport",
     "GradientProfile",
+    "GridProfile",
     "Horizon",
     "adjoints",
     "check_cell",
     "gate_saturation",
     "gradient_profile",
+    "grid_profile",
     "horizon",
     "layer_calls",
 ]

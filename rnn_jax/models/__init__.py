@@ -6,6 +6,7 @@ from rnn_jax.models.classifier import SequenceClassifier
 from rnn_jax.models.decoding import attention_map, beam_search, greedy
 from rnn_jax.models.encoder_decoder import EncoderDecoder
 from rnn_jax.models.generation import Sampling, generate, stream
+from rnn_jax.models.grid_network import GridNetwork
 from rnn_jax.models.language_model import LanguageModel
 from rnn_jax.models.pooling import POOLS, AttentionPool
 
@@ -16,6 +17,7 @@ __all__ = [
     "AttentionPool",
     "Captioner",
     "EncoderDecoder",
+    "GridNetwork",
     "LanguageModel",
     "Sampling",
     "SequenceClassifier",

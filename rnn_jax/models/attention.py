@@ -152,6 +152,8 @@ class AttendingCell(Cell):
       ValueError: if the cell reads several feature axes or asks for a context itself; or as `Attention`.
     """
 
+    check_exemptions = {"usage": "the matrix of the keys is used once for a sequence, in `Attention.memory`"}
+
     def __init__(
         self,
         in_features: int,

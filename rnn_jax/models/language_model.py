@@ -76,7 +76,7 @@ class LanguageModel(nnx.Module):
         self.embedding = make_embedding(vocabulary_size, emb_size, rngs=rngs, **dtypes)
         self.rnn = make_rnn(cell, emb_size, hidden_features, layers=layers, dropout=dropout, rngs=rngs, **kwargs)
         if weight_dropout:
-            jax.eval_shape(lambda: drop_recurrent_weights(self.rnn, weight_dropout, jax.random.key(0)))
+            drop_recurrent_weights(self.rnn, weight_dropout, jax.random.key(0))  # refuses cells that it cannot serve
         features, sizes = emb_size, []
         for layer in _layers(self.rnn):
             sizes.append(features)

@@ -147,8 +147,8 @@ def draw_effect(*run_dirs: read.StrPath, out: read.StrPath | None = None) -> pat
         for ax, number in ((start_ax, 0), (trained_ax, -1)):
             plot_profile(ax, layers[layer][number], label=label, **style)
     score_ax.set(ylim=(-0.03, 1.03), title="score on the test split")
-    start_ax.set_title("gradient in the encoder, at initialization")
-    trained_ax.set_title("after training")
+    start_ax.set_title("encoder, at initialization")
+    trained_ax.set(title="encoder, after training", ylabel="")
     score_ax.legend(loc="center left")
     folder = pathlib.Path(run_dirs[0]) / "figures" if out is None else pathlib.Path(out)
     folder.mkdir(exist_ok=True)

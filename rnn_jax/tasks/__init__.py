@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rnn_jax.tasks.adding import adding
+from rnn_jax.tasks.addition import addition
 from rnn_jax.tasks.batching import as_batch, batches, collate, stream_batches
 from rnn_jax.tasks.copying import copy, delayed_copy
 from rnn_jax.tasks.dates import dates
@@ -57,6 +58,7 @@ __all__ = [
     "StreamSource",
     "Task",
     "adding",
+    "addition",
     "as_batch",
     "associative_recall",
     "batches",
@@ -94,6 +96,7 @@ __all__ = [
 # A task takes its options by keyword; `make_task` hands it those that a flag gave.
 TASKS: dict[str, Callable[..., Task]] = {
     "adding": adding,
+    "addition": addition,
     "associative_recall": associative_recall,
     "copy": copy,
     "dates": dates,

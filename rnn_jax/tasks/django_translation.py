@@ -7,7 +7,7 @@ from rnn_jax.tasks import prepared, task
 from rnn_jax.tasks.subwords import build_subwords
 from rnn_jax.tasks.translation import Pair, translation
 
-_LONGEST = 100  # characters of a message and of its translation; a tenth of them are longer
+_LONGEST = 100  # characters of a message and of its translation; 7 % of them are longer
 
 
 def django_translation(languages: str = "de,es,et,fi,fr,it,nl,sv", vocab_size: int = 2000) -> task.Task:
@@ -21,7 +21,7 @@ def django_translation(languages: str = "de,es,et,fi,fr,it,nl,sv", vocab_size: i
 
     What to expect: a demonstration. 800 different messages are far too few to learn to translate; a model learns the
     vocabulary of the domain, names of languages and months, and how a sentence begins in each language. Of one message
-    in 15, such as "Apr.", there are two translations, of which the first is taken.
+    in 60 there are two translations or more, of which the first is taken.
 
     Args:
       languages: codes of locales of Django, with commas between.

@@ -206,7 +206,7 @@ def test_a_user_defined_cell_runs_by_its_path(tmp_path):
 
 
 REFUSED = {
-    "--cells=foo": "unknown cell 'foo'; allowed: elman, gru",
+    "--cells=foo": "unknown cell 'foo'; allowed: elman, grid_lstm, gru",
     "--cells=lstm(foo=1)": "cell 'lstm' has no argument 'foo'; allowed: forget_bias",
     "--cells=lstm,lstm": "names a cell twice",
     "--task=foo": "unknown task 'foo'",
@@ -239,7 +239,7 @@ def test_bad_input_gets_one_sentence_and_changes_nothing(short_run, tmp_path):
 def test_a_refusal_is_told_on_stderr_with_exit_status_1():
     done = run("--cells=foo")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("unknown cell 'foo'; allowed: elman, gru")
+    assert done.stderr.splitlines()[-1].startswith("unknown cell 'foo'; allowed: elman, grid_lstm, gru")
     assert "Traceback" not in done.stderr
 
 

@@ -20,6 +20,10 @@ FINGERPRINTS = {
         "55143952bb516a7248bab610aa638ca3aea4554c138e1b791a9e1407bf51547c",
         "e0ca66665f4b50d4ffab5d0406a65b03bbd5a420d54dd5baad1c709ef50cc657",
     ),
+    "addition": (
+        "0ab049a6904c0f3e8ccf1cd736174d6578169b54dde99ec747eed57ca70ad50e",
+        "daeb90924d71ff116b9f5b347a1f6c56015ba1716d4172796582bf476f56cd8b",
+    ),
     "associative_recall": (
         "5e65863fc78777c753ab800e96240e940147eb6ba162a59a34d17ec3feaeb561",
         "ed0b8c8f6e4d67482e3f3514f5111a53eef8faa20600f11c8d8537522e86fca3",
@@ -130,7 +134,8 @@ def test_a_source_goes_through_pickle(name):
     assert content(pickle.loads(pickle.dumps(source)), 2) == content(source, 2)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+# A sum begins with 0 or 1, so that not every constant answer to `addition` scores the same; its own tests have it.
+@pytest.mark.parametrize("name", [name for name in CLASSES if name != "addition"])
 def test_whatever_ignores_the_input_scores_as_derived(name):
     """Every constant answer does, and so does one for each step, chosen on other examples."""
     task, count = large(name), 2000
@@ -236,6 +241,9 @@ def test_an_argument_out_of_range_is_refused_in_one_sentence(name, kwargs, sente
             "seq_len=9 is out of range; allowed: 10 or more, so that no two signs share a step.",
         ),
         ("temporal_order", {"symbols": 4}, "symbols=4 is out of range; allowed: 2 to 3."),
+        ("addition", {"digits": 0}, "digits=0 is out of range; allowed: 1 or more."),
+        ("addition", {"digits": 3, "seq_len": 48}, "digits=3 and seq_len=48 contradict each other; allowed: one"),
+        ("addition", {"seq_len": 5}, "seq_len=5 is out of range; allowed: 6 or more, two numbers of a digit, their"),
         ("parity", {"seq_len": 0}, "seq_len=0 is out of range; allowed: 1 or more."),
         ("dyck", {"seq_len": 3}, "seq_len=3 is out of range; allowed: 4 or more, the shortest word that asks"),
         ("dyck", {"brackets": 1}, "brackets=1 is out of range; allowed: 2 or more."),
@@ -271,6 +279,7 @@ def test_an_impossible_task_is_refused_in_one_sentence(name, kwargs, sentence):
     ("name", "kwargs"),
     [
         ("adding", {"seq_len": 2}),
+        ("addition", {"seq_len": 6}),
         ("copy", {"seq_len": 3, "symbols": 1}),
         ("delayed_copy", {"seq_len": 2, "delay": 1}),
         ("selective_copy", {"seq_len": 2, "symbols": 1}),

@@ -1,0 +1,97 @@
+"""The experiment as a person runs it: through its command line."""
+
+import csv
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+
+from rnn_jax.report.grid import load_grid_profiles
+from tests.experiments.refusals import refusals
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run(*arguments, cache):
+    command = [sys.executable, "-m", "experiments.grid_lstm", *arguments]
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_both_networks_learn_the_parity_of_three_bits_and_a_run_resumed_ends_the_same(tmp_path):
+    out = tmp_path / "out"
+    flags = [
+        "--task=parity", "--seq_len=3", "--depth=2", "--hidden=16", "--steps=150", "--batch=16",
+        "--learning_rate=2e-2", "--test_size=64", f"--out={out}",
+    ]  # fmt: skip
+    done = run(*flags, cache=tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    summary = rows(out / "summary.csv")
+    assert [(row["network"], row["seed"]) for row in summary] == [("grid_lstm", "0"), ("tanh", "0")]
+    for row in summary:
+        assert float(row["test_score"]) > 0.95 > float(row["baseline_score"]) == 0.5
+    ours, other = (int(row["parameters"]) for row in summary)
+    assert ours <= other < 1.1 * ours
+    profiles = load_grid_profiles(out)
+    assert len(profiles) == 2 * 2
+    for (_, _, dimension), norms in profiles.items():
+        assert dimension == "depth"
+        assert norms.shape == (1, 2)
+        assert np.all(np.isfinite(norms))
+    for path in (out / "figures" / "grid_lstm.png", out / "metrics.csv", out / "grid_profile.csv"):
+        assert str(path) in done.stdout
+    assert (out / "figures" / "grid_lstm.png").read_bytes().startswith(b"\x89PNG")
+
+    before = {name: (out / name).read_bytes() for name in ("metrics.csv", "grid_profile.csv")}
+    shutil.rmtree(out / "checkpoints" / "tanh")
+    (out / "summary.csv").unlink()
+    done = run(*flags, "--resume", cache=tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    assert {name: (out / name).read_bytes() for name in before} == before
+    again = rows(out / "summary.csv")
+    assert [{**row, "seconds": ""} for row in again] == [{**row, "seconds": ""} for row in summary]
+
+
+REFUSED = {
+    "--task=nosuch": "unknown task 'nosuch'; known: adding, addition",
+    "--task=surnames": "--task=surnames has no sequences of one length; allowed: a task that has.",
+    "--task=digits --blanks=3": "--task=digits has 11 rows; allowed: the 8 of the image, without blanks.",
+    "--task=digits --patch=3": "patch=3 does not cover images of 8 x 8; allowed: a divisor of both.",
+    "--digits=0": "digits=0 is out of range; allowed: 1 or more.",
+    "--depth=0": "flag --depth=0: 0 is not a positive integer",
+    "--priority=up": "flag --priority=up: value should be one of <depth|time|none>",
+    "--clip=-1": "flag --clip=-1: -1.0 is not a non-negative number",
+    "stray": "unexpected argument 'stray'",
+    "--resume": "--resume needs the run to go on with; allowed: with --out=FOLDER.",
+}
+
+
+def test_an_image_has_a_profile_along_each_dimension_and_bad_input_gets_one_sentence(tmp_path, data_dir):
+    """In one process, as an import costs more than all of it."""
+    out = tmp_path / "out"
+    image = f"--task=digits --patch=4 --depth=1 --hidden=3 --steps=1 --batch=4 --out={out}"
+    lists = [[*text.split(), f"--data_dir={data_dir}"] for text in (image, *REFUSED)]
+    for said, words in zip(refusals("grid_lstm", *lists), ("it ran", *REFUSED.values()), strict=True):
+        assert words in said
+    places = {("grid_lstm", "rows"): 2, ("grid_lstm", "columns"): 2, ("stacked_lstm", "rows"): 8}
+    places |= {("grid_lstm", "depth"): 1, ("stacked_lstm", "depth"): 1}
+    assert {key: norms.shape for key, norms in load_grid_profiles(out).items()} == {
+        (network, stage, dimension): (1, size)
+        for (network, dimension), size in places.items()
+        for stage in ("initialization", "trained")
+    }
+    assert json.loads((out / "config.json").read_text())["flags"]["rows"] is True
