@@ -170,16 +170,9 @@ class AttendingCell(Cell):
         super().__init__(in_features, hidden_features, dtype=dtype, param_dtype=param_dtype)
         value_features = hidden_features if value_features is None else value_features
         check_sizes(value_features=value_features)
-        dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+        dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         self.value_features = value_features
-        # A cell of the user may not take what is the default anyway.
-        asked: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-        asked |= {} if param_dtype == jnp.float32 else {"param_dtype": param_dtype}
-        self.cell = make_cell(cell, in_features + hidden_features, hidden_features, rngs=rngs, **asked, **kwargs)
-        if self.cell.num_feature_axes != 1 or asks_for(self.cell, "context"):
-            raise ValueError(
-                f"cell {cell!r} cannot attend; allowed: a cell of one feature axis that asks for no context."
-            )
+        self.cell = make_inner_cell(cell, in_features + hidden_features, hidden_features, rngs=rngs, **dtypes, **kwargs)
         first, x = self.initialize_carry((in_features,)), jnp.zeros((in_features,), param_dtype)
         query_features = jax.eval_shape(self._inner_step, first, x)[1].shape[-1]
         self.attention = Attention(score, query_features, value_features, rngs=rngs, **dtypes)
@@ -254,3 +247,20 @@ class AttendingCell(Cell):
     def _inner_step(self, carry: AttendingCarry, x: Array, key: Array | None = None) -> tuple[Carry, Array]:
         inner, state = step(self.cell, carry.cell, self._fed(carry, x), key=key)
         return inner, as_inputs(state, 1, x.ndim - 1)
+
+
+def make_inner_cell(
+    cell: str, in_features: int, hidden_features: int, *, dtype: Dtype | None, param_dtype: Dtype, **kwargs: Any
+) -> nnx.RNNCellBase:
+    """Builds the cell within a cell that attends; arguments as `rnn_jax.make_cell`.
+
+    Raises:
+      ValueError: if the cell reads several feature axes or asks for a context itself; or as `rnn_jax.make_cell`.
+    """
+    # A user-defined cell may not take what is the default anyway.
+    asked: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    asked |= {} if param_dtype == jnp.float32 else {"param_dtype": param_dtype}
+    inner = make_cell(cell, in_features, hidden_features, **asked, **kwargs)
+    if inner.num_feature_axes != 1 or asks_for(inner, "context"):
+        raise ValueError(f"cell {cell!r} cannot attend; allowed: a cell of one feature axis that asks for no context.")
+    return inner

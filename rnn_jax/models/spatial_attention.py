@@ -14,10 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
-from rnn_jax.cell import Cell, PointwiseCell, asks_for, check_input, check_sizes, gate_values, step
+from rnn_jax.cell import Cell, PointwiseCell, check_input, check_sizes, gate_values, step
 from rnn_jax.layers import as_inputs
-from rnn_jax.models.attention import Attention, Memory
-from rnn_jax.registry import make_cell
+from rnn_jax.models.attention import Attention, Memory, make_inner_cell
 
 Array = jax.Array
 Carry = Any
@@ -100,12 +99,7 @@ class SpatialAttentionCell(Cell):
         check_sizes(value_features=value_features)
         self.value_features = value_features
         dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-        given = {name: value for name, value in dtypes.items() if value is not None}  # not every cell takes a `dtype`
-        self.cell = make_cell(cell, in_features + value_features, hidden_features, rngs=rngs, **given, **kwargs)
-        if self.cell.num_feature_axes != 1 or asks_for(self.cell, "context"):
-            raise ValueError(
-                f"cell {cell!r} cannot look at an image; allowed: a cell of one feature axis that asks for no context."
-            )
+        self.cell = make_inner_cell(cell, in_features + value_features, hidden_features, rngs=rngs, **dtypes, **kwargs)
         query_features = jax.eval_shape(lambda: self.query(self.initialize_carry((in_features,)))).shape[-1]
         self.attention = Attention("additive", query_features, value_features, rngs=rngs, **dtypes)
         self.beta = nnx.Linear(query_features, 1, rngs=rngs, **dtypes)

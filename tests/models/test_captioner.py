@@ -249,7 +249,7 @@ def test_a_tiny_captioner_reads_its_image_and_is_lost_without_it(hard):
     [
         ({"doubly_stochastic": -1.0}, "doubly_stochastic=-1.0 is no weight"),
         ({"expected_rate": 1.5}, "expected_rate=1.5 is no rate"),
-        ({"cell": "tests.user_cells:AttendingCell"}, "cannot look at an image"),
+        ({"cell": "tests.user_cells:AttendingCell"}, "cannot attend"),
     ],
 )
 def test_bad_arguments_are_told(changes, told):
