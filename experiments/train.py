@@ -316,6 +316,7 @@ def show(run_dir: pathlib.Path, task: tasks.Task) -> None:
     for name, text in table.items():
         print(f"  {name:{width}}{text}")
     files = ["summary.csv", "metrics.csv", "timing.csv", "checkpoints/last", "checkpoints/best", "gradient_flow.csv"]
+    files += [f"samples/{path.name}" for path in sorted((run_dir / "samples").glob("*"))[-1:]]
     figures = draw_training(run_dir)
     if (run_dir / "gradient_flow.npz").exists():
         figures += draw_profiles(run_dir)
