@@ -12,7 +12,7 @@ from tests.experiments.refusals import refusals
 
 ROOT = pathlib.Path(__file__).parents[2]
 FLAGS = [
-    "--task=adding", "--seq_len=8", "--cell=gru", "--hidden=4", "--batch=8", "--steps=4",
+    "--task=adding", "--seq_len=8", "--cell=elman", "--hidden=4", "--batch=8", "--steps=4",
     "--train_size=64", "--test_size=32",
 ]  # fmt: skip
 
@@ -27,7 +27,7 @@ def run(module, *arguments):
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for seed in range(2):
-        done = run("train", *FLAGS, f"--seed={seed}", f"--out={folder / f'gru-{seed}'}")
+        done = run("train", *FLAGS, f"--seed={seed}", f"--out={folder / f'elman-{seed}'}")
         assert done.returncode == 0, done.stderr
     return folder
 
@@ -36,16 +36,16 @@ def test_trained_networks_make_a_table_and_a_figure(runs, tmp_path):
     done = run("compare", *sorted(runs.iterdir()), "--baseline=a guess=0.2", f"--out={tmp_path / 'made'}")
     assert done.returncode == 0, done.stderr
     with (tmp_path / "made" / "comparison.csv").open(encoding="utf-8") as table:
-        (gru,) = csv.DictReader(table)
+        (elman,) = csv.DictReader(table)
     scores = []
     for seed in range(2):
-        with (runs / f"gru-{seed}" / "summary.csv").open(encoding="utf-8") as table:
+        with (runs / f"elman-{seed}" / "summary.csv").open(encoding="utf-8") as table:
             scores.append(float(next(csv.DictReader(table))["test_score"]))
-    assert (gru["network"], gru["metric"], gru["seeds"]) == ("gru", "mse", "0 1")
-    assert float(gru["test_mean"]) == pytest.approx(sum(scores) / 2)
-    assert (float(gru["test_least"]), float(gru["test_most"])) == (min(scores), max(scores))
+    assert (elman["network"], elman["metric"], elman["seeds"]) == ("elman", "mse", "0 1")
+    assert float(elman["test_mean"]) == pytest.approx(sum(scores) / 2)
+    assert (float(elman["test_least"]), float(elman["test_most"])) == (min(scores), max(scores))
     assert scores[0] != scores[1]
-    assert gru["command"] == " ".join(["python -m experiments.train", *FLAGS])
+    assert elman["command"] == " ".join(["python -m experiments.train", *FLAGS])
     assert "| a guess | 0.200 |" in done.stdout
     assert (tmp_path / "made" / "comparison.md").read_text(encoding="utf-8") in done.stdout
     assert (tmp_path / "made" / "comparison.png").stat().st_size > 5000
