@@ -173,6 +173,7 @@ def test_the_profile_is_held_against_the_gradient(tmp_path):
     assert float(profile["error"]) < 1e-6
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_processes_of_their_own(tmp_path):
     benchmark("--memory", "--cells=elman", "--grid=64x100x8x64", "--peers=flax.nnx", f"--out={tmp_path}")
     rows = read(tmp_path)

@@ -287,6 +287,7 @@ def assert_same_run(out, alone):
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"elman", "gru"}
 
 
+@pytest.mark.slow  # two minutes; the loop is that of `experiments.train`, which is killed in test_train.py
 def test_a_run_killed_at_three_moments_and_interrupted_ends_as_one_left_alone(two_cells, tmp_path):
     alone, start = two_cells
     out, writing = tmp_path / "run", tmp_path / "run" / "checkpoints"

@@ -228,7 +228,9 @@ def test_a_run_killed_at_any_moment_ends_as_one_left_alone(tmp_path, environment
     assert_same_run(out, alone[0])
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_saves_says_how_to_go_on_and_ends_as_one_left_alone(
     tmp_path, environment, alone, number, status
 ):
