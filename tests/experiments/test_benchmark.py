@@ -107,6 +107,7 @@ def test_a_peer_computes_what_ours_computes(both_ways, library, cell):
     assert [row["chosen"] for row in rows].count("True") == 1
 
 
+@pytest.mark.slow
 def test_every_jax_layer_competes_on_all_devices_too(tmp_path):
     flags = ["--quick", "--cells=elman", "--grid=2x4x3x4", "--peers=flax.nnx", "--repeats=1", "--devices=2"]
     benchmark(*flags, f"--out={tmp_path}")

@@ -151,6 +151,7 @@ def test_layers_and_directions_have_profiles_of_their_own(tmp_path):
     assert parts == {f"rnn/layers/{k}/{way}_rnn" for k in (0, 1) for way in ("forward", "backward")}
 
 
+@pytest.mark.slow
 def test_a_task_of_tokens_that_asks_at_every_step_runs(tmp_path):
     done = run(
         "--cells=elman", "--task=parity", "--seq_len=9", "--steps=2", "--seeds=2", "--hidden=4", "--emb_size=3",

@@ -33,14 +33,23 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_both_networks_learn_the_parity_of_three_bits_and_a_run_resumed_ends_the_same(tmp_path):
-    out = tmp_path / "out"
-    flags = [
-        "--task=parity", "--seq_len=3", "--depth=2", "--hidden=16", "--steps=150", "--batch=16",
-        "--learning_rate=2e-2", "--test_size=64", f"--out={out}",
-    ]  # fmt: skip
-    done = run(*flags, cache=tmp_path / "cache")
+FLAGS = [
+    "--task=parity", "--seq_len=3", "--depth=2", "--hidden=16", "--steps=150", "--batch=16", "--learning_rate=2e-2",
+    "--test_size=64",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grid")
+    done = run(*FLAGS, f"--out={folder / 'out'}", cache=folder / "cache")
     assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_both_networks_learn_the_parity_of_three_bits(trained):
+    folder, told = trained
+    out = folder / "out"
     summary = rows(out / "summary.csv")
     assert [(row["network"], row["seed"]) for row in summary] == [("grid_lstm", "0"), ("tanh", "0")]
     for row in summary:
@@ -54,13 +63,19 @@ def test_both_networks_learn_the_parity_of_three_bits_and_a_run_resumed_ends_the
         assert norms.shape == (1, 2)
         assert np.all(np.isfinite(norms))
     for path in (out / "figures" / "grid_lstm.png", out / "metrics.csv", out / "grid_profile.csv"):
-        assert str(path) in done.stdout
+        assert str(path) in told
     assert (out / "figures" / "grid_lstm.png").read_bytes().startswith(b"\x89PNG")
 
+
+@pytest.mark.slow
+def test_a_run_resumed_ends_the_same(trained):
+    folder, _ = trained
+    out = folder / "out"
     before = {name: (out / name).read_bytes() for name in ("metrics.csv", "grid_profile.csv")}
+    summary = rows(out / "summary.csv")
     shutil.rmtree(out / "checkpoints" / "tanh")
     (out / "summary.csv").unlink()
-    done = run(*flags, "--resume", cache=tmp_path / "cache")
+    done = run(*FLAGS, f"--out={out}", "--resume", cache=folder / "cache")
     assert done.returncode == 0, done.stderr
     assert {name: (out / name).read_bytes() for name in before} == before
     again = rows(out / "summary.csv")

@@ -150,6 +150,7 @@ def resumed(on_digits, tmp_path, environment):
     )
 
 
+@pytest.mark.slow
 def test_without_a_validation_split_the_score_is_said_to_be_that_of_the_last_step(on_digits):
     out, _, printed = on_digits
     told = "validation accuracy +none: the task has no such split, and the test score is that of the last step\n"

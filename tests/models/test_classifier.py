@@ -206,7 +206,7 @@ def test_every_pool_over_a_packed_network_is_that_of_torch(answer):
     torch_models.check_classifier("gru", "float64", 1e-10, layers=1, bidirectional=True, **answer)
 
 
-@pytest.mark.parametrize("answer", [*ANSWERS, *BAGS], ids=named)
+@pytest.mark.parametrize("answer", [ANSWERS[0], ANSWERS[-1], BAGS[0]], ids=named)
 def test_a_batch_padded_to_500_is_one_padded_to_50(answer):
     """In outputs and all gradients, dropout included, whatever tokens the padding holds."""
     cell = "gru" if answer == {"pool": "last"} else "elman"

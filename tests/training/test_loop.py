@@ -95,7 +95,7 @@ def train_members(task, run_dir, chosen):
         ("classifier", 1),
         ("ensemble", 1),
         ("language model", 1),
-        pytest.param("language model", 2, marks=needs_two_devices),
+        pytest.param("language model", 2, marks=[needs_two_devices, pytest.mark.slow]),
     ],
 )
 def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes_and_weights(tmp_path, monkeypatch, kind, devices):
