@@ -20,12 +20,12 @@ def dates(train_size: int = 14_000, test_size: int = 4000, seed: int = 0) -> tas
 
     "samedi 9 mars 2024" -> "2024-03-09";  "9.3.2024" -> "2024-03-09";  "Mar 9, 2024" -> "2024-03-09"
 
-    "tokens" are the characters of a date, 8 to 35 of them, in the full, long or medium format of the locale; "labels"
-    the 10 of the answer and `END`. The split is by date: no date of the test split is in the training split, in any
+    "tokens" are the characters of a date, 8 to 35 of them, in the full, long or medium format of the locale; "answer"
+    the 10 of the ISO date and `END`. The split is by date: no date of the test split is in the training split, in any
     language. No source has two answers. The validation split has half the size of the test split.
 
     What to expect: the names of months and the order of day, month and year are to be learned, and the day of the week
-    to be passed over. The best answer that ignores the source is right in 5 of 4000 cases.
+    to be ignored. The best answer that ignores the source is right in 5 of 4000 cases.
 
     Args:
       train_size, test_size: how many pairs; different sources, of which there are about 800,000.
