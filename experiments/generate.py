@@ -23,6 +23,7 @@ from absl import app, flags, logging
 from rnn_jax.models import Sampling, generate, stream
 from rnn_jax.tasks import Kind
 from rnn_jax.tasks.vocabulary import PADDING, UNKNOWN, Vocabulary, split_text
+from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.load import load_run
 
 _RUN = flags.DEFINE_string("run", None, "Run directory of experiments.train, on stdlib_text or text:PATH.")
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)
+    enable_compilation_cache()
     try:
         if _RUN.value is None:
             raise ValueError("--run is not given; allowed: a folder that experiments.train wrote.")

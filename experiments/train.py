@@ -226,7 +226,7 @@ def network_name() -> str:
 
 
 def settings() -> ModelSettings:
-    return ModelSettings.of_flags({flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(__name__)})
+    return ModelSettings.of_flags(given_flags())
 
 
 def check(

@@ -567,6 +567,19 @@ def make_rnn(
     return stack[0] if layers == 1 else Stack(stack, dropout=dropout)
 
 
+def layers_of(rnn: RNN | Bidirectional | Stack) -> list[Any]:
+    """Returns the layers of a network, the lowest first; a lone layer is a stack of one."""
+    return list(rnn.layers) if isinstance(rnn, Stack) else [rnn]
+
+
+def feature_sizes(rnn: RNN | Bidirectional | Stack, in_features: int) -> list[int]:
+    """Returns the sizes of the inputs of each layer, and that of the outputs of the last, each joined to one axis."""
+    sizes = [in_features]
+    for layer in layers_of(rnn):
+        sizes.append(math.prod(output_features(layer, (sizes[-1],))))
+    return sizes
+
+
 def _features_for(layer: RNN | Bidirectional, features: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the features as a layer like this one reads them, as `as_inputs` makes them."""
     return features if layer.num_feature_axes != 1 else (math.prod(features),)

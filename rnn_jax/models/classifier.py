@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from rnn_jax.cell import check_sizes
-from rnn_jax.layers import Bidirectional, Stack, as_inputs, check_dropout, dropout, make_rnn, output_features
+from rnn_jax.layers import Bidirectional, as_inputs, check_dropout, dropout, layers_of, make_rnn, output_features
 from rnn_jax.models.embedding import embed, make_embedding
 from rnn_jax.models.pooling import (
     POOLS,
@@ -184,7 +184,7 @@ class SequenceClassifier(nnx.Module):
         return last_step(ys, lengths)
 
     def _top_layer(self) -> Any:
-        return self.rnn.layers[-1] if isinstance(self.rnn, Stack) else self.rnn
+        return None if self.rnn is None else layers_of(self.rnn)[-1]
 
 
 def forward_half(features: tuple[int, ...]) -> Array:

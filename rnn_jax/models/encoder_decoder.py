@@ -1,6 +1,5 @@
 """A network that reads one sequence and writes another: translation."""
 
-import math
 from functools import partial
 from typing import Any
 
@@ -9,7 +8,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rnn_jax.cell import check_sizes, step
-from rnn_jax.layers import RNN, Bidirectional, Stack, as_inputs, check_dropout, dropout, make_rnn, output_features
+from rnn_jax.layers import (
+    RNN,
+    Bidirectional,
+    Stack,
+    as_inputs,
+    check_dropout,
+    dropout,
+    feature_sizes,
+    layers_of,
+    make_rnn,
+)
 from rnn_jax.models.attention import SCORES, AttendingCarry, AttendingCell
 from rnn_jax.models.decoding import END, shifted
 from rnn_jax.models.decoding import greedy as greedy_answer
@@ -100,30 +109,23 @@ class EncoderDecoder(nnx.Module):
         build = partial(make_rnn, cell, emb_size, hidden_features, layers=layers, dropout=dropout, rngs=rngs)
         self.encoder = build(bidirectional=bidirectional, **kwargs)
         self.decoder = build(**kwargs)
-        size = emb_size
-        sizes = []
-        for layer in _layers(self.decoder):
-            sizes.append(size)
-            size = math.prod(output_features(layer, (size,)))
+        *sizes, size = feature_sizes(self.decoder, emb_size)
         if attention != "none":
-            source_size = emb_size
-            for layer in _layers(self.encoder):
-                source_size = math.prod(output_features(layer, (source_size,)))
             top = RNN(
                 AttendingCell(
                     sizes[-1],
                     hidden_features,
                     cell=cell,
                     score=attention,
-                    value_features=source_size,
+                    value_features=feature_sizes(self.encoder, emb_size)[-1],
                     rngs=rngs,
                     **kwargs,
                 )
             )
             size = hidden_features
-            self.decoder = top if layers == 1 else Stack([*_layers(self.decoder)[:-1], top], dropout=dropout)
+            self.decoder = top if layers == 1 else Stack([*layers_of(self.decoder)[:-1], top], dropout=dropout)
         self.layer_features = tuple(sizes)  # of the inputs of each layer of the decoder
-        self.bridge = nnx.List(_bridge(layer, rngs, dtypes) for layer in _layers(self.encoder))
+        self.bridge = nnx.List(_bridge(layer, rngs, dtypes) for layer in layers_of(self.encoder))
         self.head = nnx.Linear(size, out_features, **dtypes, rngs=rngs)
 
     def __call__(
@@ -190,7 +192,7 @@ class EncoderDecoder(nnx.Module):
         mask = context if self.attention == "none" else context.mask
         weights = jnp.zeros(mask.shape, jnp.float32)
         carries = []
-        for layer, one in zip(_layers(self.decoder), carry):
+        for layer, one in zip(layers_of(self.decoder), carry):
             y = as_inputs(y, 1, tokens.ndim)
             if isinstance(layer.cell, AttendingCell):
                 one, y, weights = layer.cell.attend(one, y, context)
@@ -210,13 +212,13 @@ class EncoderDecoder(nnx.Module):
         ys = as_inputs(ys, 1, xs.ndim - 1)
         last = last if isinstance(self.encoder, Stack) else (last,)
         carries = []
-        for k, layer in enumerate(_layers(self.decoder)):
+        for k, layer in enumerate(layers_of(self.decoder)):
             cell = layer.cell
             first = cell.initialize_carry((*xs.shape[:-2], self.layer_features[k]), layer.carry_rngs())
             inner = first.cell if isinstance(cell, AttendingCell) else first
             inner = _across(self.bridge[k], last[k], inner)
             carries.append(AttendingCarry(inner, first.attended) if isinstance(cell, AttendingCell) else inner)
-        top = _layers(self.decoder)[-1].cell
+        top = layers_of(self.decoder)[-1].cell
         if isinstance(top, AttendingCell):
             return tuple(carries), top.attention.memory(ys, lengths)
         mask = jnp.ones(xs.shape[:-1], bool)
@@ -243,10 +245,6 @@ class EncoderDecoder(nnx.Module):
         state = (carry, jnp.full_like(tokens[..., 0], END))
         _, fed = jax.lax.scan(one_step, state, (jnp.moveaxis(tokens, -1, 0), steps))
         return jax.lax.stop_gradient(jnp.moveaxis(fed, 0, -1))
-
-
-def _layers(rnn: RNN | Bidirectional | Stack) -> list[Any]:
-    return list(rnn.layers) if isinstance(rnn, Stack) else [rnn]
 
 
 def _bridge(layer: RNN | Bidirectional, rngs: nnx.Rngs, dtypes: dict[str, Any]) -> nnx.List:

@@ -1,6 +1,5 @@
 """A recurrent language model: after each token, what the next one will be."""
 
-import math
 from typing import Any
 
 import jax
@@ -9,15 +8,13 @@ from flax import nnx
 
 from rnn_jax.cell import check_sizes
 from rnn_jax.layers import (
-    RNN,
-    Bidirectional,
-    Stack,
     as_inputs,
     check_dropout,
     drop_recurrent_weights,
     dropout,
+    feature_sizes,
+    layers_of,
     make_rnn,
-    output_features,
 )
 from rnn_jax.models.embedding import embed, make_embedding
 from rnn_jax.models.pooling import steps_within
@@ -77,10 +74,7 @@ class LanguageModel(nnx.Module):
         self.rnn = make_rnn(cell, emb_size, hidden_features, layers=layers, dropout=dropout, rngs=rngs, **kwargs)
         if weight_dropout:
             drop_recurrent_weights(self.rnn, weight_dropout, jax.random.key(0))  # refuses cells that it cannot serve
-        features, sizes = emb_size, []
-        for layer in _layers(self.rnn):
-            sizes.append(features)
-            features = math.prod(output_features(layer, (features,)))
+        *sizes, features = feature_sizes(self.rnn, emb_size)
         self.layer_features = tuple(sizes)  # of the inputs of each layer
         if tie and emb_size != features:
             raise ValueError(f"tie=True with emb_size={emb_size}; allowed: {features}, the size of the outputs.")
@@ -135,7 +129,7 @@ class LanguageModel(nnx.Module):
         """Returns the carry before the first step of sequences `[*batch, time]`, of the structure of any later one."""
         carries = tuple(
             layer.cell.initialize_carry((*batch_shape, size), layer.carry_rngs())
-            for layer, size in zip(_layers(self.rnn), self.layer_features)
+            for layer, size in zip(layers_of(self.rnn), self.layer_features)
         )
         return carries if len(carries) > 1 else carries[0]
 
@@ -146,7 +140,3 @@ class LanguageModel(nnx.Module):
         logits = self.embedding.attend(ys)
         bias = self.head_bias[...].astype(logits.dtype)
         return logits + bias.reshape((1,) * (logits.ndim - 1) + bias.shape)
-
-
-def _layers(rnn: RNN | Bidirectional | Stack) -> list[Any]:
-    return list(rnn.layers) if isinstance(rnn, Stack) else [rnn]

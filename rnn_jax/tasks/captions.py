@@ -18,6 +18,7 @@ import numpy as np
 from rnn_jax.tasks import task
 from rnn_jax.tasks.fingerprint import fingerprint
 from rnn_jax.tasks.task import END, NOT_ASKED
+from rnn_jax.tasks.text import encode_answer, pad_answer
 from rnn_jax.tasks.vocabulary import UNKNOWN, build_vocabulary
 
 
@@ -94,9 +95,9 @@ def caption_task(
         if not len(content.captions):
             raise ValueError(f"the {split} split of {name!r} is empty; needed: an image or more.")
     vocabulary = build_vocabulary(train.captions, "word", vocab_size)
-    tokens = {split: [vocabulary.encode(text) for text in content.captions] for split, content in splits.items()}
-    length = 1 + max(len(answer) for answers in tokens.values() for answer in answers)
-    answers = {split: np.stack([_padded(answer, length) for answer in tokens[split]]) for split in splits}
+    ended = {split: [encode_answer(vocabulary, text) for text in content.captions] for split, content in splits.items()}
+    length = max(len(answer) for answers in ended.values() for answer in answers)
+    answers = {split: np.stack([pad_answer(answer, length) for answer in ended[split]]) for split in splits}
     sources = {
         split: CaptionSource(content.images, content.image_of, answers[split]) for split, content in splits.items()
     }
@@ -135,10 +136,7 @@ def word_overlap(model: Any, batch: task.Batch) -> task.Score:
       model: as `rnn_jax.tasks.task.exact_match`.
       batch: with "answer".
     """
-    answer = jnp.asarray(batch["answer"])
-    inputs = batch["tokens"] if "tokens" in batch else batch["xs"]
-    said = model.greedy(inputs, batch.get("lengths"), answer.shape[-1])
-    overlap = overlap_of(said, answer)
+    overlap = overlap_of(task.greedy_answer(model, batch), jnp.asarray(batch["answer"]))
     return jnp.sum(overlap), jnp.asarray(overlap.size, jnp.int32)
 
 
@@ -183,13 +181,6 @@ def nearest_answers(train: CaptionSource, test: CaptionSource) -> np.ndarray:
 
 def _references(train: CaptionSource, test: CaptionSource) -> Mapping[str, float]:
     return {"nearest neighbor": float(np.mean(overlap_of(nearest_answers(train, test), test.answers)))}
-
-
-def _padded(tokens: np.ndarray, length: int) -> np.ndarray:
-    answer = np.full(length, NOT_ASKED, np.int32)
-    answer[: len(tokens)] = tokens
-    answer[len(tokens)] = END
-    return answer
 
 
 def _constant_score(train: np.ndarray, test: np.ndarray, vocabulary_size: int) -> float:

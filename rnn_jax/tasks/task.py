@@ -207,8 +207,7 @@ def exact_match(model: Any, batch: Batch) -> Score:
       batch: with "answer".
     """
     answer = jnp.asarray(batch["answer"])
-    inputs = batch["tokens"] if "tokens" in batch else batch["xs"]
-    tokens = model.greedy(inputs, batch.get("lengths"), answer.shape[-1])
+    tokens = greedy_answer(model, batch)
     same = (tokens == answer) | (answer == NOT_ASKED)
     return _sum_and_count(jnp.all(same, axis=-1), None)
 
@@ -224,8 +223,17 @@ def squared_error(model: Model, batch: Batch) -> Score:
 
 def run_model(model: Model, batch: Batch) -> jax.Array:
     """The model's outputs, at least float32 so that a low-precision model is judged in full precision."""
-    inputs = batch["tokens"] if "tokens" in batch else batch["xs"]
+    inputs = _inputs(batch)
     return _precise(jnp.asarray(model(inputs, batch["lengths"]) if "lengths" in batch else model(inputs)))
+
+
+def greedy_answer(model: Any, batch: Batch) -> jax.Array:
+    """Returns what the model's method `greedy` answers to a batch with "answer", int32 of that shape."""
+    return model.greedy(_inputs(batch), batch.get("lengths"), jnp.shape(batch["answer"])[-1])
+
+
+def _inputs(batch: Batch) -> Any:
+    return batch["tokens"] if "tokens" in batch else batch["xs"]
 
 
 def _logits(model: Model, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array | None]:
@@ -245,8 +253,7 @@ def _logits(model: Model, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array
 def _answer_logits(model: Model, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Returns logits `[B, U, V]`, labels `[B, U]`, which of them count, and penalties `[B]`."""
     answer = jnp.asarray(batch["answer"])
-    inputs = batch["tokens"] if "tokens" in batch else batch["xs"]
-    logits, penalty = model(inputs, batch.get("lengths"), answer=answer)
+    logits, penalty = model(_inputs(batch), batch.get("lengths"), answer=answer)
     logits = _precise(logits)
     _check_shape(logits, (*answer.shape, *logits.shape[-1:]))
     asked = answer != NOT_ASKED

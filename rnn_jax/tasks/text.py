@@ -197,6 +197,16 @@ def encode_text(vocabulary: Vocabulary | SubwordVocabulary, text: str, max_lengt
     return encoded if len(encoded) else np.array([UNKNOWN], np.int32)
 
 
+def encode_answer(vocabulary: Vocabulary | SubwordVocabulary, text: str) -> np.ndarray:
+    """Returns the tokens of an answer that is a sequence, int32 `[T]`, `END` last."""
+    return np.append(vocabulary.encode(text), np.int32(task.END))
+
+
+def pad_answer(answer: np.ndarray, length: int) -> np.ndarray:
+    """Returns an answer `[T]` with `NOT_ASKED` behind it, `[length]`."""
+    return np.pad(answer, (0, length - len(answer)), constant_values=task.NOT_ASKED)
+
+
 def _as_source(
     vocabulary: Vocabulary, texts: Sequence[str], labels: np.ndarray, max_length: int | None
 ) -> RaggedSource:

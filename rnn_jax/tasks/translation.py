@@ -10,7 +10,7 @@ from rnn_jax.tasks import task
 from rnn_jax.tasks.fingerprint import fingerprint
 from rnn_jax.tasks.sources import RaggedSource
 from rnn_jax.tasks.subwords import SubwordVocabulary
-from rnn_jax.tasks.text import bits, encode_text
+from rnn_jax.tasks.text import bits, encode_answer, encode_text, pad_answer
 from rnn_jax.tasks.vocabulary import Vocabulary
 
 Pair = tuple[str, str]  # a source and its answer
@@ -45,12 +45,14 @@ def translation(
     for split, pairs in splits.items():
         if not pairs:
             raise ValueError(f"the {split} split of the task {fields['name']!r} is empty; allowed: at least one pair.")
-    answers = {split: [_with_end(answer_vocabulary, answer) for _, answer in pairs] for split, pairs in splits.items()}
+    answers = {
+        split: [encode_answer(answer_vocabulary, answer) for _, answer in pairs] for split, pairs in splits.items()
+    }
     length = max(len(answer) for of_split in answers.values() for answer in of_split)
     sources = {
         split: RaggedSource(
             {"tokens": [encode_text(vocabulary, source) for source, _ in pairs]},
-            answer=np.stack([_padded(answer, length) for answer in answers[split]]),
+            answer=np.stack([pad_answer(answer, length) for answer in answers[split]]),
         )
         for split, pairs in splits.items()
     }
@@ -88,14 +90,6 @@ def translation(
         **judged,
         **fields,
     )
-
-
-def _with_end(vocabulary: Vocabulary | SubwordVocabulary, answer: str) -> np.ndarray:
-    return np.append(vocabulary.encode(answer), np.int32(task.END))
-
-
-def _padded(answer: np.ndarray, length: int) -> np.ndarray:
-    return np.pad(answer, (0, length - len(answer)), constant_values=task.NOT_ASKED)
 
 
 def corpus_scores(given: Sequence[str], answers: Sequence[str]) -> dict[str, str]:

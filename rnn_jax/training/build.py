@@ -93,9 +93,12 @@ def make_model(
                 f"--{name}={getattr(settings, name)} has no effect on the task {task.name!r}, whose answer is"
                 f" {task.kind.value}; allowed: {defaults[name]}."
             )
+    if embedding is not None and task.kind in (tasks.Kind.STREAM, tasks.Kind.SEQUENCE):
+        raise ValueError(
+            f"an embedding to start from is for classification, and the answer of the task {task.name!r} is"
+            f" {task.kind.value}; allowed: none."
+        )
     if task.kind is tasks.Kind.STREAM:
-        if embedding is not None:
-            raise ValueError(f"an embedding to start from is for classification; the task {task.name!r} is a stream.")
         return LanguageModel(
             settings.cell,
             task.out_features,
@@ -108,10 +111,6 @@ def make_model(
             rngs=rngs,
         )
     if task.kind is tasks.Kind.SEQUENCE:
-        if embedding is not None:
-            raise ValueError(
-                f"an embedding to start from is for classification; the task {task.name!r} asks for a sequence."
-            )
         if not task.reads_tokens:
             return Captioner(
                 settings.cell,

@@ -13,6 +13,7 @@ from rnn_jax.tasks.subwords import SubwordVocabulary, load_vocabulary
 from rnn_jax.tasks.vocabulary import Vocabulary
 from rnn_jax.training import run_directory
 from rnn_jax.training.build import ModelSettings, make_model
+from rnn_jax.training.resume import check_same_data
 
 _VOCABULARIES = ("vocabulary", "answer_vocabulary")
 
@@ -46,13 +47,7 @@ class LoadedRun:
         """
         options = {name: self.flags[name] for name in tasks.option_names(self.flags["task"]) if name in self.flags}
         task = tasks.make_task(self.flags["task"], **options)
-        before = self.flags["data"]
-        for name, value in task.fingerprint.items():
-            if name.endswith("_sha256") and before.get(name) != value:
-                raise ValueError(
-                    f"the data of --task={self.flags['task']} have {name} {value}, and those of the run in"
-                    f" {str(self.run_dir)!r} have {before.get(name)}; allowed: the same data."
-                )
+        check_same_data(self.flags["task"], str(self.run_dir), self.flags["data"], task.fingerprint, "allowed")
         return task
 
 

@@ -41,13 +41,25 @@ def open_run(
                 f"--{name}={now[name]} differs from the run in {out!r}, which has {before.get(name)};"
                 " allowed with --resume: the same flags."
             )
-    for name in sorted((before["data"].keys() | data.keys()) - _versions(data).keys()):
-        if before["data"].get(name) != data.get(name):
-            raise ValueError(
-                f"the data of --task={flags['task']} have {name} {data.get(name)}, and those of the run in"
-                f" {out!r} have {before['data'].get(name)}; allowed with --resume: the same data."
-            )
+    check_same_data(flags["task"], out, before["data"], data, "allowed with --resume")
     return folder
+
+
+def check_same_data(task: str, out: str, before: Mapping[str, str], now: Mapping[str, str], allowed: str) -> None:
+    """Raises ValueError unless the data of a task are those of a run; versions of packages may differ.
+
+    Args:
+      task: as --task named it.
+      out: the folder of the run.
+      before, now: fingerprint of the task in the run, and here.
+      allowed: how the end of the sentence begins.
+    """
+    for name in sorted((before.keys() | now.keys()) - _versions(now).keys()):
+        if before.get(name) != now.get(name):
+            raise ValueError(
+                f"the data of --task={task} have {name} {now.get(name)}, and those of the run in {out!r} have"
+                f" {before.get(name)}; {allowed}: the same data."
+            )
 
 
 def other_versions(run_dir: pathlib.Path, data: Mapping[str, str]) -> str:
