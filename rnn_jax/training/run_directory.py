@@ -1,13 +1,15 @@
 """The run directory: what an experiment leaves on disk. A killed run loses nothing that it had finished.
 
-    config.json           flags, versions, device, git, argv, start_time_utc, cpu_count
+    config.json           flags, versions, device, git, argv, start_time_utc, cpu_count; of a run that can be resumed
+                          also source (of its cells), and forced: what --resume=force went on in spite of
     metrics.csv           step,name,value: one row a number, flushed at each write; holds no times
     timing.csv            step,seconds,examples_per_second: of a training run
     events.out.tfevents*  the same numbers for TensorBoard
     gradient_flow.npz     "steps" [L] and, for each "<cell>|<layer>|<part>", log10 adjoint norms [L, seeds, time]
     gradient_flow.csv     cell,layer,part,step,seed,t,lag,log10_norm: the same numbers, t = 1..T and lag = T - t
     summary.csv           one row a result, columns chosen by the experiment
-    checkpoints/<name>/   Orbax
+    checkpoints/<name>/   Orbax, with checksums (`rnn_jax.training.checkpoints`); <name>.previous/ is the one before
+    .lock                 who writes here (`rnn_jax.training.lock`); no data
 
 A layer is a path in the model ("rnn", "rnn/layers/0"); a part is a name in its carry ("c", "h"), "" for all of it.
 
@@ -19,70 +21,134 @@ import csv
 import datetime
 import importlib.metadata
 import io
+import itertools
 import json
-import logging
 import os
 import pathlib
 import platform
-import shutil
 import subprocess
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self, TextIO, TypeVar
+from typing import Any, Self, TextIO
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 
-_ALLOWED = "allowed: a writable folder that is absent, empty or without config.json"
+from rnn_jax.training import lock
+
+_ALLOWED = "allowed: a writable folder that is absent or empty"
+# What file managers leave in a folder that their user takes to be empty, and what a start that was killed leaves.
+_NO_DATA = (".DS_Store", ".localized", ".directory", "Thumbs.db", "desktop.ini", lock.NAME)
+_DEBRIS = ".config.json."
 # Whatever computes a run's numbers, orders its data or stores its state.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "grain", "orbax-checkpoint", "rnn_jax")
 _KEY_SEPARATOR = "|"  # in gradient_flow.npz, where "/" and ":" are taken: they occur in layers and in cell names
 
 StrPath = str | os.PathLike[str]
 Profiles = Mapping[str, Mapping[tuple[str, str], Any]]  # cell -> (layer, part of its carry) -> [L, seeds, time]
-_Tree = TypeVar("_Tree")
 
 
-def default_out(name: str) -> str:
-    """Names a folder that does not exist yet: "runs/<name>-YYYYmmdd-HHMMSS" in local time, else with "-2"."""
+class Damaged(ValueError):
+    """A file of a run directory is not as it was written: the message names the file, the fault and a way out."""
+
+
+def make_default_out(name: str) -> str:
+    """Makes a folder for a run and returns its path: "runs/<name>-YYYYmmdd-HHMMSS" in local time, else with "-2".
+
+    Raises:
+      ValueError: it cannot be made.
+    """
     stamped = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    out, attempt = stamped, 1
-    while os.path.lexists(out):
-        attempt += 1
-        out = f"{stamped}-{attempt}"
-    return out
+    try:
+        os.makedirs("runs", exist_ok=True)
+        for attempt in itertools.count(1):
+            out = stamped if attempt == 1 else f"{stamped}-{attempt}"
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(out)  # fails where another process has just made it
+                return out
+    except OSError as error:
+        raise ValueError(f"{stamped!r} cannot be made ({error.strerror}); allowed: with --out=FOLDER.") from error
+    raise AssertionError("unreachable")
 
 
-def create(out: str, config: Mapping[str, object]) -> pathlib.Path:
-    """Makes the folder `out`, with its parents, and writes its config.json.
+def create(out: str, config: Mapping[str, object], source: Mapping[str, object] | None = None) -> pathlib.Path:
+    """Makes the folder `out`, with its parents, holds it for this process, and writes its config.json.
 
     Args:
       out: where; `~` is expanded.
       config: the flags of the run; it stands under "flags" in config.json.
+      source: of the code, as `rnn_jax.training.source` describes it; it stands under "source".
 
     Raises:
-      ValueError: `out` is empty, is a file, cannot be written, or already holds a run, which stays untouched.
+      ValueError: `out` is empty, is a file, cannot be written, is being written by another process, or already holds
+        a run or other files, which stay untouched.
     """
     run_dir = pathlib.Path(os.path.expanduser(out))
     if not out.strip():
         raise ValueError(f"--out={out!r} names no folder; {_ALLOWED}")
-    if os.path.exists(run_dir) and not os.path.isdir(run_dir):
-        raise ValueError(f"--out={out!r} is a file; {_ALLOWED}")
-    if os.path.lexists(run_dir / "config.json"):
-        raise ValueError(f"--out={out!r} already holds a run; {_ALLOWED}")
-    text = json.dumps(_describe_run(config), indent=2, default=_as_json)
+    if str(run_dir).startswith("~"):
+        raise ValueError(f"--out={out!r} names the home of an unknown user; {_ALLOWED}")
+    _check_free(out, run_dir)
+    text = json.dumps(_describe_run(config, source), indent=2, default=_as_json)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        with _replacing(run_dir / "config.json") as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: a null character in `out`
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"--out={out!r} cannot be written ({reason}); {_ALLOWED}") from error
+    lock.hold(run_dir)
+    _check_free(out, run_dir)  # once more: another process may have come and gone
+    try:
+        with replacing(run_dir / "config.json") as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"--out={out!r} cannot be written ({error.strerror}); {_ALLOWED}") from error
     return run_dir
+
+
+def _check_free(out: str, run_dir: pathlib.Path) -> None:
+    """Raises ValueError unless a folder is absent or empty."""
+    if os.path.exists(run_dir) and not os.path.isdir(run_dir):
+        raise ValueError(f"--out={out!r} is a file; {_ALLOWED}")
+    try:
+        found = sorted(entry.name for entry in os.scandir(run_dir))
+    except (FileNotFoundError, ValueError):
+        return
+    except OSError as error:
+        raise ValueError(f"--out={out!r} cannot be read ({error.strerror}); {_ALLOWED}") from error
+    if "config.json" in found:
+        raise ValueError(f"--out={out!r} already holds a run; {_ALLOWED}")
+    if "checkpoints" in found:
+        copies = sorted((run_dir / "checkpoints").glob("[!.]*/config.json"))
+        back = f"; a copy is {str(copies[0])!r}" if copies else ""
+        raise ValueError(
+            f"--out={out!r} holds checkpoints of a run, but not its config.json{back}; allowed: a run with its"
+            " config.json, or a folder that is absent or empty"
+        )
+    others = [name for name in found if name not in _NO_DATA and not name.startswith(_DEBRIS)]
+    if others:
+        raise ValueError(f"--out={out!r} holds other files, such as {others[0]!r}; {_ALLOWED}")
+
+
+def load_config(run_dir: StrPath) -> dict[str, Any]:
+    """Reads config.json.
+
+    Raises:
+      Damaged: it is not what `create` has written; FileNotFoundError if there is none.
+    """
+    path = pathlib.Path(run_dir) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        for key, kind in (("flags", dict), ("versions", dict), ("device", dict), ("argv", list)):
+            if not isinstance(config, dict) or not isinstance(config.get(key), kind):
+                raise ValueError(f"it has no {key!r}")
+    except ValueError as error:  # of JSON and of UTF-8, too
+        copies = sorted(path.parent.glob("checkpoints/[!.]*/config.json"))
+        back = f"the copy of it, {str(copies[0])!r}, or " if copies else ""
+        raise Damaged(f"{str(path)!r} is damaged ({error}); allowed: {back}another run.") from None
+    return config
 
 
 def package_versions() -> dict[str, str | None]:
@@ -208,7 +274,7 @@ def save_profiles(run_dir: StrPath, steps: Sequence[int] | np.ndarray, log10_nor
         arrays = {key: _at_steps(all_L, steps_L, array) for key, array in arrays.items()}
         steps_L = all_L
     path = pathlib.Path(run_dir) / "gradient_flow.npz"
-    with _replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         # numpy's stub reads each of these keywords as its flag `allow_pickle`
         np.savez(file, steps=steps_L, **others, **arrays)  # type: ignore[arg-type]
     return path
@@ -228,7 +294,7 @@ def save_profile_table(run_dir: StrPath) -> pathlib.Path:
     """Writes gradient_flow.csv, the numbers of gradient_flow.npz, and returns its path."""
     steps_L, arrays = _load_arrays(run_dir)
     path = pathlib.Path(run_dir) / "gradient_flow.csv"
-    with _replacing(path) as temporary, _open_csv(temporary) as table:
+    with replacing(path) as temporary, _open_csv(temporary) as table:
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(["cell", "layer", "part", "step", "seed", "t", "lag", "log10_norm"])
         for key, array_LST in arrays.items():
@@ -244,8 +310,12 @@ def _load_arrays(run_dir: StrPath) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     path = pathlib.Path(run_dir) / "gradient_flow.npz"
     if not path.exists():
         return np.zeros(0, int), {}
-    with np.load(path) as arrays:
-        return arrays["steps"], {key: arrays[key] for key in arrays.files if key != "steps"}
+    try:
+        with np.load(path) as arrays:
+            return arrays["steps"], {key: arrays[key] for key in arrays.files if key != "steps"}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Damaged(f"{str(path)!r} is damaged ({reason[:100]}); allowed: the file that the run wrote.") from None
 
 
 def _at_steps(all_L: np.ndarray, steps_L: np.ndarray, array_LST: np.ndarray) -> np.ndarray:
@@ -255,8 +325,8 @@ def _at_steps(all_L: np.ndarray, steps_L: np.ndarray, array_LST: np.ndarray) -> 
     return filled
 
 
-def save_table(run_dir: StrPath, rows: Sequence[Mapping[str, object]]) -> pathlib.Path:
-    """Writes `rows` to summary.csv, replacing an earlier one, and returns its path.
+def save_table(run_dir: StrPath, rows: Sequence[Mapping[str, object]], name: str = "summary.csv") -> pathlib.Path:
+    """Writes `rows` to summary.csv, or to another file, in the place of an earlier one, and returns its path.
 
     Raises:
       ValueError: there are no rows, or two rows have different columns.
@@ -267,98 +337,17 @@ def save_table(run_dir: StrPath, rows: Sequence[Mapping[str, object]]) -> pathli
     for row in rows:
         if set(row) != set(columns):
             raise ValueError(f"a summary row has columns {list(row)}; allowed: those of the first, {columns}")
-    path = pathlib.Path(run_dir) / "summary.csv"
-    with _replacing(path) as temporary, _open_csv(temporary) as table:
+    path = pathlib.Path(run_dir) / name
+    with replacing(path) as temporary, _open_csv(temporary) as table:
         writer = csv.DictWriter(table, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return path
 
 
-def save_checkpoint(run_dir: StrPath, name: str, tree: Any, note: Mapping[str, Any] | None = None) -> pathlib.Path:
-    """Writes a pytree of arrays (a model, an optimizer state, a dict of both) to checkpoints/<name>.
-
-    A checkpoint of that name is replaced after the new one is complete; a kill leaves one or the other.
-
-    Args:
-      run_dir: the run directory.
-      name: of the checkpoint.
-      tree: the arrays.
-      note: what else belongs to it, as JSON can say it; `load_note` reads it.
-
-    Returns:
-      The path of the checkpoint.
-
-    Raises:
-      ValueError: `name` is not the name of a folder.
-    """
-    path, complete, replaced = _checkpoint_paths(run_dir, name)
-    leaves = {key: _stored(leaf) for key, leaf in _named_leaves(tree).items()}
-    if complete.exists() and not path.exists():  # left by a kill between the two renames below: the only one there is
-        complete.rename(path)
-    for debris in path.parent.glob(f"{complete.name}.*"):  # half-written when a kill came
-        shutil.rmtree(debris, ignore_errors=True)
-    arguments = ocp.args.StandardSave(leaves, custom_metadata=None if note is None else dict(note))
-    with _without_orbax_chatter(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        checkpointer.save(complete, args=arguments, force=True)
-    if path.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        path.rename(replaced)
-    complete.rename(path)
-    shutil.rmtree(replaced, ignore_errors=True)
-    return path
-
-
-def restore_checkpoint(run_dir: StrPath, name: str, like: _Tree) -> _Tree:
-    """Reads checkpoints/<name> into the structure of `like`.
-
-    Args:
-      run_dir: the run directory.
-      name: the name given to `save_checkpoint`.
-      like: a pytree with the leaves that were saved, or with `jax.ShapeDtypeStruct`s of them. JAX arrays come
-        back with its sharding; where `like` has a NumPy array or a Python number, a NumPy array comes back.
-
-    Raises:
-      ValueError: there is no such checkpoint, or it differs from `like` in a leaf's name, shape or dtype.
-    """
-    path = _existing_checkpoint(run_dir, name)
-    wanted = {key: _restored_as(leaf) for key, leaf in _named_leaves(like).items()}
-    with _without_orbax_chatter(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        metadata = checkpointer.metadata(path).item_metadata.tree
-        found = {key: (tuple(leaf.shape), np.dtype(leaf.dtype)) for key, leaf in metadata.items()}
-        for key in sorted(wanted.keys() | found.keys()):
-            ours = (tuple(wanted[key].shape), np.dtype(wanted[key].dtype)) if key in wanted else None
-            if found.get(key) != ours:
-                raise ValueError(
-                    f"checkpoint {name!r} has leaf {key!r} as {_show(found.get(key))}, `like` has it as "
-                    f"{_show(ours)}; allowed: the same leaves, shapes and dtypes"
-                )
-        leaves = checkpointer.restore(path, args=ocp.args.StandardRestore(wanted))
-
-    def unstored(key_path: jax.tree_util.KeyPath, leaf: Any) -> Any:
-        array = leaves[jax.tree_util.keystr(key_path)]
-        if _is_key(leaf):
-            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(jnp.empty((), leaf.dtype)))
-        return array
-
-    return jax.tree_util.tree_map_with_path(unstored, like)
-
-
-def has_checkpoint(run_dir: StrPath, name: str) -> bool:
-    """Whether checkpoints/<name> can be restored."""
-    return any(path.exists() for path in _checkpoint_paths(run_dir, name)[:2])
-
-
-def load_note(run_dir: StrPath, name: str) -> dict[str, Any]:
-    """Reads the note of checkpoints/<name>, {} if it has none; raises ValueError if there is no such checkpoint."""
-    path = _existing_checkpoint(run_dir, name)
-    with _without_orbax_chatter(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        return dict(checkpointer.metadata(path).item_metadata.custom_metadata or {})
-
-
 @contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a temporary path, moved to `path` at the end: a kill leaves the old file or the new one."""
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a path to write to, moved to `path` at the end: a kill leaves the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -372,13 +361,14 @@ def _open_csv(path: pathlib.Path) -> TextIO:
     return path.open("w", newline="", encoding="utf-8")
 
 
-def _describe_run(config: Mapping[str, object]) -> dict[str, object]:
+def _describe_run(config: Mapping[str, object], source: Mapping[str, object] | None) -> dict[str, object]:
     devices = jax.devices()
     return {
         "flags": dict(config),
         "versions": package_versions(),
         "device": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
         "git": _git_state(),
+        **({} if source is None else {"source": dict(source)}),
         "argv": sys.argv,
         "start_time_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu_count": os.cpu_count(),
@@ -415,65 +405,3 @@ def _git(checkout: pathlib.Path, *arguments: str) -> str:
 def _as_json(value: object) -> object:
     """NumPy and JAX values become numbers and lists; whatever else JSON has no word for becomes its text."""
     return value.tolist() if isinstance(value, np.generic | np.ndarray | jax.Array) else str(value)
-
-
-def _checkpoint_paths(run_dir: StrPath, name: str) -> tuple[pathlib.Path, ...]:
-    """Where a checkpoint is, where a complete new one waits to take its place, and where the old one goes."""
-    if not name or name != pathlib.PurePath(name).name or name.startswith("."):
-        raise ValueError(f"no checkpoint can be named {name!r}; allowed: a folder name without a leading dot")
-    folder = pathlib.Path(run_dir).resolve() / "checkpoints"  # Orbax takes absolute paths only
-    return folder / name, folder / f".{name}.new", folder / f".{name}.old"
-
-
-def _existing_checkpoint(run_dir: StrPath, name: str) -> pathlib.Path:
-    path, complete, _ = _checkpoint_paths(run_dir, name)
-    if not path.exists():  # a kill between the two renames of `save_checkpoint`
-        path = complete
-    if not path.exists():
-        saved = sorted(entry.name for entry in path.parent.glob("[!.]*"))
-        raise ValueError(f"{os.fspath(run_dir)!r} has no checkpoint {name!r}; allowed: {saved}")
-    return path
-
-
-def _named_leaves(tree: Any) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _stored(leaf: Any) -> jax.Array | np.ndarray:
-    if _is_key(leaf):
-        return jax.random.key_data(leaf)
-    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-
-
-def _restored_as(leaf: Any) -> jax.ShapeDtypeStruct | np.ndarray:
-    """The target that has Orbax put a leaf on the devices of `leaf`, not on those it was saved from."""
-    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        return np.asarray(leaf)
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    if _is_key(leaf):
-        data = jax.eval_shape(jax.random.key_data, leaf)
-        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _show(leaf: tuple[tuple[int, ...], np.dtype] | None) -> str:
-    return f"{leaf[1]}{list(leaf[0])}" if leaf else "absent"
-
-
-@contextlib.contextmanager
-def _without_orbax_chatter() -> Iterator[None]:
-    """Drops Orbax's INFO lines, dozens a checkpoint; the user's log level and handlers stay as they are."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return record.levelno > logging.INFO or f"{os.sep}orbax{os.sep}" not in record.pathname
-
-    logger = absl_logging.get_absl_logger()
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
