@@ -103,7 +103,7 @@ def main(argv: list[str]) -> None:
     try:
         plan = make_plan()
         given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-        out = run_directory.default_out("benchmark") if _OUT.value is None else _OUT.value
+        out = run_directory.make_default_out("benchmark") if _OUT.value is None else _OUT.value
         run_dir = run_directory.create(out, {**given, "peers": plan.libraries, "passes": plan.passes})
     except ValueError as error:
         sys.exit(str(error))
@@ -114,7 +114,8 @@ def main(argv: list[str]) -> None:
     if "torch" in plan.libraries:
         machine["torch_threads"] = choose_wait_policy(compare=not _QUICK.value and not _MEMORY.value)
     machine["product_gflop_per_s"] = 1e-9 * (rate := product_rate())
-    (run_dir / "machine.json").write_text(json.dumps(machine, indent=2) + "\n", encoding="utf-8")
+    with run_directory.replacing(run_dir / "machine.json") as temporary:
+        temporary.write_text(json.dumps(machine, indent=2) + "\n", encoding="utf-8")
     print_machine(machine)
     spinning = machine.get("torch_threads", {}).get("policy", "").lower() != "passive"
     pauses = {"torch": 0.02} if spinning else {}

@@ -14,7 +14,6 @@ the test split: BLEU-4, exact match and word overlap, against the caption of the
 and against the same model when it is shown noise of the mean and the variance of each image.
 """
 
-import csv
 import pathlib
 import re
 import sys
@@ -30,6 +29,7 @@ from rnn_jax.tasks.captions import CaptionSource, caption_scores, nearest_answer
 from rnn_jax.tasks.glyphs import FACES, letters, render
 from rnn_jax.tasks.images import load_image
 from rnn_jax.tasks.task import END
+from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.load import LoadedRun, load_run
 
@@ -65,8 +65,6 @@ def read_run(files: list[str]) -> LoadedRun:
     Raises:
       ValueError: if there is nothing to do, or nothing to do it with.
     """
-    if _RUN.value is None:
-        raise ValueError("--run is missing; allowed: a run directory of experiments.train.")
     if not files and _GLYPH.value is None and not _EVALUATE.value:
         raise ValueError("there is no image to caption; allowed: one or more files, --glyph, or --evaluate.")
     run = load_run(_RUN.value, tasks.Kind.SEQUENCE)
@@ -162,10 +160,7 @@ def evaluate(run: LoadedRun, task: tasks.Task) -> None:
         print(f"  {row['captions']:20}{row['BLEU-4']:8.1f}{row['exact match']:14.3f}{row['word overlap']:14.3f}")
     print(f"  {'the same words':20}{'':8}{'':14}{task.baseline_score:14.3f}")
     for name, table in (("captions.csv", rows), ("caption_scores.csv", scores)):
-        with (run.run_dir / name).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(table)
+        run_directory.save_table(run.run_dir, table, name)
     print(f"The captions are {run.run_dir / 'captions.csv'}.")
 
 

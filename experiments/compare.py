@@ -1,6 +1,7 @@
 r"""Which network did best, over its seeds? A table and a figure of several runs of `experiments.train` on one task.
 
-Runs that differ in nothing but --seed and --out make one row; nothing is computed again.
+Runs that differ in nothing but --seed and --out make one row; nothing is computed again. --out may be any folder: what
+it holds stays, but for the comparison.csv, .md and .png of an earlier comparison, which are replaced.
 
     python -m experiments.compare runs/language_id/*                                     (a second)
     python -m experiments.compare runs/language_id/* --baseline='TF-IDF of words=0.858' --out=docs
@@ -25,7 +26,11 @@ def main(argv: list[str]) -> None:
     print(f"{compared.task}\n\n{comparison.markdown(compared, baselines)}", end="")
     if _OUT.value is not None:
         print("\nLook at:")
-        for path in comparison.save(_OUT.value, compared, baselines):
+        try:
+            paths = comparison.save(_OUT.value, compared, baselines)
+        except ValueError as error:
+            sys.exit(str(error))
+        for path in paths:
             print(f"  {path}")
 
 

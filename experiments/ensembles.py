@@ -7,7 +7,6 @@ compilation included (the cache of compiled programs is off), and holds their lo
     python -m experiments.ensembles --cells=lstm --seeds=8 --steps=300   (the longer the training, the less is saved)
 """
 
-import csv
 import functools
 import sys
 import time
@@ -51,7 +50,7 @@ def main(argv: list[str]) -> None:
         for cell in cells:
             jax.eval_shape(lambda cell=cell: make_model(cell, task, nnx.Rngs(0)))
         given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-        out = run_directory.default_out("ensembles") if _OUT.value is None else _OUT.value
+        out = run_directory.make_default_out("ensembles") if _OUT.value is None else _OUT.value
         run_dir = run_directory.create(out, given)
     except ValueError as error:
         sys.exit(str(error))
@@ -83,10 +82,7 @@ def main(argv: list[str]) -> None:
                     "largest_difference": float(np.max(np.abs(together - np.array(alone)) / np.abs(alone))),
                 }
             )
-            with (run_dir / "ensembles.csv").open("w", newline="", encoding="utf-8") as table:
-                writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            run_directory.save_table(run_dir, rows, "ensembles.csv")
 
     print(f"{_SEEDS.value} seeds, {_STEPS.value} steps, {_HIDDEN.value} hidden features; seconds with compilation\n")
     print(f"{'cell':24}{'one program':>14}{'one by one':>14}{'ratio':>8}{'losses differ by':>18}")

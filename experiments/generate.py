@@ -42,8 +42,6 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     enable_compilation_cache()
     try:
-        if _RUN.value is None:
-            raise ValueError("--run is not given; allowed: a folder that experiments.train wrote.")
         if not _PROMPT.value:
             raise ValueError(f"--prompt={_PROMPT.value or ''!r} is empty; allowed: a text of at least one character.")
         sampling = Sampling(

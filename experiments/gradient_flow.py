@@ -30,19 +30,20 @@ import tqdm
 from absl import app, flags, logging
 from flax import nnx
 
+from experiments.resume_flag import define_resume_flag
 from rnn_jax import flow, tasks
 from rnn_jax.constant import parameter_count
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.registry import split_names
 from rnn_jax.report.learning import draw_learning
 from rnn_jax.report.profiles import draw_profiles, lag_text
-from rnn_jax.training import run_directory
+from rnn_jax.training import checkpoints, run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.config import TrainConfig, evenly
 from rnn_jax.training.ensemble import use_cores
 from rnn_jax.training.loop import train_ensemble
 from rnn_jax.training.optimizers import make_ensemble_optimizer
-from rnn_jax.training.resume import open_run, other_versions, resume_command
+from rnn_jax.training.resume import load_notes, open_run, other_versions, resume_command
 from rnn_jax.training.session import Interrupted, Session, open_session
 from rnn_jax.training.step import make_ensemble
 
@@ -67,7 +68,7 @@ _CLIP = flags.DEFINE_float("clip", 1.0, "Clip gradients to this global norm; 0 d
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Members of the ensemble: seed, seed + 1, ...", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "The first seed, of parameters and of the order of the data.", lower_bound=0)
 _OUT = flags.DEFINE_string("out", None, "Folder for the results; runs/gradient_flow-<time> by default.")
-_RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --out; the other flags must be what they were.")
+_RESUME = define_resume_flag()
 
 _PROFILES_KEPT = 20  # on the way through training, for the heat map
 _SCORES_KEPT = 10  # on the way through training, for the learning curve
@@ -114,20 +115,19 @@ def main(argv: list[str]) -> None:
         del given["resume"]
         given["blanks"] = blanks
         run_dir = open_run("gradient_flow", _OUT.value, given, task.fingerprint, resume=_RESUME.value)
-        saved = [cell for cell in cells if run_directory.has_checkpoint(run_dir, cell)]  # finished, but for the last
+        notes = load_notes(run_dir, cells)
+        results: dict[str, Result] = {}
+        for cell, note in notes.items():
+            if "finished" in note:
+                results |= finished(cell, task, learning_rates, run_dir, note["finished"])
     except ValueError as error:
         sys.exit(str(error))
 
-    notes = {cell: run_directory.load_note(run_dir, cell) for cell in saved}
-    results: dict[str, Result] = {}
-    for cell in saved:
-        if "finished" in notes[cell]:
-            results |= finished(cell, task, learning_rates, run_dir, notes[cell]["finished"])
     if results:
         save(run_dir, results)
     if len(results) < len(cells) * len(learning_rates) and (warning := other_versions(run_dir, task.fingerprint)):
         print(warning, file=sys.stderr)
-    position = notes[saved[-1]]["position"] if saved else 0
+    position = [*notes.values()][-1]["position"] if notes else 0
     done = sum(note["step"] + ("finished" in note) for note in notes.values())
     bar = tqdm.tqdm(total=len(cells) * (_STEPS.value + 1), initial=done, unit="step", disable=None)
     judged = dataclasses.replace(task, validation=held_out(task))
@@ -148,6 +148,8 @@ def main(argv: list[str]) -> None:
                     file=sys.stderr,
                 )
                 sys.exit(128 + stop.signal if isinstance(stop, Interrupted) else 130)
+            except run_directory.Damaged as error:
+                sys.exit(str(error))
             save(run_dir, results)
     print_table(task, results)
     print(f"\nThe run directory is {run_dir}. Look at:")
@@ -263,7 +265,7 @@ def train(
         "seconds": seconds + result.seconds,
     }
     note = {"finished": told, "step": _STEPS.value, "position": session.writer.position}
-    run_directory.save_checkpoint(run_dir, cell, result.model, note)
+    checkpoints.save_checkpoint(run_dir, cell, result.model, note, checkpoints.COPIED)
     return finished(cell, task, learning_rates, run_dir, told)
 
 

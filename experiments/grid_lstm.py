@@ -24,7 +24,6 @@ References:
 """
 
 import bisect
-import csv
 import dataclasses
 import functools
 import pathlib
@@ -40,18 +39,19 @@ from absl import app, flags, logging
 from flax import nnx
 
 from experiments.option_flags import define_option_flags
+from experiments.resume_flag import define_resume_flag
 from rnn_jax import flow, tasks
 from rnn_jax.constant import parameter_count
 from rnn_jax.flow.calls import layer_names
 from rnn_jax.models import GridNetwork, SequenceClassifier
 from rnn_jax.report.grid import draw_grid
-from rnn_jax.training import run_directory
+from rnn_jax.training import checkpoints, run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.config import TrainConfig, evenly
 from rnn_jax.training.ensemble import over_members, use_cores
 from rnn_jax.training.loop import train_ensemble
 from rnn_jax.training.optimizers import make_ensemble_optimizer
-from rnn_jax.training.resume import open_run, other_versions, resume_command
+from rnn_jax.training.resume import load_notes, open_run, other_versions, resume_command
 from rnn_jax.training.session import Interrupted, Session, open_session
 from rnn_jax.training.step import make_ensemble
 from rnn_jax.training.watch import probe_batch
@@ -70,7 +70,7 @@ _CLIP = flags.DEFINE_float("clip", 1.0, "Clip gradients to this global norm; 0 d
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Members of each ensemble: seed, seed + 1, ...", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "The first seed, of parameters and of the order of the data.", lower_bound=0)
 _OUT = flags.DEFINE_string("out", None, "Folder for the results; runs/grid_lstm-<time> by default.")
-_RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --out; the other flags must be what they were.")
+_RESUME = define_resume_flag()
 
 _TASK_OPTIONS = define_option_flags()
 
@@ -109,14 +109,13 @@ def main(argv: list[str]) -> None:
         del given["resume"]
         given |= task_options()
         run_dir = open_run("grid_lstm", _OUT.value, given, task.fingerprint, resume=_RESUME.value)
+        notes = load_notes(run_dir, networks)
     except ValueError as error:
         sys.exit(str(error))
     if _RESUME.value and (warning := other_versions(run_dir, task.fingerprint)):
         print(warning, file=sys.stderr)
 
-    saved = [name for name in networks if run_directory.has_checkpoint(run_dir, name)]  # finished, but for the last
-    notes = {name: run_directory.load_note(run_dir, name) for name in saved}
-    position = notes[saved[-1]]["position"] if saved else 0
+    position = [*notes.values()][-1]["position"] if notes else 0
     done = sum(note["step"] for note in notes.values())
     bar = tqdm.tqdm(total=len(networks) * _STEPS.value, initial=done, unit="step", disable=None)
     results = {name: note["finished"] for name, note in notes.items() if "finished" in note}
@@ -131,6 +130,8 @@ def main(argv: list[str]) -> None:
                     command = resume_command("experiments.grid_lstm", run_dir, _OUT.value)
                     print(f"Interrupted at {name!r}. To go on:\n  {command}", file=sys.stderr)
                     sys.exit(128 + stop.signal)
+                except run_directory.Damaged as error:
+                    sys.exit(str(error))
     rows = save(run_dir, task, results)
     print_table(task, rows)
     print(f"\nThe run directory is {run_dir}. Look at:")
@@ -258,7 +259,7 @@ def train(
         "profiles": jax.tree.map(lambda array: np.asarray(array).tolist(), stages),
     }
     note = {"finished": told, "step": _STEPS.value, "position": session.writer.position}
-    run_directory.save_checkpoint(run_dir, name, result.model, note)
+    checkpoints.save_checkpoint(run_dir, name, result.model, note, checkpoints.COPIED)
     return told
 
 
@@ -294,18 +295,16 @@ def save(run_dir: pathlib.Path, task: tasks.Task, results: dict[str, dict[str, A
         for k, score in enumerate(result["scores"])
     ]
     run_directory.save_table(run_dir, rows)
-    with (run_dir / "grid_profile.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["network", "stage", "seed", "dimension", "place", "lag", "log10_norm"])
-        for name, result in results.items():
-            for stage, along in result["profiles"].items():
-                for dimension, norms_SP in along.items():
-                    for k, norms_P in enumerate(norms_SP):
-                        last = len(norms_P) - 1
-                        table.writerows(
-                            [name, stage, _SEED.value + k, dimension, place + 1, last - place, norm]
-                            for place, norm in enumerate(norms_P)
-                        )
+    columns = ["network", "stage", "seed", "dimension", "place", "lag", "log10_norm"]
+    profiles = [
+        dict(zip(columns, [name, stage, _SEED.value + k, dimension, place + 1, len(norms_P) - 1 - place, norm]))
+        for name, result in results.items()
+        for stage, along in result["profiles"].items()
+        for dimension, norms_SP in along.items()
+        for k, norms_P in enumerate(norms_SP)
+        for place, norm in enumerate(norms_P)
+    ]
+    run_directory.save_table(run_dir, profiles, "grid_profile.csv")
     return rows
 
 

@@ -7,7 +7,6 @@ lengths, and prints the time a step, the memory of the process, and how small th
     python -m experiments.long_sequences --cell=gru --hidden=128 --lengths=1000,100000
 """
 
-import csv
 import resource
 import sys
 import time
@@ -50,7 +49,7 @@ def main(argv: list[str]) -> None:
         lengths = parse_lengths(_LENGTHS.value)
         cell = rnn_jax.make_cell(_CELL.value, _IN_FEATURES.value, _HIDDEN.value, rngs=nnx.Rngs(0))
         given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-        out = run_directory.default_out("long_sequences") if _OUT.value is None else _OUT.value
+        out = run_directory.make_default_out("long_sequences") if _OUT.value is None else _OUT.value
         run_dir = run_directory.create(out, given)
     except ValueError as error:
         sys.exit(str(error))
@@ -61,10 +60,7 @@ def main(argv: list[str]) -> None:
     rows = []
     for length in tqdm.tqdm(lengths, unit="length", disable=None):
         rows.append(measure(layer, length))
-        with (run_dir / "long_sequences.csv").open("w", newline="", encoding="utf-8") as table:
-            writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        run_directory.save_table(run_dir, rows, "long_sequences.csv")
 
     print(f"{_CELL.value}, {_HIDDEN.value} hidden features, batch {_BATCH.value}: gradient and profile\n")
     print(f"{'steps':>12}{'microseconds a step':>22}{'of the first':>14}{'peak GB':>10}{'log10 |a_1|':>14}")

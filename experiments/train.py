@@ -26,16 +26,17 @@ from absl import app, flags, logging
 from flax import nnx
 
 from experiments.option_flags import define_option_flags
+from experiments.resume_flag import define_resume_flag
 from rnn_jax import batch_mesh, flow, tasks
 from rnn_jax.constant import parameter_count
 from rnn_jax.models.encoder_decoder import ATTENTION
 from rnn_jax.report.learning import draw_training
 from rnn_jax.report.profiles import draw_profiles, lag_text
-from rnn_jax.report.read import load_profiles, load_table
+from rnn_jax.report.read import load_metrics, load_profiles, load_table
 from rnn_jax.tasks.bucketing import padding_share
 from rnn_jax.tasks.embeddings import load_embeddings
 from rnn_jax.tasks.subwords import SubwordVocabulary
-from rnn_jax.training import run_directory
+from rnn_jax.training import checkpoints, run_directory
 from rnn_jax.training.build import ModelSettings, make_model
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.config import TrainConfig, batches_of, every, widths_of
@@ -108,7 +109,7 @@ _ON_NONFINITE = flags.DEFINE_enum(
     "on_nonfinite", "stop", ["stop", "skip"], "What to do with an update that is not finite."
 )
 _OUT = flags.DEFINE_string("out", None, "Folder for the results; runs/train-<time> by default.")
-_RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --out; the other flags must be what they were.")
+_RESUME = define_resume_flag()
 
 _TASK_OPTIONS = define_option_flags()
 
@@ -136,10 +137,11 @@ def main(argv: list[str]) -> None:
         check(task, optimizer, config, embedding)
         run_dir = open_run("train", _OUT.value, given_flags(), task.fingerprint, resume=_RESUME.value)
         save_interface(run_dir, task)
+        finished = is_finished(run_dir)
     except ValueError as error:
         sys.exit(str(error))
 
-    if (run_dir / "summary.csv").exists():
+    if finished:
         print("This run is finished.")
         show(run_dir, task)
         return
@@ -162,7 +164,7 @@ def main(argv: list[str]) -> None:
         command = resume_command("experiments.train", run_dir, _OUT.value)
         print(f"Stopped at step {stop.step} of {config.steps}. To go on:\n  {command}", file=sys.stderr)
         sys.exit(128 + stop.signal)
-    except NotFinite as error:
+    except (NotFinite, run_directory.Damaged) as error:
         sys.exit(str(error))
     save(run_dir, task, result)
     show(run_dir, task)
@@ -260,6 +262,31 @@ def given_flags() -> dict[str, Any]:
     given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
     del given["resume"]
     return {**given, **{name: flag.value for name, flag in _TASK_OPTIONS.items()}}
+
+
+def is_finished(run_dir: pathlib.Path) -> bool:
+    """Whether summary.csv and what belongs to it are there and whole.
+
+    If one is damaged, that is said on stderr, and the end of the run is made again from its last checkpoint.
+
+    Raises:
+      ValueError: a file is damaged, and there is no checkpoint to make it from.
+    """
+    if not (run_dir / "summary.csv").exists():
+        return False
+    try:
+        damaged = checkpoints.restore_files(run_dir, "last") if checkpoints.has_checkpoint(run_dir, "last") else []
+        scores = [name for name in load_metrics(run_dir) if name.startswith("test/")]
+        if load_table(run_dir)[0]["layer"]:
+            load_profiles(run_dir)
+    except run_directory.Damaged:
+        raise
+    except ValueError as error:
+        if not checkpoints.has_checkpoint(run_dir, "last"):
+            raise
+        print(f"{error} The end of the run is made again.", file=sys.stderr)
+        return False
+    return bool(scores) and not damaged
 
 
 def save(run_dir: pathlib.Path, task: tasks.Task, result: TrainResult) -> None:

@@ -59,8 +59,6 @@ def read_run(texts: list[str]) -> LoadedRun:
     Raises:
       ValueError: if there is nothing to do, or nothing to do it with.
     """
-    if _RUN.value is None:
-        raise ValueError("--run is missing; allowed: a run directory of experiments.train.")
     if not texts and not _EVALUATE.value:
         raise ValueError("there is no text to translate; allowed: one or more texts in quotes, or --evaluate.")
     run = load_run(_RUN.value, tasks.Kind.SEQUENCE)

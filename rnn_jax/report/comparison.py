@@ -3,6 +3,7 @@
 import collections
 import csv
 import dataclasses
+import io
 import math
 import os
 import pathlib
@@ -94,9 +95,11 @@ def compare(run_dirs: Iterable[read.StrPath]) -> Comparison:
     for run in runs:
         for what in ("task", "metric", "test_sha256"):
             if getattr(run, what) != getattr(first, what):
+                file = "metrics.csv" if what == "metric" else "config.json"
                 raise ValueError(
-                    f"{os.fspath(run.folder)!r} has {what} {getattr(run, what)}, and {os.fspath(first.folder)!r}"
-                    f" has {getattr(first, what)}; allowed: runs tested on the same examples."
+                    f"{os.fspath(run.folder)!r} has {what} {getattr(run, what)} in {file}, and"
+                    f" {os.fspath(first.folder)!r} has {getattr(first, what)}; allowed: runs tested on the same"
+                    " examples."
                 )
     groups: dict[str, list[_Run]] = collections.defaultdict(list)
     for run in runs:
@@ -104,8 +107,8 @@ def compare(run_dirs: Iterable[read.StrPath]) -> Comparison:
         for other in alike:
             if other.seed == run.seed:
                 raise ValueError(
-                    f"{os.fspath(run.folder)!r} has the flags and the seed of {os.fspath(other.folder)!r};"
-                    " allowed: each seed once."
+                    f"{os.fspath(run.folder)!r} has the flags and the seed of {os.fspath(other.folder)!r} in"
+                    " config.json; allowed: each seed once."
                 )
         alike.append(run)
     labels = _labels([alike[0] for alike in groups.values()])
@@ -205,18 +208,56 @@ def comparison_figure(comparison: Comparison, baselines: Mapping[str, float] | N
 def save(
     folder: read.StrPath, comparison: Comparison, baselines: Mapping[str, float] | None = None
 ) -> list[pathlib.Path]:
-    """Writes comparison.csv, comparison.md and comparison.png, and returns their paths."""
-    out = pathlib.Path(folder)
-    out.mkdir(parents=True, exist_ok=True)
+    """Writes comparison.csv, comparison.md and comparison.png, and returns their paths.
+
+    The folder may hold other files. Those of these names are replaced where the first is a comparison of this kind.
+
+    Raises:
+      ValueError: a file of these names is something else, or nothing can be written there.
+    """
+    out = pathlib.Path(folder).expanduser()
     paths = [out / f"comparison.{ending}" for ending in ("csv", "md", "png")]
-    with paths[0].open("w", newline="", encoding="utf-8") as table:
-        written = rows(comparison)
-        writer = csv.DictWriter(table, written[0], lineterminator="\n")
+    written = rows(comparison)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            if path.exists() and not _is_comparison(paths[0], list(written[0])):
+                raise ValueError(
+                    f"--out={os.fspath(folder)!r} holds a {path.name} that is no comparison; allowed: a folder without"
+                    " such a file."
+                )
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, written[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(written)
-    paths[1].write_text(markdown(comparison, baselines), encoding="utf-8")
-    comparison_figure(comparison, baselines).savefig(paths[2], dpi="figure")
+        _replace(paths[0], text.getvalue().encode())
+        _replace(paths[1], markdown(comparison, baselines).encode())
+        figure = io.BytesIO()
+        comparison_figure(comparison, baselines).savefig(figure, dpi="figure", format="png")
+        _replace(paths[2], figure.getvalue())
+    except OSError as error:
+        raise ValueError(
+            f"--out={os.fspath(folder)!r} cannot be written ({error.strerror}); allowed: a writable folder."
+        ) from error
     return paths
+
+
+def _is_comparison(path: pathlib.Path, columns: Sequence[str]) -> bool:
+    try:
+        with path.open(newline="", encoding="utf-8") as table:
+            return next(csv.reader(table), None) == list(columns)
+    except (OSError, ValueError, csv.Error):
+        return False
+
+
+def _replace(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file; a kill leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,9 +273,18 @@ class _Run:
     def load(cls, folder: read.StrPath) -> "_Run":
         config = read.load_config(folder)
         table = read.load_table(folder)
-        metrics = [name for name in read.load_metrics(folder) if name.startswith("test/")] if table else []
+        if not table:
+            raise ValueError(
+                f"{os.fspath(folder)!r} has no summary.csv and so holds no test score; allowed: finished runs of"
+                " experiments.train."
+            )
+        metrics = [name for name in read.load_metrics(folder) if name.startswith("test/")]
         if not metrics:
-            raise ValueError(f"{os.fspath(folder)!r} holds no test score; allowed: finished runs of experiments.train.")
+            raise ValueError(
+                f"{os.fspath(folder)!r} holds no test score in metrics.csv; allowed: finished runs of"
+                " experiments.train."
+            )
+        _check(folder, config["flags"], table)
         time = 0
         if table[0]["layer"]:
             profiles = read.load_profiles(folder).log10_norm
@@ -271,6 +321,35 @@ class _Run:
         """The largest lag over layers and parts of their carries, NaN if one is not finite."""
         lags = [float(row[level]) for row in self.table if row["stage"] == stage]
         return max(lags) if min(lags) >= 0 else math.nan
+
+
+def _check(folder: read.StrPath, flags: Mapping[str, Any], table: Sequence[Mapping[str, str]]) -> None:
+    """Raises ValueError unless config.json and summary.csv say what a comparison reads of them."""
+    allowed = "allowed: finished runs of experiments.train."
+    for name, kinds in (("task", str), ("cell", str), ("recurrent", bool), ("seed", int)):
+        if not isinstance(flags.get(name), kinds):
+            raise ValueError(
+                f"{os.fspath(folder)!r} has no --{name} in config.json, but {flags.get(name)!r}; {allowed}"
+            )
+    numbers = {"test_score": False, "baseline_score": False, "parameters": False, "seconds": False}
+    numbers |= {"validation_score": True, **{level: not table[0].get("layer") for level in _LEVELS}}
+    for row in table:
+        if missing := {"layer", "stage", *numbers} - row.keys():
+            raise ValueError(f"{os.fspath(folder)!r} has no column {min(missing)!r} in summary.csv; {allowed}")
+        for name, may_be_empty in numbers.items():
+            if not (_is_number(row[name]) or (may_be_empty and not row[name])):
+                raise ValueError(f"{os.fspath(folder)!r} has {name} {row[name][:60]!r} in summary.csv; {allowed}")
+    stages = {row["stage"] for row in table}
+    if table[0]["layer"] and not stages >= set(_STAGES):
+        raise ValueError(f"{os.fspath(folder)!r} has the stages {sorted(stages)} in summary.csv; {allowed}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _result(label: str, runs: Sequence[_Run]) -> Result:

@@ -44,10 +44,12 @@ class LengthGroup:
 def save_translations(run_dir: read.StrPath, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
     """Writes translations.csv: length, exact (0 or 1), source, answer and given, a row a source."""
     path = pathlib.Path(run_dir) / _TABLE
-    with path.open("w", newline="", encoding="utf-8") as table:
+    temporary = path.with_name(f".{_TABLE}.{os.getpid()}")
+    with temporary.open("w", newline="", encoding="utf-8") as table:
         writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    os.replace(temporary, path)  # a kill leaves no half of a table
     return path
 
 

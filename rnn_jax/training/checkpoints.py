@@ -71,7 +71,7 @@ def save_checkpoint(
     if _is_complete(new) and not path.exists():  # left by a kill between the last two renames below
         new.rename(path)
     for debris in path.parent.glob(f"{new.name}*"):  # half-written when a kill came
-        shutil.rmtree(debris, ignore_errors=True)
+        _remove(debris)
     with _without_orbax_chatter(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         checkpointer.save(new, args=ocp.args.StandardSave(leaves), force=True)
     for file in files:
@@ -82,12 +82,12 @@ def save_checkpoint(
     with replacing(new / _CHECKSUMS) as temporary:
         temporary.write_text(json.dumps(checksums, indent=0) + "\n", encoding="utf-8")
     if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
         if previous.exists():
             previous.rename(old)
         path.rename(previous)
     new.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
     return path
 
 
@@ -114,8 +114,9 @@ def find_checkpoint(run_dir: StrPath, name: str, *, newest: bool = False) -> Che
         faults.append((path, fault))
     others = sorted(path.name for path in path.parent.glob("[!.]*") if path.is_dir() and not _fault(path))
     also = f", and so is {faults[1][0].name!r} ({faults[1][1]})" if len(faults) > 1 else ""
-    whole = f"still whole: {', '.join(map(repr, others))}" if others else "no checkpoint is whole"
-    raise Damaged(f"{_describe(*faults[0])}{also}; {whole}; allowed: a checkpoint that is whole, or a new run.")
+    whole = f"what is still whole, {', '.join(map(repr, others))}, or a" if others else "only a"
+    use = f" To use 'best': {_use_of_best(run_dir)}" if "best" in others else ""
+    raise Damaged(f"{_describe(*faults[0])}{also}; allowed: {whole} new run.{use}")
 
 
 def restore_checkpoint(run_dir: StrPath, name: str, like: _Tree, *, newest: bool = False) -> _Tree:
@@ -176,8 +177,8 @@ def drop_damaged(run_dir: StrPath, name: str) -> None:
     """Has the previous checkpoint take the place of a damaged newer one, so that the next one does not push it out."""
     path, new, previous, _ = _places(run_dir, name)
     if previous.exists() and find_checkpoint(run_dir, name).path == previous:
-        shutil.rmtree(path, ignore_errors=True)
-        shutil.rmtree(new, ignore_errors=True)
+        _remove(path)
+        _remove(new)
         previous.rename(path)
 
 
@@ -200,7 +201,8 @@ def restore_files(run_dir: StrPath, name: str) -> list[str]:
     if checkpoint is None:
         checkpoint = find_checkpoint(run_dir, name).path
     note = json.loads((checkpoint / _NOTE).read_text(encoding="utf-8"))
-    checksums, damaged = _checksums(checkpoint), []
+    checksums = _checksums(checkpoint)
+    damaged: list[str] = []
     for file in ("metrics.csv", "gradient_flow.npz"):
         if file not in checksums:
             continue
@@ -247,6 +249,18 @@ def _damage_of_profiles(path: pathlib.Path) -> str:
     except Damaged:
         return "it cannot be read"
     return ""
+
+
+def _use_of_best(run_dir: StrPath) -> str:
+    """Returns the command that reads the best model of a run of `experiments.train`, or else the function."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        task = json.loads((pathlib.Path(run_dir) / "task.json").read_text(encoding="utf-8"))
+        if task["kind"] == "a stream":
+            return f"python -m experiments.generate --run={run_dir} --prompt=..."
+        if task["kind"] == "a sequence":
+            name = "translate" if task["reads_tokens"] else "caption"
+            return f"python -m experiments.{name} --run={run_dir} --evaluate"
+    return f"rnn_jax.training.load.load_run({os.fspath(run_dir)!r}, kind)"
 
 
 @functools.cache
@@ -320,6 +334,14 @@ def _existing(run_dir: StrPath, name: str) -> list[pathlib.Path]:
         return [path, previous] if previous.exists() else [path]
     saved = sorted(entry.name for entry in path.parent.glob("[!.]*"))
     raise ValueError(f"{os.fspath(run_dir)!r} has no checkpoint {name!r}; allowed: {saved}")
+
+
+def _remove(path: pathlib.Path) -> None:
+    """Removes a folder, or a file that is in its place."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:

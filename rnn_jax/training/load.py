@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -11,9 +12,10 @@ from flax import nnx
 from rnn_jax import tasks
 from rnn_jax.tasks.subwords import SubwordVocabulary, load_vocabulary
 from rnn_jax.tasks.vocabulary import Vocabulary
-from rnn_jax.training import run_directory
+from rnn_jax.training import checkpoints, run_directory
 from rnn_jax.training.build import ModelSettings, make_model
 from rnn_jax.training.resume import check_same_data
+from rnn_jax.training.source import changed_cells, describe_source
 
 _VOCABULARIES = ("vocabulary", "answer_vocabulary")
 
@@ -55,48 +57,109 @@ def save_interface(run_dir: run_directory.StrPath, task: tasks.Task) -> None:
     """Writes what `load_run` needs beside the flags and the weights: task.json and the vocabularies."""
     folder = pathlib.Path(run_dir)
     text = json.dumps(dataclasses.asdict(task.interface), indent=2)
-    (folder / "task.json").write_text(text + "\n", encoding="utf-8")
+    with run_directory.replacing(folder / "task.json") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
     for name in _VOCABULARIES:
         vocabulary = getattr(task, name)
         if vocabulary is not None:
-            vocabulary.save(folder / f"{name}.json")
+            with run_directory.replacing(folder / f"{name}.json") as temporary:
+                vocabulary.save(temporary)
 
 
-def load_run(run_dir: run_directory.StrPath, kind: tasks.Kind) -> LoadedRun:
+def load_run(run_dir: run_directory.StrPath | None, kind: tasks.Kind) -> LoadedRun:
     """Reads a run of `experiments.train`, also one that has not finished.
 
     Args:
-      run_dir: the run directory.
+      run_dir: the run directory; None where --run was not given.
       kind: what the run's task must be.
 
     Raises:
-      ValueError: if the folder holds no such run, or the run has written no checkpoint yet.
+      ValueError: if the folder holds no such run, the run has written no checkpoint yet, or a file is damaged.
     """
-    folder = pathlib.Path(run_dir).expanduser()
-    if not (folder / "config.json").exists() or not (folder / "task.json").exists():
-        raise ValueError(f"--run={str(run_dir)!r} holds no run; allowed: a folder that experiments.train wrote.")
-    fields = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-    if isinstance(fields["in_features"], list):
-        fields["in_features"] = tuple(fields["in_features"])
-    task = tasks.Interface(**{**fields, "kind": tasks.Kind(fields["kind"])})
+    if run_dir is None:
+        raise ValueError("--run is missing; allowed: a folder that experiments.train wrote.")
+    folder, shown = pathlib.Path(run_dir).expanduser(), f"--run={str(run_dir)!r}"
+    present = [(folder / name).exists() for name in ("config.json", "task.json")]
+    if not any(present):
+        raise ValueError(f"{shown} holds no run; allowed: a folder that experiments.train wrote.")
+    if not all(present):
+        missing = "task.json" if present[0] else "config.json"
+        raise ValueError(f"{shown} has no {missing}; allowed: a folder that experiments.train wrote.{_remedy(missing)}")
+    flags = run_directory.load_config(folder)["flags"]
+    task = _load_interface(folder)
     if task.kind is not kind:
         raise ValueError(
-            f"--run={str(run_dir)!r} is a run of the task {task.name!r}, whose answer is {task.kind.value};"
+            f"{shown} is a run of the task {task.name!r}, whose answer is {task.kind.value};"
             f" allowed: a run whose answer is {kind.value}."
         )
-    if not run_directory.has_checkpoint(folder, "best"):
-        raise ValueError(f"--run={str(run_dir)!r} has no checkpoint yet; allowed: a run after its first evaluation.")
-    flags = json.loads((folder / "config.json").read_text(encoding="utf-8"))["flags"]
-    shapes = jax.eval_shape(lambda: make_model(task, ModelSettings.of_flags(flags), nnx.Rngs(0)))
-    vocabularies = {
-        name: load_vocabulary(folder / f"{name}.json") if (folder / f"{name}.json").exists() else None
-        for name in _VOCABULARIES
-    }
+    if not checkpoints.has_checkpoint(folder, "best"):
+        raise ValueError(f"{shown} has no checkpoint yet; allowed: a run after its first evaluation.")
+    try:
+        shapes = jax.eval_shape(lambda: make_model(task, ModelSettings.of_flags(flags), nnx.Rngs(0)))
+        now = describe_source([flags["cell"]])
+    except (TypeError, KeyError) as error:  # a flag that is not there, or of another kind
+        raise run_directory.Damaged(
+            f"{str(folder / 'config.json')!r} is damaged (its flags describe no model: {_first_line(error)}); allowed:"
+            " that of a run of experiments.train."
+        ) from None
+    for cell, file in changed_cells(run_directory.load_config(folder).get("source", {}), now).items():
+        print(f"The source of the cell {cell!r} has changed since it was trained: {file!r}.", file=sys.stderr)
+    vocabularies = {name: _load_vocabulary(folder, name, task) for name in _VOCABULARIES}
     return LoadedRun(
         run_dir=folder,
         flags=flags,
         task=task,
-        model=run_directory.restore_checkpoint(folder, "best", shapes),
-        step=run_directory.load_note(folder, "best")["step"],
+        model=checkpoints.restore_checkpoint(folder, "best", shapes),
+        step=checkpoints.find_checkpoint(folder, "best").note["step"],
         **vocabularies,
     )
+
+
+def _load_interface(folder: pathlib.Path) -> tasks.Interface:
+    """Reads task.json; raises Damaged if it is not what `save_interface` writes."""
+    path = folder / "task.json"
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(fields["in_features"], list):
+            fields["in_features"] = tuple(fields["in_features"])
+        task = tasks.Interface(**{**fields, "kind": tasks.Kind(fields["kind"])})
+        for field in dataclasses.fields(task):
+            if field.type in (int, str, bool) and not isinstance(getattr(task, field.name), field.type):
+                raise ValueError(f"its {field.name!r} is {getattr(task, field.name)!r}")
+    except (ValueError, TypeError, KeyError) as error:  # ValueError: of JSON, UTF-8 and the kind, too
+        raise run_directory.Damaged(
+            f"{str(path)!r} is damaged ({_first_line(error)}); allowed: what the run wrote.{_remedy('task.json')}"
+        ) from None
+    return task
+
+
+def _load_vocabulary(folder: pathlib.Path, name: str, task: tasks.Interface) -> Vocabulary | SubwordVocabulary | None:
+    """Reads a vocabulary, None if the task has none; raises Damaged if it is not that of the task."""
+    path, features = folder / f"{name}.json", task.in_features if name == "vocabulary" else task.out_features
+    if not path.exists():
+        answers = task.kind is tasks.Kind.SEQUENCE
+        reads = task.reads_tokens and (answers or task.kind is tasks.Kind.STREAM)
+        if not (reads if name == "vocabulary" else answers):
+            return None
+        raise run_directory.Damaged(f"{str(path)!r} is missing; allowed: a whole run.{_remedy(path.name)}")
+    try:
+        vocabulary = load_vocabulary(path)
+        if len(vocabulary) != features:
+            raise ValueError(f"it has {len(vocabulary)} symbols, and task.json says {features}")
+    except Exception as error:  # the tokenizers package raises no narrower one
+        reason = "it is no vocabulary" if "is no vocabulary" in str(error) else _first_line(error)
+        raise run_directory.Damaged(
+            f"{str(path)!r} is damaged ({reason}); allowed: what the run wrote.{_remedy(path.name)}"
+        ) from None
+    return vocabulary
+
+
+def _remedy(name: str) -> str:
+    if name == "config.json":
+        return " The folder checkpoints/last has a copy."
+    return f" The command of the run with --resume writes {name} again."
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__

@@ -33,6 +33,8 @@ def hold(run_dir: str | os.PathLike[str]) -> None:
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
         path.write_text(json.dumps(holder) + "\n", encoding="utf-8")
     except filelock.Timeout:
+        if not path.exists():
+            raise ValueError(f"--out={shown!r} cannot be locked; allowed: a writable folder.") from None
         raise ValueError(
             f"--out={shown!r} is being written by {_holder(path)}; allowed: one process at a time, so wait for its end"
             " or name another folder."

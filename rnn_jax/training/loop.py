@@ -3,10 +3,12 @@
 Whatever decides about an update is in the checkpoint: weights, optimizer, carried state, the position in the data, the
 best score so far. What is random is drawn from (seed, number of the update). `metrics.csv` is cut at the length it had
 when the checkpoint was made, and holds nothing that depends on time. A run that was killed and resumed thus leaves the
-same bytes as one left alone, on one machine and with the same packages.
+same bytes as one left alone, on one machine and with the same packages. The checkpoint also has a copy of `metrics.csv`
+and of `gradient_flow.npz`, and gives them back where they are damaged.
 
-The device is never waited for but where numbers are logged. Whether loss and gradient are finite is judged on the
-device (`rnn_jax.training.update`).
+The device is never waited for but where numbers are logged. Whether loss, gradient and new weights are finite is judged
+on the device (`rnn_jax.training.update`). Weights that are not are never the best, and never those of a checkpoint
+unless updates are taken as they come.
 
 The members of an ensemble differ in their weights, their optimizer state (so in their learning rate), and their seed:
 of the order of the data and of dropout. Each has a best score and a patience of its own, and comes to what a run of its
@@ -42,7 +44,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rnn_jax import tasks
-from rnn_jax.training import run_directory
+from rnn_jax.training import checkpoints, run_directory
 from rnn_jax.training.config import TrainConfig, batches_of
 from rnn_jax.training.ensemble import over_members
 from rnn_jax.training.evaluation import Evaluator
@@ -112,8 +114,10 @@ def train(
 
     Raises:
       Interrupted: SIGINT or SIGTERM came; the checkpoint "last" has been written.
-      NotFinite: a loss or gradient was not finite, and the config says to stop.
-      ValueError: the config asks for patience where there is no validation split; or as `batches_of`.
+      NotFinite: a loss, gradient or weight was not finite, and the config says to stop; or no evaluation was of finite
+        weights with a score, so that there is no best model.
+      ValueError: the config asks for patience where there is no validation split; another process writes to the run
+        directory; `Damaged`, if its checkpoints are; or as `batches_of`.
     """
     state = initial_state(task, model, optimizer, config)
     run = _Run(task, state, optimizer, run_dir, config, [name], [config.seed], one_model=True, sample=sample)
@@ -158,7 +162,7 @@ def train_ensemble(
 
     Raises:
       Interrupted: SIGINT or SIGTERM came; the checkpoint has been written.
-      NotFinite: a loss or gradient of a member was not finite, and the config says to stop.
+      NotFinite: as `train`, of a member.
       ValueError: as `train`; or the sequences differ in length, or the batch is to be spread over devices.
     """
     if task.train.lengths is not None:
@@ -209,6 +213,7 @@ class _Run:
                 " allowed: None."
             )
         self.task, self.run_dir, self.config = task, pathlib.Path(run_dir), config
+        self.optimizer = optimizer
         self.labels, self.seeds, self.one_model, self.sample = labels, seeds, one_model, sample
         self.last, self.best = checkpoint, "best" if one_model else f"{checkpoint}-best"
         self.names = [f"{label}/seed{seed}" for label in labels for seed in seeds]
@@ -237,7 +242,7 @@ class _Run:
         self.start = time.perf_counter()
         self.step = 0
         self.position = 0
-        if run_directory.has_checkpoint(self.run_dir, self.last):
+        if checkpoints.has_checkpoint(self.run_dir, self.last):
             self._restore()
         self.first_step = self.step
 
@@ -342,10 +347,10 @@ class _Run:
         if not self.one_model:
             state, batch = jax.tree.map(lambda leaf: leaf[first], (state, batch))
             whose = f", member {self.names[first]!r}"
-        where = describe_not_finite(self.task, state, batch, bad_step)
+        where = describe_not_finite(self.task, self.optimizer, state, batch, bad_step)
         saved = "no checkpoint has been written yet"
-        if run_directory.has_checkpoint(self.run_dir, self.last):
-            step = run_directory.load_note(self.run_dir, self.last)["step"]
+        if checkpoints.has_checkpoint(self.run_dir, self.last):
+            step = checkpoints.load_note(self.run_dir, self.last)["step"]
             saved = f"the last good checkpoint is {self.run_dir / 'checkpoints' / self.last}, of step {step}"
         raise NotFinite(f"Stopped at step {bad_step}{whose}: {where}; {saved}.")
 
@@ -408,6 +413,9 @@ class _Run:
             scores = self._scores(self.state.model, self.task.validation)
             rows |= {self._row(k, "validation", self.task.metric): scores[k] for k in going}
             better = [k for k in going if self._is_better(scores[k], self.members[k].best)]
+            if better:
+                finite = self._finite_members()
+                better = [k for k in better if finite[k]]
             for k in going:
                 self.members[k].stale = 0 if k in better else self.members[k].stale + 1
             for k in better:
@@ -418,7 +426,8 @@ class _Run:
         if self.sample is not None:
             folder = self.run_dir / "samples"
             folder.mkdir(exist_ok=True)
-            (folder / f"step-{self.step:06d}.txt").write_text(self.sample(self.state.model), encoding="utf-8")
+            with run_directory.replacing(folder / f"step-{self.step:06d}.txt") as temporary:
+                temporary.write_text(self.sample(self.state.model), encoding="utf-8")
         if self.one_model:
             self._time()
 
@@ -426,7 +435,14 @@ class _Run:
         return np.atleast_1d(self.evaluate(model, source)).tolist()
 
     def _is_better(self, score: float, best: float | None) -> bool:
+        if math.isnan(score):
+            return False
         return best is None or (score > best if self.task.higher_is_better else score < best)
+
+    def _finite_members(self) -> np.ndarray:
+        """Whether all weights of a member are finite, `[S]`. A score may be, where they are not: an accuracy."""
+        leaves = jax.tree.leaves(self._by_member(self.state.model))
+        return np.all([np.isfinite(leaf).reshape(len(self.members), -1).all(axis=1) for leaf in leaves], axis=0)
 
     def _save_best(self, better: list[int]) -> None:
         model = self.state.model
@@ -439,15 +455,16 @@ class _Run:
 
                 model = jax.tree.map(choose, model, self.best_models)
             self.best_models = model = jax.tree.map(np.array, model)
-        run_directory.save_checkpoint(self.run_dir, self.best, model, {"step": self.step})
+        checkpoints.save_checkpoint(self.run_dir, self.best, model, {"step": self.step})
 
     def _time(self) -> None:
         seconds = self._seconds()
         rate = (self.step - self.first_step) * self.config.batch_size / (seconds - self.seconds_before)
-        with (self.run_dir / "timing.csv").open("a", encoding="utf-8") as file:
-            if file.tell() == 0:
-                file.write("step,seconds,examples_per_second\n")
-            file.write(f"{self.step},{seconds:.3f},{rate:.1f}\n")
+        path = self.run_dir / "timing.csv"
+        before = path.read_bytes() if path.exists() else b""
+        kept = before[: before.rfind(b"\n") + 1] or b"step,seconds,examples_per_second\n"
+        with run_directory.replacing(path) as temporary:
+            temporary.write_bytes(kept + f"{self.step},{seconds:.3f},{rate:.1f}\n".encode())
 
     def _seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.start
@@ -469,21 +486,43 @@ class _Run:
             "seconds": self._seconds(),
             "position": self.session.writer.position,
         }
-        run_directory.save_checkpoint(self.run_dir, self.last, self.state, note)
+        checkpoints.save_checkpoint(self.run_dir, self.last, self.state, note, checkpoints.COPIED)
 
     def _restore(self) -> None:
-        note = run_directory.load_note(self.run_dir, self.last)
-        self.state = run_directory.restore_checkpoint(self.run_dir, self.last, self.state)
+        note = checkpoints.find_checkpoint(self.run_dir, self.last).note
+        self.state = checkpoints.restore_checkpoint(self.run_dir, self.last, self.state)
+        checkpoints.drop_damaged(self.run_dir, self.last)
+        checkpoints.restore_files(self.run_dir, self.last)
         if not self.one_model:
             self.state = self._own(self.state)  # restored arrays would stay on their device, away from the others
-            if run_directory.has_checkpoint(self.run_dir, self.best):
-                like = jax.tree.map(np.asarray, self.state.model)
-                self.best_models = run_directory.restore_checkpoint(self.run_dir, self.best, like)
         for stream, state in zip(self.streams, note["streams"]):
             stream.set_state(state)
         self.members = [_Member(**member) for member in note["members"]]
         self.step, self.position, self.seconds_before = note["step"], note["position"], note["seconds"]
         self.profiles = self._saved_profiles()
+        if self.config.keep_best and any(member.best is not None for member in self.members):
+            self._restore_best()
+
+    def _restore_best(self) -> None:
+        """Reads the best models of an ensemble; that of one model is read at the end, and must be whole by then.
+
+        Raises:
+          Damaged: it is not, and nothing else holds the same weights.
+        """
+        try:
+            checkpoints.find_checkpoint(self.run_dir, self.best, newest=True)
+        except ValueError:
+            found = [k for k, member in enumerate(self.members) if member.best is not None]
+            steps = {self.members[k].best_step for k in found}
+            if steps == {self.step}:  # the state has them
+                self._save_best(found)
+            elif checkpoints.find_checkpoint(self.run_dir, self.best).note["step"] in steps and self.one_model:
+                checkpoints.drop_damaged(self.run_dir, self.best)
+            else:
+                raise
+        if not self.one_model:
+            like = jax.tree.map(np.asarray, self.state.model)
+            self.best_models = checkpoints.restore_checkpoint(self.run_dir, self.best, like, newest=True)
 
     def _saved_profiles(self) -> dict[int, dict[tuple[str, str], np.ndarray]]:
         """What an earlier session has looked at, up to the checkpoint: it may have gone on behind it."""
@@ -510,8 +549,14 @@ class _Run:
         if self.task.validation is not None:
             best = [member.best for member in self.members]
             if self.config.keep_best:
+                lost = [name for name, score in zip(self.names, best) if score is None]
+                if lost:
+                    raise NotFinite(
+                        f"The training of {lost[0]!r} ended at step {self.step} without a best model: no evaluation was"
+                        f" of finite weights with a finite {self.task.metric}."
+                    )
                 like = model if self.one_model else jax.tree.map(np.asarray, model)
-                model = run_directory.restore_checkpoint(self.run_dir, self.best, like)
+                model = checkpoints.restore_checkpoint(self.run_dir, self.best, like, newest=True)
                 at = [member.best_step for member in self.members]
         scores = self._scores(model, self.task.test)
         for k, member in enumerate(self.members):

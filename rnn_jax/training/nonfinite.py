@@ -1,9 +1,10 @@
-"""Where a loss or a gradient that is not finite began: the layer and the parameter."""
+"""Where a loss, a gradient or a weight that is not finite began: the layer and the parameter."""
 
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from rnn_jax import tasks
 from rnn_jax.flow import layer_calls
@@ -13,7 +14,7 @@ PyTree = Any
 
 
 class NotFinite(Exception):
-    """The loss or a gradient is not finite; the message says where that began."""
+    """The loss, a gradient or what it makes of the weights is not finite; the message says where that began."""
 
 
 def parameter_names(model: PyTree) -> list[str]:
@@ -31,14 +32,18 @@ def layer_of(parameter: str) -> str:
     return "/".join(words[:-1] if words[-1:] == ["cell"] else words) or parameter
 
 
-def describe_not_finite(task: tasks.Task, state: State, batch: tasks.Batch, step: int) -> str:
-    """Says where a loss or gradient that is not finite begins.
+def describe_not_finite(
+    task: tasks.Task, optimizer: optax.GradientTransformation, state: State, batch: tasks.Batch, step: int
+) -> str:
+    """Says where a loss, a gradient or an update that is not finite begins.
 
     A loss is followed forward: the first recurrent layer whose outputs are not finite, or else what stands behind
-    them all. A gradient is followed backward: of the layers where it is not finite, the one next to the loss.
+    them all. A gradient is followed backward: of the layers where it is not finite, the one next to the loss. Where
+    both are finite, it is the update that makes a weight which is not.
 
     Args:
       task: what is learned.
+      optimizer: what makes an update of the gradient.
       state: of one model, before that update.
       batch: of that update.
       step: its number, from 1 on.
@@ -54,6 +59,11 @@ def describe_not_finite(task: tasks.Task, state: State, batch: tasks.Batch, step
     for name, array in batch.items():
         if not np.all(np.isfinite(np.asarray(array))):
             return f"the batch is not finite, in {name!r}, before any layer or parameter"
+    if np.isfinite(loss) and not bad:
+        updates, _ = optimizer.update(grads, state.opt_state, state.model)
+        after = jax.tree.leaves(optax.apply_updates(state.model, updates))
+        name = next((name for name, leaf in zip(names, after) if not np.all(np.isfinite(leaf))), names[0])
+        return f"the update makes weights that are not finite, first in layer {layer_of(name)!r}, parameter {name!r}"
 
     calls = layer_calls(lambda model: loss_fn(model, state.carry, batch, state.key, index), state.model)
     rank = {layer: position for position, layer in enumerate(calls)}

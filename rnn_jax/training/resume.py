@@ -47,6 +47,8 @@ def open_run(
     if not (resume and (folder / "config.json").exists()):
         return run_directory.create(out, {**flags, "data": data}, source)
     lock.hold(folder)
+    if (folder / "metrics.csv").exists() and not any((folder / "checkpoints").glob("*")):
+        print(f"The run in {out!r} has no checkpoint: it begins again.", file=sys.stderr)
     config = run_directory.load_config(folder)
     before, now = config["flags"], json.loads(json.dumps(flags))
     for name in now:
@@ -77,7 +79,7 @@ def open_run(
 def _note_forced(
     folder: pathlib.Path, config: dict[str, Any], source: Mapping[str, Any], changed: Mapping[str, str]
 ) -> None:
-    """Writes into config.json that the run goes on with other cells, and their source in the place of the one before."""
+    """Writes into config.json that the run goes on with other cells, and their source in the place of what it was."""
     entry = {
         "time_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "changed_cells": dict(changed),
@@ -106,8 +108,8 @@ def load_notes(run_dir: pathlib.Path, names: Iterable[str]) -> dict[str, dict[st
             notes[name] = checkpoints.find_checkpoint(run_dir, name).note
             if name != saved[-1]:
                 raise run_directory.Damaged(
-                    f"the checkpoint {name!r} of {str(run_dir)!r} is damaged (it is not that of a finished training, and"
-                    f" {saved[-1]!r} follows it); allowed: a new run."
+                    f"the checkpoint {name!r} of {str(run_dir)!r} is damaged (it is not that of a finished training,"
+                    f" and {saved[-1]!r} follows it); allowed: a new run."
                 )
     if saved:
         checkpoints.restore_files(run_dir, saved[-1])

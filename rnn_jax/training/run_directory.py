@@ -141,9 +141,13 @@ def load_config(run_dir: StrPath) -> dict[str, Any]:
     path = pathlib.Path(run_dir) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it is no object of JSON")
         for key, kind in (("flags", dict), ("versions", dict), ("device", dict), ("argv", list)):
-            if not isinstance(config, dict) or not isinstance(config.get(key), kind):
+            if not isinstance(config.get(key), kind):
                 raise ValueError(f"it has no {key!r}")
+        if not isinstance(config.get("source", {}), dict) or not isinstance(config.get("forced", []), list):
+            raise ValueError("'source' or 'forced' is not as it was written")
     except ValueError as error:  # of JSON and of UTF-8, too
         copies = sorted(path.parent.glob("checkpoints/[!.]*/config.json"))
         back = f"the copy of it, {str(copies[0])!r}, or " if copies else ""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import tqdm
 
-from rnn_jax.training import run_directory
+from rnn_jax.training import lock, run_directory
 
 
 class Interrupted(Exception):
@@ -44,13 +44,18 @@ class Session:
 def open_session(run_dir: run_directory.StrPath, position: int, bar: tqdm.tqdm) -> Iterator[Session]:
     """Opens a session, and closes all of it at the end.
 
-    From here on SIGINT and SIGTERM are noted, for training to stop where it has saved; a second one acts as before.
+    The run directory is held for this process. From here on SIGINT and SIGTERM are noted, for training to stop where it
+    has saved; a second one acts as before.
 
     Args:
       run_dir: the run directory.
       position: in metrics.csv, where the run goes on; 0 begins.
       bar: in steps.
+
+    Raises:
+      ValueError: another process writes there.
     """
+    lock.hold(run_dir)
     with run_directory.MetricWriter(run_dir, position) as writer, bar, _deferred_signals() as signals:
         yield Session(writer, bar, signals)
 

@@ -1,7 +1,7 @@
 """One update of one model: what it reads and writes, and the program that does it.
 
-An update whose loss or gradient is not finite is found out on the device, and leaves weights and optimizer as they
-were, unless the config says to take it.
+An update whose loss or gradient is not finite, or that makes weights which are not, is found out on the device, and
+leaves weights and optimizer as they were, unless the config says to take it.
 """
 
 import dataclasses
@@ -99,7 +99,7 @@ def make_update(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
         model = optax.apply_updates(state.model, updates)
 
-        finite, taken = _judge(loss, grads, state, config.on_nonfinite)
+        finite, taken = _judge(loss, (grads, model), state, config.on_nonfinite)
 
         def choose(new: PyTree, old: PyTree) -> PyTree:
             return jax.tree.map(partial(jnp.where, taken), new, old)
@@ -170,12 +170,12 @@ def own_copy(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf)), tree)
 
 
-def _judge(loss: Array, grads: PyTree, state: State, on_nonfinite: str) -> tuple[Array, Array]:
-    """Returns whether loss and gradient are finite (not looked at for "take"), and whether the update is taken."""
+def _judge(loss: Array, arrays: PyTree, state: State, on_nonfinite: str) -> tuple[Array, Array]:
+    """Returns whether the loss and all arrays are finite (not looked at for "take"), and if the update is taken."""
     if on_nonfinite == "take":
         return jnp.ones((), bool), jnp.ones((), bool)
     finite = jnp.isfinite(loss)
-    for leaf in jax.tree.leaves(grads):
+    for leaf in jax.tree.leaves(arrays):
         finite &= jnp.all(jnp.isfinite(leaf))
     return finite, finite if on_nonfinite == "skip" else finite & (state.bad_step == 0)
 

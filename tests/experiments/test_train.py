@@ -77,7 +77,7 @@ def rows(out):
 
 
 def weights(out):
-    from rnn_jax.training.run_directory import _without_orbax_chatter, ocp
+    from rnn_jax.training.checkpoints import _without_orbax_chatter, ocp
 
     arrays = {}
     for name in ("last", "best"):

@@ -14,7 +14,7 @@ from flax import nnx
 from rnn_jax import tasks
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.tasks.task import mean_squared_error
-from rnn_jax.training import run_directory
+from rnn_jax.training import checkpoints
 from rnn_jax.training.config import batches_of
 from rnn_jax.training.loop import train, train_ensemble
 from rnn_jax.training.optimizers import make_ensemble_optimizer
@@ -50,7 +50,7 @@ def test_a_run_is_plain_gradient_steps_on_its_batches(tmp_path):
         loss, grads = jax.value_and_grad(task.loss)(plain, batch)
         losses.append(float(loss))
         plain = jax.tree.map(lambda p, g: p - 0.1 * g, plain, grads)
-    last = run_directory.restore_checkpoint(run_dir, "last", initial_state(task, model, optimizer, chosen))
+    last = checkpoints.restore_checkpoint(run_dir, "last", initial_state(task, model, optimizer, chosen))
     assert_same_weights(last.model, plain, rtol=1e-5)
     found = metrics(run_dir)
     np.testing.assert_allclose(found[10, "train/loss"], np.mean(losses[:10]), rtol=1e-5)
@@ -80,8 +80,8 @@ def train_members(task, run_dir, chosen):
     models = make_ensemble(make_member, [*SEEDS, *SEEDS])
     rates = jnp.repeat(jnp.asarray(RATES, jnp.float32), len(SEEDS))
     opt_states = jax.vmap(lambda rate, model: make_ensemble_optimizer(rate).init(model))(rates, models)
-    begun = run_directory.has_checkpoint(run_dir, "gru")
-    position = run_directory.load_note(run_dir, "gru")["position"] if begun else 0
+    begun = checkpoints.has_checkpoint(run_dir, "gru")
+    position = checkpoints.load_note(run_dir, "gru")["position"] if begun else 0
     with open_session(run_dir, position, tqdm.tqdm(disable=True)) as session:
         return train_ensemble(
             task, models, opt_states, make_ensemble_optimizer(0.0), run_dir, chosen, session,
@@ -110,7 +110,7 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes_and_weights(tmp_pat
 
     alone = session(new_run(tmp_path, "alone"))
     run_dir = new_run(tmp_path)
-    save, saved = run_directory.save_checkpoint, []
+    save, saved = checkpoints.save_checkpoint, []
 
     def killed_on_the_third(folder, name, *rest):
         if not name.endswith("best"):
@@ -119,11 +119,11 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes_and_weights(tmp_pat
             raise KeyboardInterrupt
         return save(folder, name, *rest)
 
-    monkeypatch.setattr(run_directory, "save_checkpoint", killed_on_the_third)
+    monkeypatch.setattr(checkpoints, "save_checkpoint", killed_on_the_third)
     with pytest.raises(KeyboardInterrupt):
         session(run_dir)
     monkeypatch.undo()
-    assert run_directory.load_note(run_dir, saved[0])["step"] == 8
+    assert checkpoints.load_note(run_dir, saved[0])["step"] == 8
     resumed = session(run_dir)
     assert_same_weights(resumed.model, alone.model)
     with np.load(run_dir / "gradient_flow.npz") as arrays, np.load(tmp_path / "alone/gradient_flow.npz") as expected:

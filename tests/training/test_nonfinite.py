@@ -12,7 +12,7 @@ from flax import nnx
 
 from rnn_jax import tasks
 from rnn_jax.models import SequenceClassifier
-from rnn_jax.training import run_directory
+from rnn_jax.training import checkpoints
 from rnn_jax.training.loop import train
 from rnn_jax.training.nonfinite import NotFinite, layer_of, parameter_names
 from tests.training.small_runs import (
@@ -95,7 +95,7 @@ def test_a_layer_whose_outputs_overflow_stops_the_run_and_is_named_with_the_last
     )
     with pytest.raises(NotFinite, match=f"^{sentence}$"):
         train(task, small_model("irnn"), optimizer, run_dir, config(look_every=0))
-    note = run_directory.load_note(run_dir, "last")
+    note = checkpoints.load_note(run_dir, "last")
     assert note["step"] == 4
 
 

@@ -1,10 +1,11 @@
 import csv
 import datetime
-import itertools
 import json
-import logging
 import math
 import os
+import pathlib
+import re
+import socket
 import struct
 import subprocess
 import sys
@@ -13,13 +14,13 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from absl import logging as absl_logging
-from flax import nnx
 
 from rnn_jax.report import read
-from rnn_jax.training import run_directory
+from rnn_jax.training import lock, run_directory
+from rnn_jax.training.resume import open_run
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_config_holds_the_flags_and_what_ran_them(tmp_path):
     assert config["cpu_count"] == os.cpu_count()
     age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(config["start_time_utc"])
     assert datetime.timedelta(0) <= age < datetime.timedelta(minutes=1)
-    assert [path.name for path in run_dir.iterdir()] == ["config.json"]
+    assert sorted(path.name for path in run_dir.iterdir()) == [".lock", "config.json"]
 
 
 @pytest.fixture
@@ -107,10 +108,18 @@ def test_a_folder_with_a_run_in_it_is_refused_and_left_untouched(run_dir):
     assert contents(run_dir) == before
 
 
-def test_an_existing_folder_without_a_run_is_allowed_and_keeps_what_it_holds(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    run_directory.create(str(tmp_path), {})
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+@pytest.mark.parametrize("name", ["notes.txt", "metrics.csv", "summary.csv", ".git"])
+def test_a_folder_with_files_of_the_user_is_refused_and_left_untouched(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"^--out='.*' holds other files, such as '{name}'; allowed: "):
+        run_directory.create(str(tmp_path), {})
+    assert contents(tmp_path) == {pathlib.Path(name): b"mine"}
+
+
+def test_a_folder_with_what_file_managers_and_a_killed_start_leave_is_empty(tmp_path):
+    for name in (".DS_Store", "Thumbs.db", ".lock", ".config.json.123"):
+        (tmp_path / name).touch()
+    assert (run_directory.create(str(tmp_path), {}) / "config.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -131,14 +140,87 @@ def test_out_may_start_with_the_home_folder(tmp_path, monkeypatch):
     assert run_directory.create("~/run", {}) == tmp_path / "run"
 
 
-def test_default_out_does_not_exist_yet(tmp_path, monkeypatch):
+STARTED_IN_ONE_SECOND = """
+import multiprocessing, sys
+from rnn_jax.training import run_directory
+
+def start(number, together):
+    run_directory.time.strftime = lambda _: "20260102-030405"
+    together.wait()
+    run_dir = run_directory.create(run_directory.make_default_out("flow"), {"number": number})
+    with (run_dir / "metrics.csv").open("a") as file:
+        file.write(f"{number}")
+
+processes = multiprocessing.get_context("fork")
+together = processes.Barrier(20)
+started = [processes.Process(target=start, args=(number, together)) for number in range(20)]
+for process in started: process.start()
+for process in started: process.join()
+sys.exit(any(process.exitcode for process in started))
+"""
+
+
+def test_twenty_starts_in_one_second_have_twenty_folders(tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", STARTED_IN_ONE_SECOND]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    names = ["flow-20260102-030405" + suffix for suffix in ("", *(f"-{k}" for k in range(2, 21)))]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(names)
+    numbers = set()
+    for name in names:
+        number = json.loads((tmp_path / "runs" / name / "config.json").read_text())["flags"]["number"]
+        assert (tmp_path / "runs" / name / "metrics.csv").read_text() == str(number)
+        numbers.add(number)
+    assert numbers == set(range(20))
+
+
+def test_a_default_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_directory.time, "strftime", lambda _: "20260102-030405")
-    names = []
-    for _ in range(3):
-        names.append(run_directory.default_out("flow"))
-        run_directory.create(names[-1], {})
-    assert names == ["runs/flow-20260102-030405" + suffix for suffix in ("", "-2", "-3")]
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(ValueError, match=r"^'runs/flow-.*' cannot be made \(File exists\); allowed: with --out=FOLDER"):
+        run_directory.make_default_out("flow")
+
+
+HOLDER = """
+import sys
+from rnn_jax.training import lock
+lock.hold(sys.argv[1])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_has_one_writer_which_the_second_names_and_which_may_be_killed(run_dir):
+    """The lock is of the operating system, so any process shows it; and this one holds the folder it has made."""
+
+    def another():
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(run_dir)], cwd=ROOT, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        return process, process.stdout.readline()
+
+    process, said = another()
+    assert said == ""
+    told = process.communicate()[1].splitlines()[-1]
+    sentence = r"--out='{}' is being written by process {} on '{}', since \d{{4}}-.*; allowed: one process at a time"
+    host = re.escape(socket.gethostname())
+    assert re.search(sentence.format(re.escape(str(run_dir)), os.getpid(), host), told)
+    released = lock._held.pop(run_dir.resolve())[0]
+    released.release()
+    process, said = another()
+    assert said == "held\n"
+    with pytest.raises(ValueError, match=sentence.format(re.escape(str(run_dir)), process.pid, host)):
+        open_run("train", str(run_dir), {}, {}, resume=True)
+    process.kill()
+    process.communicate()
+    lock.hold(run_dir)
+
+
+def test_a_folder_that_cannot_be_written_cannot_be_locked(tmp_path):
+    with pytest.raises(ValueError, match=r"^--out='/proc/1' cannot be locked"):
+        lock.hold("/proc/1")
 
 
 def read_metrics(run_dir):
@@ -319,159 +401,6 @@ def test_a_summary_without_one_set_of_columns_is_refused(run_dir, rows):
     with pytest.raises(ValueError, match="; allowed: "):
         run_directory.save_table(run_dir, rows)
     assert read.load_table(run_dir) == []
-
-
-def training_state(seed, features=4):
-    model = {"rnn": [nnx.Linear(3, features, rngs=nnx.Rngs(seed)), nnx.Dropout(0.1, rngs=nnx.Rngs(seed))]}
-    arrays = {
-        "step": 10 + seed,
-        "best": np.float64(0.1 + seed),
-        "curve": np.full(3, seed, np.float64),
-        "half": jnp.full((2,), seed, jnp.bfloat16),
-        "a/b": jnp.full((2,), seed, jnp.complex64),
-    }
-    return {"model": model, "optimizer": optax.adam(0.1).init(model["rnn"][0]), "rest": arrays}
-
-
-def assert_trees_equal(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        if hasattr(theirs, "dtype"):
-            assert ours.dtype == theirs.dtype
-            assert isinstance(ours, jax.Array) == isinstance(theirs, jax.Array)
-            if jax.dtypes.issubdtype(theirs.dtype, jax.dtypes.prng_key):
-                ours, theirs = jax.random.key_data(ours), jax.random.key_data(theirs)
-        np.testing.assert_array_equal(ours, theirs)
-
-
-@pytest.mark.parametrize("abstract", [False, True])
-def test_a_checkpoint_restores_models_optimizers_keys_and_numbers(run_dir, abstract):
-    saved, like = training_state(0), training_state(1)
-    if abstract:
-        for name in ("model", "optimizer"):
-            like[name] = jax.eval_shape(lambda tree: tree, like[name])
-    path = run_directory.save_checkpoint(run_dir, "step_10", saved)
-    assert path == run_dir / "checkpoints" / "step_10"
-
-    restored = run_directory.restore_checkpoint(run_dir, "step_10", like)
-
-    assert_trees_equal(restored, saved)
-    xs = jnp.ones((2, 3), jnp.float32)
-    np.testing.assert_array_equal(restored["model"]["rnn"][0](xs), saved["model"]["rnn"][0](xs))
-
-
-def test_a_checkpoint_of_the_same_name_is_replaced_and_nothing_else_is_left(run_dir):
-    for value in (1.0, 2.0, 3.0):
-        run_directory.save_checkpoint(run_dir, "last", {"x": jnp.full((), value)})
-    assert run_directory.restore_checkpoint(run_dir, "last", {"x": jnp.zeros(())})["x"] == 3.0
-    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["last"]
-
-
-@pytest.mark.parametrize("calls_before_kill", range(4))
-def test_a_kill_while_replacing_loses_no_checkpoint(run_dir, monkeypatch, calls_before_kill):
-    """Killed before each of the calls that move or delete folders once the new checkpoint is complete."""
-    run_directory.save_checkpoint(run_dir, "last", {"x": jnp.ones(())})
-    calls = itertools.count()
-
-    def dying(function):
-        def call(*arguments, **options):
-            if ".last.new.orbax" not in str(arguments[0]) and next(calls) >= calls_before_kill:
-                raise KeyboardInterrupt
-            return function(*arguments, **options)
-
-        return call
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run_directory.pathlib.Path, "rename", dying(run_directory.pathlib.Path.rename))
-        patch.setattr(run_directory.shutil, "rmtree", dying(run_directory.shutil.rmtree))
-        with pytest.raises(KeyboardInterrupt):
-            run_directory.save_checkpoint(run_dir, "last", {"x": jnp.full((), 2.0)})
-    restored = run_directory.restore_checkpoint(run_dir, "last", {"x": jnp.zeros(())})["x"]
-    assert restored == (1.0 if calls_before_kill < 2 else 2.0)
-
-    run_directory.save_checkpoint(run_dir, "last", {"x": jnp.full((), 3.0)})
-    assert run_directory.restore_checkpoint(run_dir, "last", {"x": jnp.zeros(())})["x"] == 3.0
-    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["last"]
-
-
-@pytest.mark.parametrize(
-    ("like", "there", "here"),
-    [
-        ({"out_features": 5}, "float32[4]", "float32[5]"),
-        ({"param_dtype": jnp.float64}, "float32[4]", "float64[4]"),
-        ({"use_bias": False}, "float32[4]", "absent"),
-        ({}, "absent", "float32[4]"),
-    ],
-)
-def test_a_checkpoint_of_another_model_is_refused_by_the_name_of_a_leaf(run_dir, like, there, here):
-    saved = nnx.Linear(3, 4, use_bias=bool(like), rngs=nnx.Rngs(0))
-    run_directory.save_checkpoint(run_dir, "best", saved)
-    like = nnx.Linear(**{"in_features": 3, "out_features": 4, "rngs": nnx.Rngs(0)} | like)
-    with pytest.raises(ValueError, match="; allowed: the same leaves, shapes and dtypes") as error:
-        run_directory.restore_checkpoint(run_dir, "best", like)
-    wanted = f"checkpoint 'best' has leaf '.bias.value' as {there}, `like` has it as {here}; "
-    assert str(error.value).startswith(wanted)
-
-
-def test_an_absent_checkpoint_is_named_beside_those_there_are(run_dir):
-    run_directory.save_checkpoint(run_dir, "best", {"x": jnp.ones(2)})
-    with pytest.raises(ValueError, match=r"has no checkpoint 'bset'; allowed: \['best'\]"):
-        run_directory.restore_checkpoint(run_dir, "bset", {"x": jnp.ones(2)})
-
-
-@pytest.mark.parametrize("name", ["", ".", "..", "../config", "a/b", "/tmp", ".hidden"])
-def test_a_checkpoint_stays_below_its_folder(run_dir, name):
-    with pytest.raises(ValueError, match="no checkpoint can be named"):
-        run_directory.save_checkpoint(run_dir, name, {"x": jnp.ones(2)})
-
-
-def test_checkpoints_say_nothing_and_leave_the_log_as_it_was(run_dir):
-    lines = []
-
-    class Lines(logging.Handler):
-        def emit(self, record):
-            lines.append(record.getMessage())
-
-    logger, handler = absl_logging.get_absl_logger(), Lines()
-    verbosity = absl_logging.get_verbosity()
-    logger.addHandler(handler)
-    absl_logging.set_verbosity(absl_logging.INFO)
-    before = (logger.level, list(logger.filters))
-    try:
-        run_directory.save_checkpoint(run_dir, "best", {"x": jnp.ones(2)})
-        run_directory.restore_checkpoint(run_dir, "best", {"x": jnp.ones(2)})
-        absl_logging.info("the user's own line")
-        assert lines == ["the user's own line"]
-        assert (logger.level, logger.filters) == before
-    finally:
-        absl_logging.set_verbosity(verbosity)
-        logger.removeHandler(handler)
-
-
-def test_a_note_comes_back_exactly_with_its_checkpoint(run_dir):
-    note = {"step": 7, "best": 0.1 + 0.2, "none": None, "worst": math.inf, "stream": {"next_index": 2**60}}
-    run_directory.save_checkpoint(run_dir, "last", {"x": jnp.ones(())}, note)
-    assert run_directory.load_note(run_dir, "last") == note
-    run_directory.save_checkpoint(run_dir, "last", {"x": jnp.ones(())})
-    assert run_directory.load_note(run_dir, "last") == {}
-    assert run_directory.has_checkpoint(run_dir, "last")
-    assert not run_directory.has_checkpoint(run_dir, "best")
-    with pytest.raises(ValueError, match="has no checkpoint 'best'"):
-        run_directory.load_note(run_dir, "best")
-
-
-def test_the_only_checkpoint_a_kill_has_left_is_kept_until_the_next_is_complete(run_dir, monkeypatch):
-    """A kill between the two renames, and another one while the next checkpoint is being written."""
-    run_directory.save_checkpoint(run_dir, "last", {"x": jnp.ones(())})
-    (run_dir / "checkpoints" / "last").rename(run_dir / "checkpoints" / ".last.new")
-
-    def killed(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run_directory.ocp.Checkpointer, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run_directory.save_checkpoint(run_dir, "last", {"x": jnp.zeros(())})
-    assert run_directory.restore_checkpoint(run_dir, "last", {"x": jnp.zeros(())})["x"] == 1.0
 
 
 @pytest.mark.parametrize("kept", [0, 3, 4])  # steps; of the fourth, something was written behind its position
