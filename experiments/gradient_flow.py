@@ -42,6 +42,7 @@ from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.config import TrainConfig, evenly
 from rnn_jax.training.ensemble import use_cores
 from rnn_jax.training.loop import train_ensemble
+from rnn_jax.training.nonfinite import NotFinite, describe_diverged, finite_members
 from rnn_jax.training.optimizers import make_ensemble_optimizer
 from rnn_jax.training.resume import load_notes, open_run, other_versions, resume_command
 from rnn_jax.training.session import Interrupted, Session, open_session
@@ -85,6 +86,7 @@ class Result:
       baseline_score: of the input-independent baseline.
       parameters: of one member.
       seconds: that the training took, with all that was trained beside it in the same program.
+      finite: whether the weights are, at the end, `[seeds]`.
     """
 
     profiles: dict[tuple[str, str], np.ndarray]
@@ -92,6 +94,7 @@ class Result:
     baseline_score: float
     parameters: int
     seconds: float
+    finite: np.ndarray
 
 
 def main(argv: list[str]) -> None:
@@ -161,6 +164,11 @@ def main(argv: list[str]) -> None:
         run_dir / "metrics.csv",
     ):
         print(f"  {path}")
+    try:
+        if lost := describe_diverged({label: result.finite.tolist() for label, result in results.items()}, _SEED.value):
+            print(lost, file=sys.stderr)
+    except NotFinite as error:
+        sys.exit(str(error))
 
 
 def check_lengths(task: tasks.Task) -> None:
@@ -260,6 +268,7 @@ def train(
         by_label[label] = {name: array_LST[:, mine] for name, array_LST in result.profiles.items()}
     run_directory.save_profiles(run_dir, result.look_steps, by_label)
     told = {
+        "finite": finite_members(result.model).tolist(),
         "scores": result.test_score.tolist(),
         "parameters": parameter_count(result.model) // len(member_rates),
         "seconds": seconds + result.seconds,
@@ -275,8 +284,9 @@ def finished(
     """Returns the results of a cell whose training is finished, from the note of its checkpoint and the profiles."""
     profiles = run_directory.load_profiles(run_dir)[1]
     scores = np.array(told["scores"], np.float64).reshape(len(learning_rates), -1)
+    finite = np.array(told["finite"]).reshape(scores.shape)
     return {
-        label: Result(profiles[label], scores[k], task.baseline_score, told["parameters"], told["seconds"])
+        label: Result(profiles[label], scores[k], task.baseline_score, told["parameters"], told["seconds"], finite[k])
         for k, label in enumerate(labels(cell, learning_rates))
     }
 

@@ -50,6 +50,7 @@ from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.config import TrainConfig, evenly
 from rnn_jax.training.ensemble import over_members, use_cores
 from rnn_jax.training.loop import train_ensemble
+from rnn_jax.training.nonfinite import NotFinite, describe_diverged, finite_members
 from rnn_jax.training.optimizers import make_ensemble_optimizer
 from rnn_jax.training.resume import load_notes, open_run, other_versions, resume_command
 from rnn_jax.training.session import Interrupted, Session, open_session
@@ -137,6 +138,11 @@ def main(argv: list[str]) -> None:
     print(f"\nThe run directory is {run_dir}. Look at:")
     for path in (*draw_grid(run_dir), *(run_dir / name for name in ("summary.csv", "grid_profile.csv", "metrics.csv"))):
         print(f"  {path}")
+    try:
+        if lost := describe_diverged({name: result["finite"] for name, result in results.items()}, _SEED.value):
+            print(lost, file=sys.stderr)
+    except NotFinite as error:
+        sys.exit(str(error))
 
 
 def make_task() -> tasks.Task:
@@ -253,6 +259,7 @@ def train(
     )  # fmt: skip
     stages = {"initialization": before, "trained": profile(result.model)}
     told = {
+        "finite": finite_members(result.model).tolist(),
         "scores": result.test_score.tolist(),
         "parameters": parameter_count(result.model) // len(seeds),
         "seconds": round(result.seconds, 1),

@@ -31,7 +31,7 @@ class _ResumeParser(flags.ArgumentParser):
         return "bool or force"
 
 
-def define_resume_flag() -> flags.FlagHolder:
+def define_resume_flag(flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder:
     """Makes the flag: --resume, --resume=true, --noresume or --resume=force; its value is True, False or "force"."""
     flag: flags.Flag = flags.Flag(
         _ResumeParser(),
@@ -42,4 +42,4 @@ def define_resume_flag() -> flags.FlagHolder:
         " source of a cell has changed.",
         boolean=True,
     )
-    return flags.DEFINE_flag(flag)
+    return flags.DEFINE_flag(flag, flag_values)

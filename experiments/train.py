@@ -10,7 +10,8 @@ Trains any cell on any task, evaluates it, and shows the gradient flow before, d
 
 It writes a run directory (config.json, metrics.csv, timing.csv, TensorBoard events, gradient_flow.npz and .csv,
 summary.csv, checkpoints/last and best, figures/) and prints where. A run that was killed at any moment and resumed ends
-with the same metrics.csv and the same weights as one left alone.
+with the same metrics.csv and the same weights as one left alone. Files that were damaged meanwhile are said, and come
+back from the checkpoints. A cell of your own that was edited meanwhile is refused; --resume=force goes on with it.
 """
 
 import math

@@ -26,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
+from rnn_jax.tasks import Kind
 from rnn_jax.training.run_directory import Damaged, StrPath, load_profiles, replacing
 
 COPIED = ("config.json", "metrics.csv", "gradient_flow.npz")  # what a checkpoint can give back to its run directory
@@ -255,9 +256,9 @@ def _use_of_best(run_dir: StrPath) -> str:
     """Returns the command that reads the best model of a run of `experiments.train`, or else the function."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         task = json.loads((pathlib.Path(run_dir) / "task.json").read_text(encoding="utf-8"))
-        if task["kind"] == "a stream":
+        if task["kind"] == Kind.STREAM.value:
             return f"python -m experiments.generate --run={run_dir} --prompt=..."
-        if task["kind"] == "a sequence":
+        if task["kind"] == Kind.SEQUENCE.value:
             name = "translate" if task["reads_tokens"] else "caption"
             return f"python -m experiments.{name} --run={run_dir} --evaluate"
     return f"rnn_jax.training.load.load_run({os.fspath(run_dir)!r}, kind)"

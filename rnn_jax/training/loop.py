@@ -48,7 +48,7 @@ from rnn_jax.training import checkpoints, run_directory
 from rnn_jax.training.config import TrainConfig, batches_of
 from rnn_jax.training.ensemble import over_members
 from rnn_jax.training.evaluation import Evaluator
-from rnn_jax.training.nonfinite import NotFinite, describe_not_finite, layer_of, parameter_names
+from rnn_jax.training.nonfinite import NotFinite, describe_not_finite, finite_members, layer_of, parameter_names
 from rnn_jax.training.session import Interrupted, Session, open_session
 from rnn_jax.training.update import State, ensemble_state, initial_state, make_update, own_copy
 from rnn_jax.training.watch import Diagnostics, diagnose, probe_batch
@@ -413,8 +413,8 @@ class _Run:
             scores = self._scores(self.state.model, self.task.validation)
             rows |= {self._row(k, "validation", self.task.metric): scores[k] for k in going}
             better = [k for k in going if self._is_better(scores[k], self.members[k].best)]
-            if better:
-                finite = self._finite_members()
+            if better:  # an accuracy is finite also where weights are not
+                finite = finite_members(self._by_member(self.state.model))
                 better = [k for k in better if finite[k]]
             for k in going:
                 self.members[k].stale = 0 if k in better else self.members[k].stale + 1
@@ -438,11 +438,6 @@ class _Run:
         if math.isnan(score):
             return False
         return best is None or (score > best if self.task.higher_is_better else score < best)
-
-    def _finite_members(self) -> np.ndarray:
-        """Whether all weights of a member are finite, `[S]`. A score may be, where they are not: an accuracy."""
-        leaves = jax.tree.leaves(self._by_member(self.state.model))
-        return np.all([np.isfinite(leaf).reshape(len(self.members), -1).all(axis=1) for leaf in leaves], axis=0)
 
     def _save_best(self, better: list[int]) -> None:
         model = self.state.model

@@ -1,5 +1,6 @@
 """Where a loss, a gradient or a weight that is not finite began: the layer and the parameter."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +31,34 @@ def layer_of(parameter: str) -> str:
     """Returns the layer a parameter belongs to: "rnn" for "rnn/cell/kernel"."""
     words = parameter.split("/")[:-1]
     return "/".join(words[:-1] if words[-1:] == ["cell"] else words) or parameter
+
+
+def finite_members(models: PyTree) -> np.ndarray:
+    """Returns which members of an ensemble, `[S, ...]`, have weights that are all finite: bool `[S]`."""
+    leaves = [np.isfinite(np.asarray(leaf)) for leaf in jax.tree.leaves(models)]
+    return np.all([finite.reshape(len(finite), -1).all(axis=1) for finite in leaves], axis=0)
+
+
+def describe_diverged(finite: Mapping[str, Sequence[bool]], first_seed: int) -> str:
+    """Says which members of trainings that take every update have ended with weights that are not finite; "" if none.
+
+    Args:
+      finite: of each training, by its name, as `finite_members`.
+      first_seed: the seed of the first member.
+
+    Raises:
+      NotFinite: there is no other, and so no result.
+    """
+    lost = [
+        f"{name}/seed{first_seed + k}" for name, members in finite.items() for k, ok in enumerate(members) if not ok
+    ]
+    if lost and len(lost) == sum(map(len, finite.values())):
+        raise NotFinite(
+            f"The training of all {len(lost)} members diverged: the weights of {lost[0]!r} are not finite; a smaller"
+            " learning rate may help."
+        )
+    shown = ", ".join(lost[:8]) + (f" and {len(lost) - 8} more" if len(lost) > 8 else "")
+    return f"The training diverged, and left weights that are not finite, of: {shown}." if lost else ""
 
 
 def describe_not_finite(

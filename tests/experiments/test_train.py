@@ -217,6 +217,25 @@ def test_a_run_killed_at_three_moments_ends_as_one_left_alone(tmp_path, environm
     assert_same_run(out, alone[0])
 
 
+def test_a_finished_run_damaged_in_four_places_is_as_it_was_after_resume(tmp_path, environment, alone):
+    out = shutil.copytree(alone[0], tmp_path / "run")
+    config = json.loads((out / "config.json").read_text())
+    config["flags"]["out"] = str(out)
+    (out / "config.json").write_text(json.dumps(config))
+    metrics = (out / "metrics.csv").read_bytes()
+    (out / "metrics.csv").write_bytes(metrics[: len(metrics) // 2])
+    (out / "gradient_flow.npz").unlink()
+    (out / "gradient_flow.csv").unlink()
+    (out / "checkpoints" / "last" / "manifest.ocdbt").unlink()
+    done = run(command(out, "--resume"), environment)
+    assert done.returncode == 0, done.stderr
+    for part in ("checkpoints/last' is damaged (manifest.ocdbt is missing)", "metrics.csv' is damaged (it has "):
+        assert part in done.stderr
+    assert "gradient_flow.npz' is damaged (it is missing): it is now as it was at step 240" in done.stderr
+    assert "This run is finished." not in done.stdout
+    assert_same_run(out, alone[0])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", range(20))
 def test_a_run_killed_at_any_moment_ends_as_one_left_alone(tmp_path, environment, alone, moment):
@@ -236,8 +255,19 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_ends_as_one_left_alone(
     tmp_path, environment, alone, number, status
 ):
     out = tmp_path / "run"
-    returned, told = signal_when(start(out, environment), lambda: rows(out) > 25, number)
+    process, second = start(out, environment), []
+
+    def at_work():
+        if rows(out) > 2 and not second:
+            process.send_signal(signal.SIGSTOP)  # a slow writer holds the folder, too
+            second.append(run(command(out, "--resume"), environment))
+            process.send_signal(signal.SIGCONT)
+        return rows(out) > 25
+
+    returned, told = signal_when(process, at_work, number)
     assert returned == status, told
+    assert second[0].returncode == 1
+    assert f"--out='{out}' is being written by process {process.pid} on '" in second[0].stderr.splitlines()[-1]
     words = shlex.split(told.splitlines()[-1])
     assert told.splitlines()[-2].startswith("Stopped at step ")
     assert words[:3] == ["python", "-m", "experiments.train"]
@@ -248,6 +278,7 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_ends_as_one_left_alone(
 
 REFUSED = {
     "--task=adding --hidden=7": "--hidden=7 differs from the run in '{out}', which has 6; allowed with --resume: the",
+    "--task=adding --resume=maybe": "flag --resume=maybe: allowed: true, false or force",
     "--task=adding --seq_len=11": "--seq_len=11 differs from the run in '{out}', which has 10;",
     "--task=adding --noresume": "--out='{out}' already holds a run; allowed:",
     "--task=adding --noresume --out={out}2 --seq_len=1": "seq_len=1 is out of range; allowed: 2 or more,",

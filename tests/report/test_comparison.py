@@ -171,19 +171,44 @@ def test_a_comparison_is_saved_as_table_text_and_figure(finished, tmp_path):
         assert min(image.size) > 300
 
 
+def test_a_comparison_replaces_an_earlier_one_and_no_other_file(finished, tmp_path):
+    compared = comparison.compare([finished("a", 0.5)])
+    out = tmp_path / "docs"
+    out.mkdir()
+    (out / "notes.md").write_text("mine")
+    for _ in range(2):
+        comparison.save(out, compared)
+    assert (out / "notes.md").read_text() == "mine"
+    assert sorted(path.name for path in out.iterdir()) == [
+        *(f"comparison.{e}" for e in ("csv", "md", "png")),
+        "notes.md",
+    ]
+    for change in ((out / "comparison.csv").unlink, lambda: (out / "comparison.csv").write_text("mine\n1\n")):
+        change()
+        before = {path: path.read_bytes() for path in out.iterdir()}
+        with pytest.raises(
+            ValueError, match=r"docs' holds a comparison\.(md|csv) that is no comparison; allowed: a folder"
+        ):
+            comparison.save(out, compared)
+        assert {path: path.read_bytes() for path in out.iterdir()} == before
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"^--out='.*file' cannot be written \(File exists\); allowed: a writable"):
+        comparison.save(tmp_path / "file", compared)
+
+
 def test_what_cannot_be_compared_is_named(finished, tmp_path):
     run = finished("a", 0.5)
     with pytest.raises(ValueError, match="nothing to compare; allowed: one"):
         comparison.compare([])
     with pytest.raises(ValueError, match=r"missing' has no config.json; allowed: a run directory"):
         comparison.compare([run, tmp_path / "missing"])
-    with pytest.raises(ValueError, match=r"again' has the flags and the seed of .*a'; allowed: each seed once"):
+    with pytest.raises(ValueError, match=r"again' has the flags and the seed of .*a' in config.json; allowed"):
         comparison.compare([run, finished("again", 0.5)])
-    with pytest.raises(ValueError, match=r"b' has task adding, and .*a' has language_id; allowed: runs tested on"):
+    with pytest.raises(ValueError, match=r"b' has task adding in config.json, and .*a' has language_id; allowed"):
         comparison.compare([run, finished("b", 0.5, task="adding")])
-    with pytest.raises(ValueError, match=r"c' has test_sha256 xyz, and .*a' has abc; allowed: runs tested on"):
+    with pytest.raises(ValueError, match=r"c' has test_sha256 xyz in config.json, and .*a' has abc; allowed: r"):
         comparison.compare([run, finished("c", 0.5, data={"test_sha256": "xyz"})])
     killed = finished("d", 0.5)
     (killed / "summary.csv").unlink()
-    with pytest.raises(ValueError, match=r"d' holds no test score; allowed: finished runs"):
+    with pytest.raises(ValueError, match=r"d' has no summary.csv and so holds no test score; allowed: finished"):
         comparison.compare([run, killed])

@@ -200,7 +200,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(trained, tmp_pat
     said = capsys.readouterr().err.splitlines()[0]
     file = "" if name == "checksums.json" else str(path.relative_to(folder / "checkpoints/last"))
     sentence = (
-        rf"the checkpoint '{folder}/checkpoints/last' is damaged \({file} .*\); what is used is the one before it, "
+        rf"the checkpoint '{folder}/checkpoints/last' is damaged \({file}.*\); what is used is the one before it, "
     )
     assert re.match(sentence + rf"'{folder}/checkpoints/last.previous', of step 6\.$", said)
     assert len(said) <= 500

@@ -1,5 +1,6 @@
 """Numbers that are not finite: where they began is found, in words."""
 
+import dataclasses
 import re
 
 import grain
@@ -14,7 +15,8 @@ from rnn_jax import tasks
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.training import checkpoints
 from rnn_jax.training.loop import train
-from rnn_jax.training.nonfinite import NotFinite, layer_of, parameter_names
+from rnn_jax.training.nonfinite import NotFinite, describe_diverged, finite_members, layer_of, parameter_names
+from rnn_jax.training.update import initial_state
 from tests.training.small_runs import (
     assert_same_weights,
     config,
@@ -97,6 +99,48 @@ def test_a_layer_whose_outputs_overflow_stops_the_run_and_is_named_with_the_last
         train(task, small_model("irnn"), optimizer, run_dir, config(look_every=0))
     note = checkpoints.load_note(run_dir, "last")
     assert note["step"] == 4
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_an_update_that_makes_weights_that_are_not_finite_stops_the_run_before_it_is_taken(tmp_path):
+    """Loss and gradient are finite; the learning rate is infinite in float32."""
+    run_dir = new_run(tmp_path)
+    sentence = (
+        "^Stopped at step 1: the update makes weights that are not finite, first in layer 'head', parameter"
+        " 'head/.*'; no checkpoint has been written yet.$"
+    )
+    with pytest.raises(NotFinite, match=sentence):
+        train(regression(), small_model(), optax.sgd(1e39), run_dir, config(steps=1, eval_every=1, look_every=0))
+    assert not (run_dir / "checkpoints").exists()
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_weights_that_are_not_finite_are_never_the_best_though_their_score_is(tmp_path):
+    def score(model, batch):  # like an accuracy, whose argmax of NaN is the first class
+        return 1.0 + 0.0 * jnp.sum(jnp.isnan(model(batch["xs"]))), 1.0
+
+    optimizer = optax.sgd(lambda step: jnp.where(step < 4, 0.0, jnp.inf))
+    chosen = config(on_nonfinite="take", look_every=0)
+    run_dir = new_run(tmp_path)
+    result = train(regression(score=score, higher_is_better=True), small_model(), optimizer, run_dir, chosen)
+    assert (result.step, result.steps) == (4, 12)
+    assert_same_weights(result.model, small_model())
+    assert not finite_members(jax.tree.map(lambda leaf: leaf[None], checkpoints.restore_checkpoint(
+        run_dir, "last", initial_state(regression(), small_model(), optimizer, chosen)
+    ).model)).all()  # fmt: skip
+    with pytest.raises(
+        NotFinite, match="'model/seed0' ended at step 1 without a best model: no evaluation was of finite"
+    ):
+        train(regression(), small_model(), optax.sgd(1e39), new_run(tmp_path, "one"), dataclasses.replace(
+            chosen, steps=1, eval_at=frozenset()
+        ))  # fmt: skip
+
+
+def test_members_that_diverged_are_named_and_if_there_is_no_other_there_is_no_result():
+    assert describe_diverged({"gru": [True, True]}, 3) == ""
+    assert describe_diverged({"gru": [True, False], "lstm": [True]}, 3).endswith(" not finite, of: gru/seed4.")
+    with pytest.raises(NotFinite, match="of all 2 members diverged: the weights of 'gru/seed3'"):
+        describe_diverged({"gru": [False], "lstm": [False]}, 3)
 
 
 def test_a_gradient_that_is_not_finite_is_followed_back_to_the_layer_next_to_the_loss(tmp_path):
