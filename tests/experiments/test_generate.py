@@ -77,7 +77,9 @@ def test_what_cannot_be_continued_is_refused_in_one_sentence(trained, tmp_path):
     )
     assert hot == "--temperature=-1.0 is out of range; allowed: a finite number, 0 or more."
     assert none == "--top_k=0 is out of range; allowed: 1 or more."
-    assert other.startswith(f"--run={str(tmp_path)!r} has no task.json; allowed: a folder that experiments.train wrote.")
+    assert other.startswith(
+        f"--run={str(tmp_path)!r} has no task.json; allowed: a folder that experiments.train wrote."
+    )
 
 
 def test_bytes_are_shown_once_a_character_is_complete():
