@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,11 +36,14 @@ def rows(path: pathlib.Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+SHORT = ["--cells=elman,gru,lstm", "--steps=4", "--seeds=2", "--hidden=16", "--batch=8"]
+
+
 @pytest.fixture(scope="module")
 def short_run(tmp_path_factory):
     """Three cells, two seeds, few steps: what a run leaves behind."""
     out = tmp_path_factory.mktemp("run") / "out"
-    done = run("--cells=elman,gru,lstm", "--steps=4", "--seeds=2", "--hidden=16", "--batch=8", f"--out={out}")
+    done = run(*SHORT, f"--out={out}")
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
@@ -220,14 +224,53 @@ REFUSED = {
 }
 
 
+# Files that are emptied, and what is said.
+DAMAGED = {
+    "config.json": "config.json' is damaged (Expecting value: line 1 column 1 (char 0)); allowed: the copy of it, '",
+    "checkpoints/elman/note.json": "the checkpoint 'elman' of ",
+    "checkpoints/elman/note.json checkpoints/elman.previous/note.json": "checkpoints/elman' is damaged (note.json",
+    "checkpoints/lstm/note.json checkpoints/lstm.previous/checksums.json": "checkpoints/lstm' is damaged (note.json is",
+    "metrics.csv checkpoints/lstm/metrics.csv": "metrics.csv' is damaged (it has 0 bytes, and had ",
+    "gradient_flow.npz checkpoints/lstm/gradient_flow.npz": "gradient_flow.npz' is damaged (it cannot be read), and so",
+}
+DIVERGING = [
+    "--task=adding", "--seq_len=6", "--cells=elman", "--steps=1", "--seeds=1", "--hidden=4", "--batch=4",
+    "--learning_rate=1e39",
+]  # fmt: skip
+
+
 def test_bad_input_gets_one_sentence_and_changes_nothing(short_run, tmp_path):
     table = tmp_path / "texts.csv"
     table.write_text("text,label\n" + "".join(f"{'a b c'[: 2 * (k % 3) + 1]},{k % 2}\n" for k in range(60)))
     before = (short_run[0] / "config.json").read_bytes()
     lists = [text.format(out=short_run[0], table=f"csv:{table}").split() for text in REFUSED]
-    for said, words in zip(refusals("gradient_flow", *lists), REFUSED.values()):
+    for k, files in enumerate(DAMAGED):
+        shutil.copytree(short_run[0], tmp_path / str(k))
+        for name in files.split():
+            (tmp_path / str(k) / name).write_bytes(b"")
+    lists += [[*SHORT, f"--out={tmp_path / str(k)}", "--resume"] for k in range(len(DAMAGED))]
+    lists.append([*DIVERGING, f"--out={tmp_path / 'diverging'}"])
+    expected = [*REFUSED.values(), *DAMAGED.values(), "of all 1 members diverged: the weights of 'elman/seed0' are not"]
+    for said, words in zip(refusals("gradient_flow", *lists), expected, strict=True):
         assert words in said
+        assert len(said) <= 500 or "unknown" in said
     assert (short_run[0] / "config.json").read_bytes() == before
+
+
+def test_a_finished_run_damaged_in_three_places_is_as_it_was_after_resume(short_run, tmp_path):
+    """No cell is trained again: their notes are whole."""
+    out = shutil.copytree(short_run[0], tmp_path / "run")
+    (out / "gradient_flow.npz").unlink()
+    (out / "metrics.csv").write_bytes((out / "metrics.csv").read_bytes()[:1000])
+    (out / "checkpoints/elman/manifest.ocdbt").unlink()
+    trained = (out / "checkpoints/elman").stat().st_mtime_ns
+    done = run(*SHORT, f"--out={out}", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "metrics.csv' is damaged (it has 1,000 bytes, and had " in done.stderr
+    assert "gradient_flow.npz' is damaged (it is missing): it is now as it was at step 4" in done.stderr
+    for name in ("metrics.csv", "gradient_flow.csv", "summary.csv", "gradient_flow.npz"):
+        assert (out / name).read_bytes() == (short_run[0] / name).read_bytes(), name
+    assert (out / "checkpoints/elman").stat().st_mtime_ns == trained
 
 
 def test_a_refusal_is_told_on_stderr_with_exit_status_1():
