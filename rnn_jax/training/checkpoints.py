@@ -141,7 +141,7 @@ def restore_checkpoint(run_dir: StrPath, name: str, like: _Tree, *, newest: bool
         for key in sorted(wanted.keys() | found.keys()):
             ours = (tuple(wanted[key].shape), np.dtype(wanted[key].dtype)) if key in wanted else None
             if found.get(key) != ours:
-                raise ValueError(
+                raise Damaged(
                     f"checkpoint {name!r} has leaf {key!r} as {_show(found.get(key))}, `like` has it as "
                     f"{_show(ours)}; allowed: the same leaves, shapes and dtypes"
                 )

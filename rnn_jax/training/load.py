@@ -49,7 +49,7 @@ class LoadedRun:
         """
         options = {name: self.flags[name] for name in tasks.option_names(self.flags["task"]) if name in self.flags}
         task = tasks.make_task(self.flags["task"], **options)
-        check_same_data(self.flags["task"], str(self.run_dir), self.flags["data"], task.fingerprint, "allowed")
+        check_same_data(self.flags["task"], str(self.run_dir), self.flags.get("data", {}), task.fingerprint, "allowed")
         return task
 
 
@@ -97,7 +97,8 @@ def load_run(run_dir: run_directory.StrPath | None, kind: tasks.Kind) -> LoadedR
     try:
         shapes = jax.eval_shape(lambda: make_model(task, ModelSettings.of_flags(flags), nnx.Rngs(0)))
         now = describe_source([flags["cell"]])
-    except (TypeError, KeyError) as error:  # a flag that is not there, or of another kind
+        tasks.option_names(flags["task"])
+    except (TypeError, KeyError, AttributeError) as error:  # a flag that is not there, or of another kind
         raise run_directory.Damaged(
             f"{str(folder / 'config.json')!r} is damaged (its flags describe no model: {_first_line(error)}); allowed:"
             " that of a run of experiments.train."

@@ -52,7 +52,7 @@ Profiles = Mapping[str, Mapping[tuple[str, str], Any]]  # cell -> (layer, part o
 
 
 class Damaged(ValueError):
-    """A file of a run directory is not as it was written: the message names the file, the fault and a way out."""
+    """A file of a run directory is not as it was written, or not of what it is read as; the message names a way out."""
 
 
 def make_default_out(name: str) -> str:

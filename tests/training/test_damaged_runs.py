@@ -401,7 +401,7 @@ def change_symbols(change):
         *(case("vocabulary.json", harm) for harm in (delete, empty, halve, garbage, bad_byte, make_list)),
         *(case("vocabulary.json", change_symbols(change)) for change in (sorted, lambda s: s[:-1], lambda s: [s])),
         *(case("vocabulary.json", having(kind=kind)) for kind in ("x", 1)),
-        *(case("config.json", having(flags=flags)) for flags in ({}, {"cell": 3}, {**FLAGS, "hidden": "x"})),
+        *(case("config.json", having(flags=flags)) for flags in ({}, {"cell": 3}, {**FLAGS, "hidden": "x"}, FLAGS)),
     ],
 )
 def test_a_damaged_file_of_a_trained_model_is_named(trained, tmp_path, file, harm):
