@@ -114,6 +114,12 @@ _RESUME = define_resume_flag()
 
 _TASK_OPTIONS = define_option_flags()
 
+# The columns of summary.csv that hold numbers, or nothing where there is none.
+_NUMBERS = (
+    "test_score", "validation_score", "baseline_score", "best_step", "steps", "skipped", "parameters", "seconds",
+    "horizon_e", "horizon_1000",
+)  # fmt: skip
+
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
@@ -278,8 +284,16 @@ def is_finished(run_dir: pathlib.Path) -> bool:
     try:
         damaged = checkpoints.restore_files(run_dir, "last") if checkpoints.has_checkpoint(run_dir, "last") else []
         scores = [name for name in load_metrics(run_dir) if name.startswith("test/")]
-        if load_table(run_dir)[0]["layer"]:
+        rows = load_table(run_dir)
+        for row in rows:
+            if row.get("cell") != network_name() or not row.keys() >= {*_NUMBERS, "layer", "part", "stage"}:
+                raise ValueError(f"{str(run_dir / 'summary.csv')!r} is damaged (it is not of this network).")
+            for name in _NUMBERS:
+                float(row[name] or "nan")
+        if rows[0]["layer"]:
             load_profiles(run_dir)
+            if not (run_dir / "gradient_flow.csv").exists():
+                raise ValueError(f"{str(run_dir / 'gradient_flow.csv')!r} is missing.")
     except run_directory.Damaged:
         raise
     except ValueError as error:

@@ -152,7 +152,8 @@ def train_ensemble(
       optimizer: an optax transformation.
       run_dir: as `run_directory.create` makes it.
       config: what to do when; its seed is not used.
-      session: opened where the checkpoint's note says "position".
+      session: opened where the checkpoint's note says "position", behind `rnn_jax.training.resume.load_notes`, which
+        gives damaged files back.
       labels: of the members in metrics.csv and gradient_flow.npz: one for each learning rate, for instance.
       seeds: of the order of the data and of dropout.
       checkpoint: the name of the checkpoint; with "-best" behind it, that of the best models.
@@ -487,14 +488,17 @@ class _Run:
         note = checkpoints.find_checkpoint(self.run_dir, self.last).note
         self.state = checkpoints.restore_checkpoint(self.run_dir, self.last, self.state)
         checkpoints.drop_damaged(self.run_dir, self.last)
-        checkpoints.restore_files(self.run_dir, self.last)
-        if not self.one_model:
+        if self.one_model:
+            checkpoints.restore_files(self.run_dir, self.last)
+        else:  # the session has opened metrics.csv
             self.state = self._own(self.state)  # restored arrays would stay on their device, away from the others
         for stream, state in zip(self.streams, note["streams"]):
             stream.set_state(state)
         self.members = [_Member(**member) for member in note["members"]]
         self.step, self.position, self.seconds_before = note["step"], note["position"], note["seconds"]
         self.profiles = self._saved_profiles()
+        if self.one_model and self.profiles:
+            run_directory.save_profile_table(self.run_dir)
         if self.config.keep_best and any(member.best is not None for member in self.members):
             self._restore_best()
 

@@ -217,7 +217,7 @@ def test_a_run_killed_at_three_moments_ends_as_one_left_alone(tmp_path, environm
     assert_same_run(out, alone[0])
 
 
-def test_a_finished_run_damaged_in_four_places_is_as_it_was_after_resume(tmp_path, environment, alone):
+def test_a_finished_run_damaged_in_five_places_is_as_it_was_after_resume(tmp_path, environment, alone):
     out = shutil.copytree(alone[0], tmp_path / "run")
     config = json.loads((out / "config.json").read_text())
     config["flags"]["out"] = str(out)
@@ -226,13 +226,17 @@ def test_a_finished_run_damaged_in_four_places_is_as_it_was_after_resume(tmp_pat
     (out / "metrics.csv").write_bytes(metrics[: len(metrics) // 2])
     (out / "gradient_flow.npz").unlink()
     (out / "gradient_flow.csv").unlink()
+    summary = (out / "summary.csv").read_text()
+    (out / "summary.csv").write_text(summary.replace("test_score", "score"))
     (out / "checkpoints" / "last" / "manifest.ocdbt").unlink()
     done = run(command(out, "--resume"), environment)
     assert done.returncode == 0, done.stderr
     for part in ("checkpoints/last' is damaged (manifest.ocdbt is missing)", "metrics.csv' is damaged (it has "):
         assert part in done.stderr
     assert "gradient_flow.npz' is damaged (it is missing): it is now as it was at step 240" in done.stderr
+    assert "summary.csv' is damaged (it is not of this network). The end of the run is made again." in done.stderr
     assert "This run is finished." not in done.stdout
+    assert re.sub(r"\d+\.\d\n", "\n", (out / "summary.csv").read_text()) == re.sub(r"\d+\.\d\n", "\n", summary)
     assert_same_run(out, alone[0])
 
 
