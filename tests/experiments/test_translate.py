@@ -78,7 +78,7 @@ def test_what_cannot_be_translated_is_refused_in_one_sentence(run_dir, tmp_path)
         [of_run, "--beam=0", "cat"],
     )
     assert told[:6] == [
-        "--run is missing; allowed: a run directory of experiments.train.",
+        "--run is missing; allowed: a folder that experiments.train wrote.",
         "there is no text to translate; allowed: one or more texts in quotes, or --evaluate.",
         "the text ' ' is empty; allowed: one or more characters.",
         "the text 'cat Ж7' has characters that no source of the training split has: 'Ж' '7'; allowed: those it has.",
