@@ -41,13 +41,14 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import tqdm
-from absl import app, flags, logging
+from absl import flags, logging
 
 import rnn_jax
+from experiments import running
 from experiments.benchmark_contestants import PASSES, PROFILE
 from experiments.benchmark_memory import memory_workload
 from experiments.benchmark_peers import CELL_GATES, LIBRARIES, Workload
@@ -95,18 +96,13 @@ QUICK_GRID = ("32x64x32x64", "8x128x64x32")
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)  # JAX tells which devices it looked for
     jax.config.update("jax_num_cpu_devices", _DEVICES.value or os.cpu_count() or 1)
     jax.config.update("jax_default_matmul_precision", "float32")
-    try:
-        plan = make_plan()
-        given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-        out = run_directory.default_out("benchmark") if _OUT.value is None else _OUT.value
-        run_dir = run_directory.create(out, {**given, "peers": plan.libraries, "passes": plan.passes})
-    except ValueError as error:
-        sys.exit(str(error))
+    plan = make_plan()
+    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
+    out = run_directory.default_out("benchmark") if _OUT.value is None else _OUT.value
+    run_dir = run_directory.create(out, {**given, "peers": plan.libraries, "passes": plan.passes})
     for line in plan.absent:
         print(line)
 
@@ -148,7 +144,7 @@ def main(argv: list[str]) -> None:
         print(f"Interrupted; what was measured before is in {run_dir}.", file=sys.stderr)
         sys.exit(130)
     if not measurements:
-        sys.exit("\n".join(refusals))
+        refuse(refusals)
     print_tables(measurements, plan.libraries, memory=_MEMORY.value)
     if _WHAT.value == "profile" and not _MEMORY.value:
         print_goal(measurements)
@@ -157,7 +153,14 @@ def main(argv: list[str]) -> None:
     for path in (figure, run_dir / "benchmark.csv", run_dir / "machine.json"):
         print(f"  {path}")
     if refusals:
-        sys.exit("\n".join(refusals))
+        refuse(refusals)
+
+
+def refuse(sentences: list[str]) -> NoReturn:
+    """Says why measurements are missing, a line each."""
+    for sentence in sentences:
+        running.say(sentence)
+    sys.exit(1)
 
 
 def print_machine(machine: dict[str, Any]) -> None:
@@ -266,4 +269,4 @@ def torch_has_gpu() -> bool:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main)

@@ -21,8 +21,9 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
+from experiments import running
 from rnn_jax import tasks
 from rnn_jax.models.decoding import attention_map, beam_search, greedy
 from rnn_jax.report.captions import draw_caption
@@ -47,12 +48,9 @@ _NOISE_SEED = 0
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     enable_compilation_cache()
-    try:
-        run = read_run(argv[1:])
-        images = read_images(run, argv[1:])
-        task = run.make_task() if _EVALUATE.value else None
-    except ValueError as error:
-        sys.exit(str(error))
+    run = read_run(argv[1:])
+    images = read_images(run, argv[1:])
+    task = run.make_task() if _EVALUATE.value else None
     for name, image in images.items():
         show(run, name, image)
     if task is not None:
@@ -170,4 +168,4 @@ def evaluate(run: LoadedRun, task: tasks.Task) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main, takes_words=True)

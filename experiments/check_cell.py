@@ -11,8 +11,9 @@ status is 0 if no check failed, else 1. What a check allows stands in rnn_jax/fl
 
 import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 
+from experiments import running
 from rnn_jax import flow
 
 _CELL = flags.DEFINE_string(
@@ -24,18 +25,13 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of parameters and inputs.", lower_bound
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)  # JAX tells which devices it looked for
-    try:
-        report = flow.check_cell(
-            _CELL.value, in_features=_IN_FEATURES.value, hidden_features=_HIDDEN.value, seed=_SEED.value
-        )
-    except ValueError as error:
-        sys.exit(str(error))
+    report = flow.check_cell(
+        _CELL.value, in_features=_IN_FEATURES.value, hidden_features=_HIDDEN.value, seed=_SEED.value
+    )
     print(report)
     sys.exit(0 if report.passed else 1)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main)

@@ -6,10 +6,9 @@ Runs that differ in nothing but --seed and --out make one row; nothing is comput
     python -m experiments.compare runs/language_id/* --baseline='TF-IDF of words=0.858' --out=docs
 """
 
-import sys
+from absl import flags
 
-from absl import app, flags
-
+from experiments import running
 from rnn_jax.report import comparison
 
 _BASELINE = flags.DEFINE_multi_string("baseline", [], "NAME=SCORE, measured elsewhere; may be repeated.")
@@ -17,11 +16,8 @@ _OUT = flags.DEFINE_string("out", None, "Folder for comparison.csv, .md and .png
 
 
 def main(argv: list[str]) -> None:
-    try:
-        baselines = dict(map(read_baseline, _BASELINE.value))
-        compared = comparison.compare(argv[1:])
-    except ValueError as error:
-        sys.exit(str(error))
+    baselines = dict(map(read_baseline, _BASELINE.value))
+    compared = comparison.compare(argv[1:])
     print(f"{compared.task}\n\n{comparison.markdown(compared, baselines)}", end="")
     if _OUT.value is not None:
         print("\nLook at:")
@@ -40,4 +36,4 @@ def read_baseline(text: str) -> tuple[str, float]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main, takes_words=True)

@@ -27,9 +27,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from absl import app, flags, logging
+from absl import flags, logging
 from flax import nnx
 
+from experiments import running
 from rnn_jax import flow, tasks
 from rnn_jax.constant import parameter_count
 from rnn_jax.models import SequenceClassifier
@@ -94,29 +95,24 @@ class Result:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)  # JAX and TFDS tell much on the level below
     enable_compilation_cache()
-    try:
-        cells = split_names(_CELLS.value)
-        learning_rates = parse_learning_rates(_LEARNING_RATE.value)
-        use_cores(_SEEDS.value * len(learning_rates))
-        blanks = _BLANKS.value
-        if _TASK.value == "digits" and blanks is None and _SEQ_LEN.value is None:
-            blanks = 64
-        task = tasks.make_task(_TASK.value, seq_len=_SEQ_LEN.value, blanks=blanks)
-        check_lengths(task)
-        for cell in cells:
-            jax.eval_shape(lambda cell=cell: make_model(cell, task, nnx.Rngs(0)))
-        tasks.batches(task.train, _BATCH.value, _SEED.value)
-        given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-        del given["resume"]
-        given["blanks"] = blanks
-        run_dir = open_run("gradient_flow", _OUT.value, given, task.fingerprint, resume=_RESUME.value)
-        saved = [cell for cell in cells if run_directory.has_checkpoint(run_dir, cell)]  # finished, but for the last
-    except ValueError as error:
-        sys.exit(str(error))
+    cells = split_names(_CELLS.value)
+    learning_rates = parse_learning_rates(_LEARNING_RATE.value)
+    use_cores(_SEEDS.value * len(learning_rates))
+    blanks = _BLANKS.value
+    if _TASK.value == "digits" and blanks is None and _SEQ_LEN.value is None:
+        blanks = 64
+    task = tasks.make_task(_TASK.value, seq_len=_SEQ_LEN.value, blanks=blanks)
+    check_lengths(task)
+    for cell in cells:
+        jax.eval_shape(lambda cell=cell: make_model(cell, task, nnx.Rngs(0)))
+    tasks.batches(task.train, _BATCH.value, _SEED.value)
+    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
+    del given["resume"]
+    given["blanks"] = blanks
+    run_dir = open_run("gradient_flow", _OUT.value, given, task.fingerprint, resume=_RESUME.value)
+    saved = [cell for cell in cells if run_directory.has_checkpoint(run_dir, cell)]  # finished, but for the last
 
     notes = {cell: run_directory.load_note(run_dir, cell) for cell in saved}
     results: dict[str, Result] = {}
@@ -341,4 +337,4 @@ def spread(values: np.ndarray, form: str) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main)

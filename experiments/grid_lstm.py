@@ -36,9 +36,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from absl import app, flags, logging
+from absl import flags, logging
 from flax import nnx
 
+from experiments import running
 from experiments.option_flags import define_option_flags
 from rnn_jax import flow, tasks
 from rnn_jax.constant import parameter_count
@@ -96,21 +97,16 @@ class Pixels(GridNetwork):
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)  # JAX and TFDS tell much on the level below
     enable_compilation_cache()
-    try:
-        use_cores(_SEEDS.value)
-        task = make_task()
-        networks = make_networks(task)
-        tasks.batches(task.train, _BATCH.value, _SEED.value)
-        given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-        del given["resume"]
-        given |= task_options()
-        run_dir = open_run("grid_lstm", _OUT.value, given, task.fingerprint, resume=_RESUME.value)
-    except ValueError as error:
-        sys.exit(str(error))
+    use_cores(_SEEDS.value)
+    task = make_task()
+    networks = make_networks(task)
+    tasks.batches(task.train, _BATCH.value, _SEED.value)
+    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
+    del given["resume"]
+    given |= task_options()
+    run_dir = open_run("grid_lstm", _OUT.value, given, task.fingerprint, resume=_RESUME.value)
     if _RESUME.value and (warning := other_versions(run_dir, task.fingerprint)):
         print(warning, file=sys.stderr)
 
@@ -322,4 +318,4 @@ def print_table(task: tasks.Task, rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main)

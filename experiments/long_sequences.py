@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from absl import app, flags, logging
+from absl import flags, logging
 from flax import nnx
 
 import rnn_jax
+from experiments import running
 from rnn_jax import flow
 from rnn_jax.training import run_directory
 
@@ -43,17 +44,12 @@ _TURNS = 5
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)  # JAX tells which devices it looked for
-    try:
-        lengths = parse_lengths(_LENGTHS.value)
-        cell = rnn_jax.make_cell(_CELL.value, _IN_FEATURES.value, _HIDDEN.value, rngs=nnx.Rngs(0))
-        given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-        out = run_directory.default_out("long_sequences") if _OUT.value is None else _OUT.value
-        run_dir = run_directory.create(out, given)
-    except ValueError as error:
-        sys.exit(str(error))
+    lengths = parse_lengths(_LENGTHS.value)
+    cell = rnn_jax.make_cell(_CELL.value, _IN_FEATURES.value, _HIDDEN.value, rngs=nnx.Rngs(0))
+    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
+    out = run_directory.default_out("long_sequences") if _OUT.value is None else _OUT.value
+    run_dir = run_directory.create(out, given)
     every = _CHECKPOINT_EVERY.value
     gradient = None if every is None else rnn_jax.Checkpointed(every) if every else rnn_jax.Whole()
     layer = rnn_jax.RNN(cell, gradient=gradient)
@@ -118,4 +114,4 @@ def measure(layer: rnn_jax.RNN, length: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main)

@@ -10,11 +10,11 @@ input-independent baseline; or shows one of them with three examples.
 """
 
 import inspect
-import sys
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
+from experiments import running
 from experiments.option_flags import define_option_flags
 from rnn_jax import tasks
 from rnn_jax.tasks.bucketing import bucket_boundaries, padding_share
@@ -34,21 +34,14 @@ _WIDTH = 160  # characters of an example, and of a list
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)  # TFDS tells much on the level below
     options = {name: flag.value for name, flag in _OPTIONS.items()}
-    try:
-        if _TASK.value is not None:
-            show_task(tasks.make_task(_TASK.value, **options), _TASK.value)
-            return
-        given = [name for name, value in options.items() if value is not None and name != "data_dir"]
-        if given:
-            raise ValueError(
-                f"--{given[0]}={options[given[0]]} is an option of one task; allowed: together with --task."
-            )
-    except ValueError as error:
-        sys.exit(str(error))
+    if _TASK.value is not None:
+        show_task(tasks.make_task(_TASK.value, **options), _TASK.value)
+        return
+    given = [name for name, value in options.items() if value is not None and name != "data_dir"]
+    if given:
+        raise ValueError(f"--{given[0]}={options[given[0]]} is an option of one task; allowed: together with --task.")
     list_tasks()
 
 
@@ -222,4 +215,4 @@ def _cut(text: str, width: int = _WIDTH) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main)

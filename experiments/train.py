@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags, logging
+from absl import flags, logging
 from flax import nnx
 
+from experiments import running
 from experiments.option_flags import define_option_flags
 from rnn_jax import batch_mesh, flow, tasks
 from rnn_jax.constant import parameter_count
@@ -114,30 +115,25 @@ _TASK_OPTIONS = define_option_flags()
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)  # JAX and TFDS tell much on the level below
     enable_compilation_cache()
     jax.config.update("jax_num_cpu_devices", _DEVICES.value)
-    try:
-        task = tasks.make_task(_TASK.value, **{name: flag.value for name, flag in _TASK_OPTIONS.items()})
-        config = make_plan(task)
-        optimizer = make_optimizer(
-            _OPTIMIZER.value,
-            _LEARNING_RATE.value,
-            schedule=_SCHEDULE.value,
-            steps=config.steps,
-            warmup_steps=_WARMUP_STEPS.value,
-            weight_decay=_WEIGHT_DECAY.value,
-            clip=_CLIP.value or None,
-            accumulate=_ACCUMULATE.value,
-        )
-        embedding = None if _EMBEDDINGS.value is None else read_embeddings(task)
-        check(task, optimizer, config, embedding)
-        run_dir = open_run("train", _OUT.value, given_flags(), task.fingerprint, resume=_RESUME.value)
-        save_interface(run_dir, task)
-    except ValueError as error:
-        sys.exit(str(error))
+    task = tasks.make_task(_TASK.value, **{name: flag.value for name, flag in _TASK_OPTIONS.items()})
+    config = make_plan(task)
+    optimizer = make_optimizer(
+        _OPTIMIZER.value,
+        _LEARNING_RATE.value,
+        schedule=_SCHEDULE.value,
+        steps=config.steps,
+        warmup_steps=_WARMUP_STEPS.value,
+        weight_decay=_WEIGHT_DECAY.value,
+        clip=_CLIP.value or None,
+        accumulate=_ACCUMULATE.value,
+    )
+    embedding = None if _EMBEDDINGS.value is None else read_embeddings(task)
+    check(task, optimizer, config, embedding)
+    run_dir = open_run("train", _OUT.value, given_flags(), task.fingerprint, resume=_RESUME.value)
+    save_interface(run_dir, task)
 
     if (run_dir / "summary.csv").exists():
         print("This run is finished.")
@@ -330,4 +326,4 @@ def number(text: str) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main)

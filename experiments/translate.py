@@ -16,8 +16,9 @@ import unicodedata
 
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
+from experiments import running
 from rnn_jax import tasks
 from rnn_jax.models.decoding import attention_map, beam_search, greedy
 from rnn_jax.report import translation as report
@@ -41,12 +42,9 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     enable_compilation_cache()
     texts = argv[1:]
-    try:
-        run = read_run(texts)
-        sources = [encode(run, text) for text in texts]
-        task = run.make_task() if _EVALUATE.value else None
-    except ValueError as error:
-        sys.exit(str(error))
+    run = read_run(texts)
+    sources = [encode(run, text) for text in texts]
+    task = run.make_task() if _EVALUATE.value else None
     for text, tokens in zip(texts, sources):
         show(run, text, tokens)
     if task is not None:
@@ -189,4 +187,4 @@ def decoder_name() -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main, takes_words=True)
