@@ -54,6 +54,7 @@ from experiments.benchmark_memory import memory_workload
 from experiments.benchmark_peers import CELL_GATES, LIBRARIES, Workload
 from experiments.benchmark_results import Measurement, print_goal, print_tables, save
 from experiments.benchmark_timing import choose_wait_policy, product_rate, time_workload
+from rnn_jax.memory import check_memory, host_memory
 from rnn_jax.report.benchmark import benchmark as draw
 from rnn_jax.training import run_directory
 
@@ -63,7 +64,7 @@ _WHAT = flags.DEFINE_enum(
 _MEMORY = flags.DEFINE_bool("memory", False, "Measure peak memory instead of time.")
 _CELLS = flags.DEFINE_string("cells", "elman,gru,lstm", "Comma-separated: elman, gru, lstm.")
 _GRID = flags.DEFINE_string("grid", None, "Comma-separated points BxTxIxH; a wide choice by default.")
-_LAYERS = flags.DEFINE_integer("layers", 1, "Recurrent layers, one above the other.", lower_bound=1)
+_LAYERS = flags.DEFINE_integer("layers", 1, "Recurrent layers, one above the other.", lower_bound=1, upper_bound=100)
 _BIDIRECTIONAL = flags.DEFINE_bool("bidirectional", False, "Run every layer in both directions.")
 _PASSES = flags.DEFINE_string(
     "passes", None, "Comma-separated: forward, gradient, step. By default all; if quick, memory or profile: gradient."
@@ -76,6 +77,7 @@ _DEVICES = flags.DEFINE_integer(
     None,
     "JAX devices to try spreading batches over; 1: none. By default all, on a CPU one for each core.",
     lower_bound=1,
+    upper_bound=1024,
 )
 _OUT = flags.DEFINE_string("out", None, "Folder for the results; runs/benchmark-<time> by default.")
 
@@ -208,6 +210,8 @@ def make_plan() -> Plan:
         if _GRID.value is None and not _QUICK.value and layers == 1 and not bidirectional:
             of_cell += [dataclasses.replace(of_cell[0], layers=2), dataclasses.replace(of_cell[0], bidirectional=True)]
         workloads += of_cell
+    for w in workloads:
+        check_memory(w.memory(), host_memory(), grid=f"'{w.point}'")
     rounds = _REPEATS.value or (5 if _QUICK.value else 15)
     devices = 1 if profile or _MEMORY.value else rnn_jax.batch_mesh(_DEVICES.value).size
     return Plan(workloads, libraries, passes, rounds, devices, absent)

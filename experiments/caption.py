@@ -37,7 +37,7 @@ from rnn_jax.training.load import LoadedRun, load_run
 _RUN = flags.DEFINE_string("run", None, "Run directory of experiments.train.")
 _GLYPH = flags.DEFINE_string("glyph", None, "A letter to caption, of a run of glyphs: ṣ.")
 _FACE = flags.DEFINE_enum("face", FACES[0], list(FACES), "The face of --glyph.")
-_BEAM = flags.DEFINE_integer("beam", 1, "Captions to keep at each step; 1 is greedy.", lower_bound=1)
+_BEAM = flags.DEFINE_integer("beam", 1, "Captions to keep at each step; 1 is greedy.", lower_bound=1, upper_bound=1000)
 _LENGTH_PENALTY = flags.DEFINE_float("length_penalty", 0.0, "Of beam search: 1 favors long ones.", lower_bound=0.0)
 _EVALUATE = flags.DEFINE_bool("evaluate", False, "Caption the test split.")
 

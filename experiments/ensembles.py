@@ -25,7 +25,9 @@ from rnn_jax import tasks
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.registry import split_names
 from rnn_jax.training import run_directory
+from rnn_jax.training.config import TrainConfig
 from rnn_jax.training.ensemble import over_members, use_cores
+from rnn_jax.training.estimate import check_update
 from rnn_jax.training.optimizers import make_ensemble_optimizer
 from rnn_jax.training.step import make_ensemble, train_step
 
@@ -46,8 +48,21 @@ def main(argv: list[str]) -> None:
     cells = split_names(_CELLS.value)
     task = tasks.make_task("digits")
     tasks.batches(task.train, _BATCH.value, 0)
+    config = TrainConfig(
+        steps=_STEPS.value, batch_size=_BATCH.value, eval_at=frozenset(), look_at=frozenset(), keep_best=False
+    )
     for cell in cells:
-        jax.eval_shape(lambda cell=cell: make_model(cell, task, nnx.Rngs(0)))
+        check_update(
+            task,
+            functools.partial(make_model, cell, task),
+            make_ensemble_optimizer(2e-3, clip=1.0),
+            config,
+            members=_SEEDS.value,
+            cell=cell,
+            hidden=_HIDDEN.value,
+            batch=_BATCH.value,
+            seeds=_SEEDS.value,
+        )
     given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
     out = run_directory.default_out("ensembles") if _OUT.value is None else _OUT.value
     run_dir = run_directory.create(out, given)

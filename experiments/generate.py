@@ -20,10 +20,12 @@ import numpy as np
 from absl import flags, logging
 
 from experiments import running
+from rnn_jax.memory import check_memory
 from rnn_jax.models import Sampling, generate, stream
 from rnn_jax.tasks import Kind
 from rnn_jax.tasks.vocabulary import PADDING, UNKNOWN, Vocabulary, split_text
 from rnn_jax.training.compilation_cache import enable_compilation_cache
+from rnn_jax.training.estimate import device_memory
 from rnn_jax.training.load import load_run
 
 _RUN = flags.DEFINE_string("run", None, "Run directory of experiments.train, on stdlib_text or text:PATH.")
@@ -39,16 +41,18 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0)
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     enable_compilation_cache()
-    if _RUN.value is None:
-        raise ValueError("--run is not given; allowed: a folder that experiments.train wrote.")
-    if not _PROMPT.value:
-        raise ValueError(f"--prompt={_PROMPT.value or ''!r} is empty; allowed: a text of at least one character.")
+    if _RUN.value is None or _PROMPT.value is None:
+        missing = "run" if _RUN.value is None else "prompt"
+        raise ValueError(f"--{missing} is missing; allowed: --run=FOLDER of experiments.train, and --prompt=TEXT.")
     sampling = Sampling(
         temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value, excluded=(PADDING, UNKNOWN)
     )
     run = load_run(_RUN.value, Kind.STREAM)
     assert isinstance(run.vocabulary, Vocabulary)
     prompt = encode_prompt(run.vocabulary, _PROMPT.value)
+    if _SAMPLES.value > 1:  # what is drawn, and the distribution that it is drawn from
+        needed = 4 * _SAMPLES.value * (_LENGTH.value + len(prompt) + 4 * len(run.vocabulary))
+        check_memory(needed, device_memory(), samples=_SAMPLES.value, length=_LENGTH.value)
 
     key, tokens = jax.random.key(_SEED.value), jnp.asarray(prompt)
     if _SAMPLES.value == 1:

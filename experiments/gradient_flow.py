@@ -39,8 +39,9 @@ from rnn_jax.report.learning import draw_learning
 from rnn_jax.report.profiles import draw_profiles, lag_text
 from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
-from rnn_jax.training.config import TrainConfig, evenly
+from rnn_jax.training.config import TrainConfig, check_members, evenly
 from rnn_jax.training.ensemble import use_cores
+from rnn_jax.training.estimate import check_update
 from rnn_jax.training.loop import train_ensemble
 from rnn_jax.training.optimizers import make_ensemble_optimizer
 from rnn_jax.training.resume import open_run, other_versions, resume_command
@@ -59,7 +60,7 @@ _BLANKS = flags.DEFINE_integer(
 )
 _EMB_SIZE = flags.DEFINE_integer("emb_size", 64, "Features of the embedding, if the task reads tokens.", lower_bound=1)
 _HIDDEN = flags.DEFINE_integer("hidden", 64, "Hidden features of each layer and direction.", lower_bound=1)
-_LAYERS = flags.DEFINE_integer("layers", 1, "Recurrent layers, one above the other.", lower_bound=1)
+_LAYERS = flags.DEFINE_integer("layers", 1, "Recurrent layers, one above the other.", lower_bound=1, upper_bound=100)
 _BIDIRECTIONAL = flags.DEFINE_bool("bidirectional", False, "Run every layer in both directions.")
 _BATCH = flags.DEFINE_integer("batch", 32, "Sequences in a batch.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 300, "Training steps.", lower_bound=1)
@@ -72,6 +73,7 @@ _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --out; the o
 
 _PROFILES_KEPT = 20  # on the way through training, for the heat map
 _SCORES_KEPT = 10  # on the way through training, for the learning curve
+_LONGEST_NAME = 200  # bytes; a file's name may have 255, and some are kept for what is written beside it
 _HELD_OUT = 512  # examples that these scores are of, at most
 
 
@@ -105,9 +107,23 @@ def main(argv: list[str]) -> None:
         blanks = 64
     task = tasks.make_task(_TASK.value, seq_len=_SEQ_LEN.value, blanks=blanks)
     check_lengths(task)
-    for cell in cells:
-        jax.eval_shape(lambda cell=cell: make_model(cell, task, nnx.Rngs(0)))
     tasks.batches(task.train, _BATCH.value, _SEED.value)
+    check_members(_SEED.value, _SEEDS.value)
+    for cell in cells:
+        check_name(cell)
+        check_update(
+            task,
+            functools.partial(make_model, cell, task),
+            make_ensemble_optimizer(learning_rates[0], _CLIP.value or None),
+            train_config(),
+            members=_SEEDS.value * len(learning_rates),
+            cell=cell,
+            hidden=_HIDDEN.value,
+            layers=_LAYERS.value,
+            batch=_BATCH.value,
+            seeds=_SEEDS.value,
+            seq_len=task.seq_len,
+        )
     given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
     del given["resume"]
     given["blanks"] = blanks
@@ -168,6 +184,24 @@ def check_lengths(task: tasks.Task) -> None:
         )
 
 
+def check_name(cell: str) -> None:
+    """Raises ValueError if the checkpoint of a cell cannot have its name."""
+    if len(cell.encode()) > _LONGEST_NAME:
+        raise ValueError(f"--cells has {cell!r}, of {len(cell)} characters; allowed: {_LONGEST_NAME}.")
+
+
+def train_config() -> TrainConfig:
+    return TrainConfig(
+        steps=_STEPS.value,
+        batch_size=_BATCH.value,
+        eval_at=evenly(_SCORES_KEPT, _STEPS.value),
+        look_at=evenly(_PROFILES_KEPT, _STEPS.value),
+        look="update",
+        keep_best=False,
+        on_nonfinite="take",  # a member may diverge, and the others go on
+    )
+
+
 def make_model(cell: str, task: tasks.Task, rngs: nnx.Rngs) -> SequenceClassifier:
     return SequenceClassifier(
         cell,
@@ -225,15 +259,6 @@ def train(
     member_rates = jnp.repeat(jnp.asarray(learning_rates, jnp.float32), len(seeds))
     clip = _CLIP.value or None
     opt_states = jax.vmap(lambda rate, model: make_ensemble_optimizer(rate, clip).init(model))(member_rates, models)
-    config = TrainConfig(
-        steps=_STEPS.value,
-        batch_size=_BATCH.value,
-        eval_at=evenly(_SCORES_KEPT, _STEPS.value),
-        look_at=evenly(_PROFILES_KEPT, _STEPS.value),
-        look="update",
-        keep_best=False,
-        on_nonfinite="take",  # a member may diverge, and the others go on
-    )
     seconds = time.perf_counter() - start
     result = train_ensemble(
         task,
@@ -241,7 +266,7 @@ def train(
         opt_states,
         make_ensemble_optimizer(0.0, clip),
         run_dir,
-        config,
+        train_config(),
         session,
         labels=labels(cell, learning_rates),
         seeds=seeds,

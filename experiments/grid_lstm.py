@@ -48,8 +48,9 @@ from rnn_jax.models import GridNetwork, SequenceClassifier
 from rnn_jax.report.grid import draw_grid
 from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
-from rnn_jax.training.config import TrainConfig, evenly
+from rnn_jax.training.config import TrainConfig, check_members, evenly
 from rnn_jax.training.ensemble import over_members, use_cores
+from rnn_jax.training.estimate import check_update
 from rnn_jax.training.loop import train_ensemble
 from rnn_jax.training.optimizers import make_ensemble_optimizer
 from rnn_jax.training.resume import open_run, other_versions, resume_command
@@ -59,7 +60,7 @@ from rnn_jax.training.watch import probe_batch
 
 _TASK = flags.DEFINE_string("task", "addition", f"What to learn: {', '.join(sorted(tasks.TASKS))}.")
 _HIDDEN = flags.DEFINE_integer("hidden", 64, "Hidden features of the Grid LSTM; the other follows.", lower_bound=1)
-_DEPTH = flags.DEFINE_integer("depth", 4, "Levels of both networks.", lower_bound=1)
+_DEPTH = flags.DEFINE_integer("depth", 4, "Levels of both networks.", lower_bound=1, upper_bound=100)
 _SHARED = flags.DEFINE_bool("shared", True, "All levels of the Grid LSTM have the same weights, as in the paper.")
 _PRIORITY = flags.DEFINE_enum("priority", "depth", ["depth", "time", "none"], "What a block computes last.")
 _PATCH = flags.DEFINE_integer("patch", 2, "digits: rows and columns of the pixels that a block reads.", lower_bound=1)
@@ -103,6 +104,20 @@ def main(argv: list[str]) -> None:
     task = make_task()
     networks = make_networks(task)
     tasks.batches(task.train, _BATCH.value, _SEED.value)
+    check_members(_SEED.value, _SEEDS.value)
+    for make_model in networks.values():
+        check_update(
+            task,
+            make_model,
+            make_ensemble_optimizer(_LEARNING_RATE.value, _CLIP.value or None),
+            train_config(),
+            members=_SEEDS.value,
+            hidden=_HIDDEN.value,
+            depth=_DEPTH.value,
+            batch=_BATCH.value,
+            seeds=_SEEDS.value,
+            seq_len=task.seq_len,
+        )
     given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
     del given["resume"]
     given |= task_options()
@@ -216,6 +231,17 @@ def make_networks(task: tasks.Task) -> dict[str, MakeModel]:
     return {"grid_lstm": functools.partial(grid, _HIDDEN.value), other: functools.partial(beside, hidden)}
 
 
+def train_config() -> TrainConfig:
+    return TrainConfig(
+        steps=_STEPS.value,
+        batch_size=_BATCH.value,
+        eval_at=evenly(_SCORES_KEPT, _STEPS.value),
+        look_at=frozenset(),
+        keep_best=False,
+        on_nonfinite="take",  # a member may diverge, and the others go on
+    )
+
+
 def size_of(make_model: MakeModel) -> int:
     return parameter_count(jax.eval_shape(lambda: make_model(nnx.Rngs(0))))
 
@@ -231,19 +257,11 @@ def train(
     seeds = list(range(_SEED.value, _SEED.value + _SEEDS.value))
     models = make_ensemble(make_model, seeds)
     optimizer = make_ensemble_optimizer(_LEARNING_RATE.value, _CLIP.value or None)
-    config = TrainConfig(
-        steps=_STEPS.value,
-        batch_size=_BATCH.value,
-        eval_at=evenly(_SCORES_KEPT, _STEPS.value),
-        look_at=frozenset(),
-        keep_best=False,
-        on_nonfinite="take",  # a member may diverge, and the others go on
-    )
     judged = task if task.validation is not None else dataclasses.replace(task, validation=task.test)
     profile = over_members(functools.partial(profile_of, task))
     before = profile(models)
     result = train_ensemble(
-        judged, models, jax.vmap(optimizer.init)(models), optimizer, run_dir, config, session,
+        judged, models, jax.vmap(optimizer.init)(models), optimizer, run_dir, train_config(), session,
         labels=[name], seeds=seeds, checkpoint=name,
     )  # fmt: skip
     stages = {"initialization": before, "trained": profile(result.model)}

@@ -24,6 +24,7 @@ from rnn_jax.errors import is_refusal, user_failure
 _LONGEST = 500  # characters of a sentence
 _NO_SPACE = os.strerror(errno.ENOSPC)
 _PATHS = {"data_dir", "embeddings", "features", "out", "run", "test_path"}  # flags that are a file or a folder
+_LARGEST = 2**31 - 1  # what arrays of int32 count, and what all random number generators take for a seed
 _NAME_MAX = 255  # bytes of a name in most file systems
 
 
@@ -125,6 +126,8 @@ def parse(argv: list[str], *, takes_words: bool) -> list[str]:
 
 def _check_value(name: str, value: Any) -> None:
     """Refuses what no flag of a kind can mean: a number that is not finite, an empty text, a path without a place."""
+    if type(value) is int and abs(value) > _LARGEST:
+        raise app.UsageError(f"--{name}={value} is out of range; allowed: at most {_LARGEST}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise app.UsageError(f"--{name}={value} is no finite number; allowed: one.")
     if value == "":
@@ -155,7 +158,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _unless_disk_is_full(hook: Callable[[Any], None]) -> Callable[[Any], None]:
+def _unless_disk_is_full(hook: Callable[[Any], object]) -> Callable[[Any], None]:
     """Returns a hook for exceptions of threads and destructors that says nothing of what the main thread will tell."""
 
     def told(args: Any) -> None:

@@ -30,7 +30,7 @@ from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.load import LoadedRun, load_run
 
 _RUN = flags.DEFINE_string("run", None, "Run directory of experiments.train.")
-_BEAM = flags.DEFINE_integer("beam", 1, "Translations to keep at each step; 1 is greedy.", lower_bound=1)
+_BEAM = flags.DEFINE_integer("beam", 1, "Translations kept at each step; 1 is greedy.", lower_bound=1, upper_bound=1000)
 _LENGTH_PENALTY = flags.DEFINE_float("length_penalty", 0.0, "Of beam search: 1 favors long ones.", lower_bound=0.0)
 _LANGUAGE = flags.DEFINE_string("language", None, "To translate into, for a model of several languages: fi.")
 _EVALUATE = flags.DEFINE_bool("evaluate", False, "Translate the test split.")
