@@ -6,6 +6,9 @@ Runs that differ in nothing but --seed and --out make one row; nothing is comput
     python -m experiments.compare runs/language_id/* --baseline='TF-IDF of words=0.858' --out=docs
 """
 
+import math
+import pathlib
+
 from absl import flags
 
 from experiments import running
@@ -18,17 +21,32 @@ _OUT = flags.DEFINE_string("out", None, "Folder for comparison.csv, .md and .png
 def main(argv: list[str]) -> None:
     baselines = dict(map(read_baseline, _BASELINE.value))
     compared = comparison.compare(argv[1:])
-    print(f"{compared.task}\n\n{comparison.markdown(compared, baselines)}", end="")
-    if _OUT.value is not None:
+    out = None if _OUT.value is None else make_folder(_OUT.value)
+    print(running.printable(f"{compared.task}\n\n{comparison.markdown(compared, baselines)}", keep="\n"), end="")
+    if out is not None:
         print("\nLook at:")
-        for path in comparison.save(_OUT.value, compared, baselines):
+        for path in comparison.save(out, compared, baselines):
             print(f"  {path}")
+
+
+def make_folder(out: str) -> pathlib.Path:
+    """Makes the folder of --out.
+
+    Raises:
+      ValueError: if that cannot be done.
+    """
+    folder = pathlib.Path(out).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out={out!r} cannot be made ({error.strerror}); allowed: a folder.") from error
+    return folder
 
 
 def read_baseline(text: str) -> tuple[str, float]:
     name, _, score = text.rpartition("=")
     try:
-        if name:
+        if name and math.isfinite(float(score)):
             return name, float(score)
     except ValueError:
         pass

@@ -216,6 +216,11 @@ def read_embeddings(task: tasks.Task) -> np.ndarray:
             f"--embeddings={_EMBEDDINGS.value} is for words, and {task.name!r} reads subwords; allowed: none."
         )
     embedding, found = load_embeddings(str(_EMBEDDINGS.value), task.vocabulary)
+    if flags.FLAGS["emb_size"].present and _EMB_SIZE.value != embedding.shape[1]:
+        raise ValueError(
+            f"--emb_size={_EMB_SIZE.value} differs from --embeddings={_EMBEDDINGS.value}, which has"
+            f" {embedding.shape[1]} features; allowed: without --emb_size."
+        )
     print(f"{_EMBEDDINGS.value} has {found:.1%} of the vocabulary, with {embedding.shape[1]} features.")
     return embedding
 

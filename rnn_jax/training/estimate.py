@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 from rnn_jax import tasks
+from rnn_jax.flow.profile import check_loss
 from rnn_jax.memory import check_memory, host_memory
 from rnn_jax.training.config import TrainConfig
 from rnn_jax.training.update import initial_state, training_loss
@@ -55,6 +56,7 @@ def check_update(
             return training_loss(task)(model, state.carry, batch, state.key, state.step)
 
         loss, pull_back, _ = jax.vjp(loss_of, state.model, has_aux=True)
+        check_loss(loss)
         kept = bytes_of(pull_back)
         (grads,) = pull_back(jnp.ones_like(loss))
         return optimizer.update(grads, state.opt_state, state.model)

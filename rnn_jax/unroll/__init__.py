@@ -104,6 +104,7 @@ def unroll(
         )
     if lengths is not None:
         lengths = check_lengths(lengths, batch_shape, time)
+    resets = None if resets is None else jnp.asarray(resets)
     if resets is not None and resets.shape != (*batch_shape, time):
         raise ValueError(f"resets has shape {resets.shape}; allowed: [*batch, time], here {(*batch_shape, time)}.")
 
