@@ -11,7 +11,6 @@ status is 0 if no check failed, else 1. What a check allows stands in rnn_jax/fl
 
 import sys
 
-import jax
 from absl import flags, logging
 from flax import nnx
 
@@ -19,7 +18,7 @@ import rnn_jax
 from experiments import running
 from rnn_jax import flow
 from rnn_jax.memory import check_memory, host_memory
-from rnn_jax.training.estimate import bytes_of
+from rnn_jax.training.estimate import bytes_of, shapes_of
 
 _CELL = flags.DEFINE_string(
     "cell", None, "A name of the catalogue or path.to.module:Class, with arguments if wanted.", required=True
@@ -43,7 +42,7 @@ def main(argv: list[str]) -> None:
 def bytes_of_cell() -> int:
     """Returns the bytes of a cell of these sizes, without building it."""
     sizes = (_IN_FEATURES.value, _HIDDEN.value)
-    return bytes_of(jax.eval_shape(lambda: rnn_jax.make_cell(_CELL.value, *sizes, rngs=nnx.Rngs(0))))
+    return bytes_of(shapes_of(lambda: rnn_jax.make_cell(_CELL.value, *sizes, rngs=nnx.Rngs(0))))
 
 
 if __name__ == "__main__":

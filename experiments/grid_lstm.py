@@ -44,13 +44,14 @@ from experiments.option_flags import define_option_flags
 from rnn_jax import flow, tasks
 from rnn_jax.constant import parameter_count
 from rnn_jax.flow.calls import layer_names
+from rnn_jax.memory import check_memory
 from rnn_jax.models import GridNetwork, SequenceClassifier
 from rnn_jax.report.grid import draw_grid
 from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.config import TrainConfig, check_members, evenly
 from rnn_jax.training.ensemble import over_members, use_cores
-from rnn_jax.training.estimate import check_update
+from rnn_jax.training.estimate import check_update, device_memory, shapes_of
 from rnn_jax.training.loop import train_ensemble
 from rnn_jax.training.optimizers import make_ensemble_optimizer
 from rnn_jax.training.resume import open_run, other_versions, resume_command
@@ -102,9 +103,9 @@ def main(argv: list[str]) -> None:
     enable_compilation_cache()
     use_cores(_SEEDS.value)
     task = make_task()
-    networks = make_networks(task)
     tasks.batches(task.train, _BATCH.value, _SEED.value)
     check_members(_SEED.value, _SEEDS.value)
+    networks = make_networks(task)
     for make_model in networks.values():
         check_update(
             task,
@@ -224,6 +225,7 @@ def make_networks(task: tasks.Task) -> dict[str, MakeModel]:
     prior = {**options, "priority": _PRIORITY.value}
     other, beside = ("tanh", functools.partial(bits, "tanh")) if _TASK.value == "parity" else ("stacked_lstm", stacked)
     ours = size_of(functools.partial(grid, _HIDDEN.value))
+    check_memory(4 * ours, device_memory(), hidden=_HIDDEN.value, depth=_DEPTH.value)
     model: Any = jax.eval_shape(lambda: grid(_HIDDEN.value, nnx.Rngs(0)))
     jax.eval_shape(task.loss, model, probe_batch(task, 2))
     sizes = range(1, 100 * _HIDDEN.value)
@@ -243,7 +245,7 @@ def train_config() -> TrainConfig:
 
 
 def size_of(make_model: MakeModel) -> int:
-    return parameter_count(jax.eval_shape(lambda: make_model(nnx.Rngs(0))))
+    return parameter_count(shapes_of(lambda: make_model(nnx.Rngs(0))))
 
 
 def train(

@@ -25,7 +25,7 @@ from experiments import running
 from rnn_jax import flow
 from rnn_jax.memory import check_memory
 from rnn_jax.training import run_directory
-from rnn_jax.training.estimate import bytes_of, device_memory, kept_for_gradient
+from rnn_jax.training.estimate import bytes_of, device_memory, kept_for_gradient, shapes_of
 
 _CELL = flags.DEFINE_string(
     "cell", "lstm", "A name of the catalogue or path.to.module:Class, with arguments if wanted."
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         cell = rnn_jax.make_cell(_CELL.value, _IN_FEATURES.value, _HIDDEN.value, rngs=nnx.Rngs(0))
         return rnn_jax.RNN(cell, gradient=gradient)
 
-    check_sizes(jax.eval_shape(make_layer), lengths[-1])
+    check_sizes(shapes_of(make_layer), lengths[-1])
     given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
     out = run_directory.default_out("long_sequences") if _OUT.value is None else _OUT.value
     run_dir = run_directory.create(out, given)

@@ -112,9 +112,7 @@ def generated_task(
         test=test,
         seq_len=seq_len,
         test_seq_len=test_seq_len,
-        fingerprint=fingerprint(
-            train, test, ("numpy", "grain"), first=max(1, min(FINGERPRINTED, _FINGERPRINTED_STEPS // longest))
-        ),
+        fingerprint=fingerprint(train, test, ("numpy", "grain"), first=first),
         **fields,
     )
 

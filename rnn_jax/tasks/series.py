@@ -73,7 +73,8 @@ def series(path: str | os.PathLike[str], *, split_seed: int = 0) -> task.Task:
 
     xs = {split: [lots[lot].series[row] for row in rows] for split, (lot, rows) in parts.items()}
     steps = np.concatenate(xs["train"])
-    mean, std = steps.mean(axis=0), steps.std(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = steps.mean(axis=0), steps.std(axis=0)
     if not np.all(np.isfinite(mean) & np.isfinite(std)):
         raise ValueError(f"{path} has values so large that their mean or standard deviation overflows.")
     if np.any((std == 0) & (np.ptp(steps, axis=0) > 0)):

@@ -1,5 +1,6 @@
 """The memory that training needs, estimated from shapes before anything is computed."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,7 @@ def check_update(
       ValueError: if the memory does not suffice; or whatever model, loss and optimizer refuse.
     """
     available, on_cpu = device_memory(), jax.default_backend() == "cpu"
-    state = jax.eval_shape(lambda: initial_state(task, make_model(nnx.Rngs(0)), optimizer, config))
+    state = shapes_of(lambda: initial_state(task, make_model(nnx.Rngs(0)), optimizer, config))
     batch = largest_batch(task, config.batch_size)
     needed = members * (bytes_of(state) + bytes_of(batch)) + bytes_of(state.model)
     check_memory(needed, available, **sizes)
@@ -63,6 +64,13 @@ def check_update(
 
     jax.eval_shape(one_update, state, batch)
     check_memory(needed + (kept if on_cpu else members * kept // config.devices), available, **sizes)
+
+
+def shapes_of(make: Callable[[], PyTree]) -> PyTree:
+    """Returns shapes and types of what a function would make, and leaves out JAX's warnings about very large arrays."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return jax.eval_shape(make)
 
 
 def largest_batch(task: tasks.Task, batch_size: int) -> Any:

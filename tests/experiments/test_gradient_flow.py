@@ -198,41 +198,17 @@ def test_a_user_defined_cell_runs_by_its_path(tmp_path):
 
 
 REFUSED = {
-    "--cells=foo": "unknown cell 'foo'; allowed: elman, grid_lstm, gru",
-    "--cells=lstm(foo=1)": "cell 'lstm' has no argument 'foo'; allowed: forget_bias",
-    "--cells=lstm,lstm": "names a cell twice",
-    "--task=foo": "unknown task 'foo'",
-    "--seq_len=10": "seq_len=10 is out of range for the task 'digits'; allowed: 64 or more",
-    "--seq_len=70 --blanks=7": "contradict each other",
-    "--batch=100000": "batch_size=100000 is out of range; allowed: 1 to 1437",
-    "--learning_rate=fast": "--learning_rate=fast is no list of rates; allowed",
-    "--steps=0": "flag --steps=0: 0 is not a positive integer",
-    "--out=": "--out='' names no folder; allowed",
-    "--out=/proc/nowhere": "--out='/proc/nowhere' cannot be written",
-    "--nonsense=1": "Unknown command line flag 'nonsense'",
-    "stray": "unexpected argument 'stray'",
-    "--resume": "--resume needs the run to go on with; allowed: with --out=FOLDER",
     "--out={out}": "already holds a run",
     "--out={out} --resume": "--cells=elman,gru,gru(update_bias=1),lstm differs from the run in",
-    "--task={table}": "has sequences of different lengths, where a step has no lag of its own; allowed:",
 }
 
 
-def test_bad_input_gets_one_sentence_and_changes_nothing(short_run, tmp_path):
-    table = tmp_path / "texts.csv"
-    table.write_text("text,label\n" + "".join(f"{'a b c'[: 2 * (k % 3) + 1]},{k % 2}\n" for k in range(60)))
+def test_bad_input_gets_one_sentence_and_changes_nothing(short_run):
     before = (short_run[0] / "config.json").read_bytes()
-    lists = [text.format(out=short_run[0], table=f"csv:{table}").split() for text in REFUSED]
+    lists = [text.format(out=short_run[0]).split() for text in REFUSED]
     for said, words in zip(refusals("gradient_flow", *lists), REFUSED.values()):
         assert words in said
     assert (short_run[0] / "config.json").read_bytes() == before
-
-
-def test_a_refusal_is_told_on_stderr_with_exit_status_1():
-    done = run("--cells=foo")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("unknown cell 'foo'; allowed: elman, grid_lstm, gru")
-    assert "Traceback" not in done.stderr
 
 
 @pytest.fixture(scope="module")
