@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     baselines = dict(map(read_baseline, _BASELINE.value))
     compared = comparison.compare(argv[1:])
     out = None if _OUT.value is None else make_folder(_OUT.value)
-    print(running.printable(f"{compared.task}\n\n{comparison.markdown(compared, baselines)}", keep="\n"), end="")
+    print(f"{compared.task}\n\n{comparison.markdown(compared, baselines)}", end="")
     if out is not None:
         print("\nLook at:")
         for path in comparison.save(out, compared, baselines):

@@ -10,10 +10,12 @@
 
 import errno
 import functools
+import io
 import math
 import os
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -25,6 +27,8 @@ _LONGEST = 500  # characters of a sentence
 _NO_SPACE = os.strerror(errno.ENOSPC)
 _PATHS = {"data_dir", "embeddings", "features", "out", "run", "test_path"}  # flags that are a file or a folder
 _LARGEST = 2**31 - 1  # what arrays of int32 count, and what all random number generators take for a seed
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # of Unicode: control, format, surrogate, separators of lines
+_JOINERS = "\u200c\u200d"  # format characters that writing needs
 _NAME_MAX = 255  # bytes of a name in most file systems
 
 
@@ -36,8 +40,13 @@ def run(main: Callable[[list[str]], None], *, takes_words: bool = False, argv: l
       takes_words: whether there may be such words.
       argv: of the process by default.
     """
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know all characters of the data
+    if hasattr(sys.stdout, "buffer"):
+        sys.stdout = _Output(
+            sys.stdout.buffer,
+            encoding=sys.stdout.encoding,
+            errors="backslashreplace",  # a terminal may not know all characters of the data
+            line_buffering=sys.stdout.isatty(),
+        )
     threading.excepthook = _unless_disk_is_full(threading.excepthook)
     sys.unraisablehook = _unless_disk_is_full(sys.unraisablehook)
     try:
@@ -104,8 +113,18 @@ def printable(text: str, keep: str = "") -> str:
       keep: characters that stay as they are: newlines.
     """
     return "".join(
-        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode() for char in text
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in _UNSEEN and char not in keep and char not in _JOINERS
+        else char
+        for char in text
     )
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output that shows the control characters of data, where a terminal would obey them."""
+
+    def write(self, text: str) -> int:
+        return super().write(printable(text, keep="\n\t"))
 
 
 def parse(argv: list[str], *, takes_words: bool) -> list[str]:

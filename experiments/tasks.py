@@ -157,9 +157,7 @@ def _answers(task: tasks.Task) -> str:
 def _symbols(task: tasks.Task) -> str:
     if task.vocabulary is None:
         return ""
-    symbols = [
-        symbol if symbol.isprintable() and symbol.strip() else repr(symbol) for symbol in task.vocabulary.symbols
-    ]
+    symbols = [running.printable(symbol) if symbol.strip() else repr(symbol) for symbol in task.vocabulary.symbols]
     return ": " + _cut(" ".join(symbols))
 
 
@@ -167,10 +165,11 @@ def _classes(task: tasks.Task) -> str:
     """How many examples of the training split each class has."""
     if not task.class_names or task.kind is not tasks.Kind.ONE_ANSWER:
         return ""
+    names = map(running.printable, task.class_names)
     if not (_is_text(task) or isinstance(task.train, tasks.ArraySource | tasks.RaggedSource)):
-        return ": " + _cut(", ".join(task.class_names))  # to count them would make every example
+        return ": " + _cut(", ".join(names))  # to count them would make every example
     counts = np.bincount([int(task.train[k]["label"]) for k in range(len(task.train))], minlength=task.out_features)
-    return ": " + _cut(", ".join(f"{name} ({count:,})" for name, count in zip(task.class_names, counts)), 2 * _WIDTH)
+    return ": " + _cut(", ".join(f"{name} ({count:,})" for name, count in zip(names, counts)), 2 * _WIDTH)
 
 
 def _options(name: str) -> str:
@@ -207,7 +206,7 @@ def _show_example(task: tasks.Task, example: dict[str, np.ndarray]) -> list[str]
     if "target" in example:
         return [*lines, "-> " + " ".join(f"{value:.3f}" for value in example["target"])]
     label = int(example["label"])
-    return [*lines, f"-> {task.class_names[label] if task.class_names else label}"]
+    return [*lines, f"-> {running.printable(task.class_names[label]) if task.class_names else label}"]
 
 
 def _cut(text: str, width: int = _WIDTH) -> str:
