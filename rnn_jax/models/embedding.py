@@ -65,5 +65,5 @@ def check_tokens(name: str, tokens: Array | np.ndarray, vocabulary_size: int) ->
     if isinstance(known, np.ndarray) and known.size and not 0 <= known.min() <= known.max() < vocabulary_size:
         wrong = known.min() if known.min() < 0 else known.max()
         raise ValueError(
-            f"{name} hold the token {wrong}; allowed: 0 to {vocabulary_size - 1}, those of the vocabulary."
+            f"{name}: the token {wrong} is out of range; allowed: 0 to {vocabulary_size - 1}, those of the vocabulary."
         )

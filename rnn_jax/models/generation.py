@@ -120,7 +120,7 @@ def stream(model: LanguageModel, prompt: Array, key: Array, sampling: Sampling =
 def _checked(model: LanguageModel, prompt: Array) -> Array:
     if jnp.ndim(prompt) < 1 or jnp.shape(prompt)[-1] < 1:
         raise ValueError(f"prompt has shape {jnp.shape(prompt)}; allowed: [*batch, time], at least one token.")
-    check_tokens("the prompt", prompt, model.embedding.num_embeddings)
+    check_tokens("prompt", prompt, model.embedding.num_embeddings)
     return jnp.asarray(prompt)
 
 
