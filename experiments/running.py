@@ -13,6 +13,7 @@ import functools
 import io
 import math
 import os
+import signal
 import sys
 import threading
 import unicodedata
@@ -40,6 +41,8 @@ def run(main: Callable[[list[str]], None], *, takes_words: bool = False, argv: l
       takes_words: whether there may be such words.
       argv: of the process by default.
     """
+    if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):  # `nohup` ignores it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(sys.stdout, "buffer"):
         sys.stdout = _Output(
             sys.stdout.buffer,
