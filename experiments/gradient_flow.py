@@ -138,7 +138,7 @@ def main(argv: list[str]) -> None:
     if results:
         save(run_dir, results)
     if len(results) < len(cells) * len(learning_rates) and (warning := other_versions(run_dir, task.fingerprint)):
-        print(warning, file=sys.stderr)
+        running.say(warning)
     position = notes[saved[-1]]["position"] if saved else 0
     done = sum(note["step"] + ("finished" in note) for note in notes.values())
     bar = tqdm.tqdm(total=len(cells) * (_STEPS.value + 1), initial=done, unit="step", disable=None)

@@ -124,7 +124,7 @@ def main(argv: list[str]) -> None:
     given |= task_options()
     run_dir = open_run("grid_lstm", _OUT.value, given, task.fingerprint, resume=_RESUME.value)
     if _RESUME.value and (warning := other_versions(run_dir, task.fingerprint)):
-        print(warning, file=sys.stderr)
+        running.say(warning)
 
     saved = [name for name in networks if run_directory.has_checkpoint(run_dir, name)]  # finished, but for the last
     notes = {name: run_directory.load_note(run_dir, name) for name in saved}

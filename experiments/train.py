@@ -143,7 +143,7 @@ def main(argv: list[str]) -> None:
         show(run_dir, task)
         return
     if warning := other_versions(run_dir, task.fingerprint):
-        print(warning, file=sys.stderr)
+        running.say(warning)
     widths = widths_of(task, config)
     if widths is not None:
         assert task.train.lengths is not None

@@ -1,6 +1,7 @@
 """How programs end that are interrupted, whose disk is full, or whom nobody reads; and what is told of whose fault."""
 
 import errno
+import io
 import os
 import pathlib
 import signal
@@ -119,3 +120,6 @@ def test_printable_text_stays_and_what_a_terminal_obeys_is_escaped():
     assert running.printable(text) == text
     assert running.printable("\x1b[2J\r\n\u202e\u2028\udc80\x9b\ufeff") == (r"\x1b[2J\r\n\u202e\u2028\udc80\x9b\ufeff")
     assert running.printable("a\nb\tc\x07", keep="\n\t") == "a\nb\tc\\x07"
+    output = running._Output(written := io.BytesIO(), encoding="ascii", errors="backslashreplace")
+    print("re\x1b[31md é\tend", file=output, flush=True)
+    assert written.getvalue() == b"re\\x1b[31md \\xe9\tend\n"
