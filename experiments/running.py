@@ -50,8 +50,8 @@ def run(main: Callable[[list[str]], None], *, takes_words: bool = False, argv: l
             errors="backslashreplace",  # a terminal may not know all characters of the data
             line_buffering=sys.stdout.isatty(),
         )
-    threading.excepthook = _unless_disk_is_full(threading.excepthook)
-    sys.unraisablehook = _unless_disk_is_full(sys.unraisablehook)
+    threading.excepthook = _instead_of(threading.excepthook)
+    sys.unraisablehook = _instead_of(sys.unraisablehook)
     try:
         try:
             app.run(main, argv=argv, flags_parser=functools.partial(parse, takes_words=takes_words))
@@ -75,10 +75,6 @@ def tell(error: BaseException) -> int | None:
     if isinstance(error, KeyboardInterrupt):
         say("Interrupted.")
         return 130
-    if _disk_is_full(error):
-        named = next((e for e in _chain(error) if isinstance(e, OSError) and e.filename is not None), None)
-        say(f"{_NO_SPACE}{'' if named is None else f': {named.filename!r}'}. What was written before is as it was.")
-        return 1
     failure = user_failure(error)
     if failure is not None:
         sentence, frames = failure
@@ -92,6 +88,10 @@ def tell(error: BaseException) -> int | None:
         return error.code or 0
     if isinstance(error, flags.Error | app.UsageError) or is_refusal(error):
         say(str(error))
+        return 1
+    if _disk_is_full(error):
+        named = next((e for e in _chain(error) if isinstance(e, OSError) and e.filename is not None), None)
+        say(f"{_NO_SPACE}{'' if named is None else f': {named.filename!r}'}. What was written before is as it was.")
         return 1
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         say(f"{error.filename!r}: {error.strerror}.")
@@ -149,7 +149,8 @@ def parse(argv: list[str], *, takes_words: bool) -> list[str]:
 def _check_value(name: str, value: Any) -> None:
     """Refuses what no flag of a kind can mean: a number that is not finite, an empty text, a path without a place."""
     if type(value) is int and abs(value) > _LARGEST:
-        raise app.UsageError(f"--{name}={value} is out of range; allowed: at most {_LARGEST}.")
+        allowed = f"at most {_LARGEST}" if value > 0 else f"{-_LARGEST} or more"
+        raise app.UsageError(f"--{name}={value} is out of range; allowed: {allowed}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise app.UsageError(f"--{name}={value} is no finite number; allowed: one.")
     if value == "":
@@ -180,10 +181,16 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _unless_disk_is_full(hook: Callable[[Any], object]) -> Callable[[Any], None]:
-    """Returns a hook for exceptions of threads and destructors that says nothing of what the main thread will tell."""
+def _instead_of(hook: Callable[[Any], object]) -> Callable[[Any], None]:
+    """Returns a hook for exceptions of threads and destructors, where Python would print them and go on.
+
+    Of a full disk the main thread tells. An interrupt is Ctrl-C, and would be lost.
+    """
 
     def told(args: Any) -> None:
+        if issubclass(args.exc_type, KeyboardInterrupt):
+            say("Interrupted.")
+            os._exit(130)
         if not _disk_is_full(args.exc_value):
             hook(args)
 
