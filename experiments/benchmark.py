@@ -41,18 +41,20 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import tqdm
-from absl import app, flags, logging
+from absl import flags, logging
 
 import rnn_jax
+from experiments import running
 from experiments.benchmark_contestants import PASSES, PROFILE
 from experiments.benchmark_memory import memory_workload
 from experiments.benchmark_peers import CELL_GATES, LIBRARIES, Workload
 from experiments.benchmark_results import Measurement, print_goal, print_tables, save
 from experiments.benchmark_timing import choose_wait_policy, product_rate, time_workload
+from rnn_jax.memory import check_memory, host_memory
 from rnn_jax.report.benchmark import benchmark as draw
 from rnn_jax.training import run_directory
 
@@ -62,7 +64,7 @@ _WHAT = flags.DEFINE_enum(
 _MEMORY = flags.DEFINE_bool("memory", False, "Measure peak memory instead of time.")
 _CELLS = flags.DEFINE_string("cells", "elman,gru,lstm", "Comma-separated: elman, gru, lstm.")
 _GRID = flags.DEFINE_string("grid", None, "Comma-separated points BxTxIxH; a wide choice by default.")
-_LAYERS = flags.DEFINE_integer("layers", 1, "Recurrent layers, one above the other.", lower_bound=1)
+_LAYERS = flags.DEFINE_integer("layers", 1, "Recurrent layers, one above the other.", lower_bound=1, upper_bound=100)
 _BIDIRECTIONAL = flags.DEFINE_bool("bidirectional", False, "Run every layer in both directions.")
 _PASSES = flags.DEFINE_string(
     "passes", None, "Comma-separated: forward, gradient, step. By default all; if quick, memory or profile: gradient."
@@ -75,6 +77,7 @@ _DEVICES = flags.DEFINE_integer(
     None,
     "JAX devices to try spreading batches over; 1: none. By default all, on a CPU one for each core.",
     lower_bound=1,
+    upper_bound=1024,
 )
 _OUT = flags.DEFINE_string("out", None, "Folder for the results; runs/benchmark-<time> by default.")
 
@@ -95,18 +98,13 @@ QUICK_GRID = ("32x64x32x64", "8x128x64x32")
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)  # JAX tells which devices it looked for
     jax.config.update("jax_num_cpu_devices", _DEVICES.value or os.cpu_count() or 1)
     jax.config.update("jax_default_matmul_precision", "float32")
-    try:
-        plan = make_plan()
-        given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-        out = run_directory.make_default_out("benchmark") if _OUT.value is None else _OUT.value
-        run_dir = run_directory.create(out, {**given, "peers": plan.libraries, "passes": plan.passes})
-    except ValueError as error:
-        sys.exit(str(error))
+    plan = make_plan()
+    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
+    out = run_directory.make_default_out("benchmark") if _OUT.value is None else _OUT.value
+    run_dir = run_directory.create(out, {**given, "peers": plan.libraries, "passes": plan.passes})
     for line in plan.absent:
         print(line)
 
@@ -149,7 +147,7 @@ def main(argv: list[str]) -> None:
         print(f"Interrupted; what was measured before is in {run_dir}.", file=sys.stderr)
         sys.exit(130)
     if not measurements:
-        sys.exit("\n".join(refusals))
+        refuse(refusals)
     print_tables(measurements, plan.libraries, memory=_MEMORY.value)
     if _WHAT.value == "profile" and not _MEMORY.value:
         print_goal(measurements)
@@ -158,7 +156,14 @@ def main(argv: list[str]) -> None:
     for path in (figure, run_dir / "benchmark.csv", run_dir / "machine.json"):
         print(f"  {path}")
     if refusals:
-        sys.exit("\n".join(refusals))
+        refuse(refusals)
+
+
+def refuse(sentences: list[str]) -> NoReturn:
+    """Says why measurements are missing, a line each."""
+    for sentence in sentences:
+        running.say(sentence)
+    sys.exit(1)
 
 
 def print_machine(machine: dict[str, Any]) -> None:
@@ -206,6 +211,8 @@ def make_plan() -> Plan:
         if _GRID.value is None and not _QUICK.value and layers == 1 and not bidirectional:
             of_cell += [dataclasses.replace(of_cell[0], layers=2), dataclasses.replace(of_cell[0], bidirectional=True)]
         workloads += of_cell
+    for w in workloads:
+        check_memory(w.memory(), host_memory(), grid=f"'{w.point}'")
     rounds = _REPEATS.value or (5 if _QUICK.value else 15)
     devices = 1 if profile or _MEMORY.value else rnn_jax.batch_mesh(_DEVICES.value).size
     return Plan(workloads, libraries, passes, rounds, devices, absent)
@@ -267,4 +274,4 @@ def torch_has_gpu() -> bool:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main)

@@ -41,6 +41,16 @@ class Workload:
         parts += ["bidirectional"] if self.bidirectional else []
         return " ".join(parts)
 
+    def memory(self) -> int:
+        """Returns about how many bytes of float32 a step of one library holds: activations, and weights four times."""
+        directions = 2 if self.bidirectional else 1
+        columns = directions * (CELL_GATES[self.cell] + 2) * self.hidden
+        numbers = self.batch * self.time * (self.in_features + self.layers * columns)
+        for k in range(self.layers):
+            size = self.in_features if k == 0 else self.hidden * directions
+            numbers += 4 * directions * CELL_GATES[self.cell] * self.hidden * (size + self.hidden + 1)
+        return 4 * numbers
+
     def flop(self, pass_name: str) -> float:
         """Returns the operations of the matrix products alone, one for each multiplication and each addition."""
         directions = 2 if self.bidirectional else 1

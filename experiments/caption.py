@@ -20,8 +20,9 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
+from experiments import running
 from rnn_jax import tasks
 from rnn_jax.models.decoding import attention_map, beam_search, greedy
 from rnn_jax.report.captions import draw_caption
@@ -36,7 +37,7 @@ from rnn_jax.training.load import LoadedRun, load_run
 _RUN = flags.DEFINE_string("run", None, "Run directory of experiments.train.")
 _GLYPH = flags.DEFINE_string("glyph", None, "A letter to caption, of a run of glyphs: ṣ.")
 _FACE = flags.DEFINE_enum("face", FACES[0], list(FACES), "The face of --glyph.")
-_BEAM = flags.DEFINE_integer("beam", 1, "Captions to keep at each step; 1 is greedy.", lower_bound=1)
+_BEAM = flags.DEFINE_integer("beam", 1, "Captions to keep at each step; 1 is greedy.", lower_bound=1, upper_bound=1000)
 _LENGTH_PENALTY = flags.DEFINE_float("length_penalty", 0.0, "Of beam search: 1 favors long ones.", lower_bound=0.0)
 _EVALUATE = flags.DEFINE_bool("evaluate", False, "Caption the test split.")
 
@@ -47,12 +48,9 @@ _NOISE_SEED = 0
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     enable_compilation_cache()
-    try:
-        run = read_run(argv[1:])
-        images = read_images(run, argv[1:])
-        task = run.make_task() if _EVALUATE.value else None
-    except ValueError as error:
-        sys.exit(str(error))
+    run = read_run(argv[1:])
+    images = read_images(run, argv[1:])
+    task = run.make_task() if _EVALUATE.value else None
     for name, image in images.items():
         show(run, name, image)
     if task is not None:
@@ -165,4 +163,4 @@ def evaluate(run: LoadedRun, task: tasks.Task) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main, takes_words=True)

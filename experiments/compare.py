@@ -7,10 +7,12 @@ it holds stays, but for the comparison.csv, .md and .png of an earlier compariso
     python -m experiments.compare runs/language_id/* --baseline='TF-IDF of words=0.858' --out=docs
 """
 
-import sys
+import math
+import pathlib
 
-from absl import app, flags
+from absl import flags
 
+from experiments import running
 from rnn_jax.report import comparison
 
 _BASELINE = flags.DEFINE_multi_string("baseline", [], "NAME=SCORE, measured elsewhere; may be repeated.")
@@ -18,26 +20,34 @@ _OUT = flags.DEFINE_string("out", None, "Folder for comparison.csv, .md and .png
 
 
 def main(argv: list[str]) -> None:
-    try:
-        baselines = dict(map(read_baseline, _BASELINE.value))
-        compared = comparison.compare(argv[1:])
-    except ValueError as error:
-        sys.exit(str(error))
+    baselines = dict(map(read_baseline, _BASELINE.value))
+    compared = comparison.compare(argv[1:])
+    out = None if _OUT.value is None else make_folder(_OUT.value)
     print(f"{compared.task}\n\n{comparison.markdown(compared, baselines)}", end="")
-    if _OUT.value is not None:
+    if out is not None:
         print("\nLook at:")
-        try:
-            paths = comparison.save(_OUT.value, compared, baselines)
-        except ValueError as error:
-            sys.exit(str(error))
-        for path in paths:
+        for path in comparison.save(out, compared, baselines):
             print(f"  {path}")
+
+
+def make_folder(out: str) -> pathlib.Path:
+    """Makes the folder of --out.
+
+    Raises:
+      ValueError: if that cannot be done.
+    """
+    folder = pathlib.Path(out).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out={out!r} cannot be made ({error.strerror}); allowed: a folder.") from error
+    return folder
 
 
 def read_baseline(text: str) -> tuple[str, float]:
     name, _, score = text.rpartition("=")
     try:
-        if name:
+        if name and math.isfinite(float(score)):
             return name, float(score)
     except ValueError:
         pass
@@ -45,4 +55,4 @@ def read_baseline(text: str) -> tuple[str, float]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main, takes_words=True)

@@ -16,14 +16,17 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
-from absl import app, flags, logging
+from absl import flags, logging
 from flax import nnx
 
+from experiments import running
 from rnn_jax import tasks
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.registry import split_names
 from rnn_jax.training import run_directory
+from rnn_jax.training.config import TrainConfig
 from rnn_jax.training.ensemble import over_members, use_cores
+from rnn_jax.training.estimate import check_update
 from rnn_jax.training.optimizers import make_ensemble_optimizer
 from rnn_jax.training.step import make_ensemble, train_step
 
@@ -39,21 +42,29 @@ _TOLERANCE = 1e-3  # of them, relative
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)  # JAX and TFDS tell much on the level below
     use_cores(_SEEDS.value)
-    try:
-        cells = split_names(_CELLS.value)
-        task = tasks.make_task("digits")
-        tasks.batches(task.train, _BATCH.value, 0)
-        for cell in cells:
-            jax.eval_shape(lambda cell=cell: make_model(cell, task, nnx.Rngs(0)))
-        given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-        out = run_directory.make_default_out("ensembles") if _OUT.value is None else _OUT.value
-        run_dir = run_directory.create(out, given)
-    except ValueError as error:
-        sys.exit(str(error))
+    cells = split_names(_CELLS.value)
+    task = tasks.make_task("digits")
+    tasks.batches(task.train, _BATCH.value, 0)
+    config = TrainConfig(
+        steps=_STEPS.value, batch_size=_BATCH.value, eval_at=frozenset(), look_at=frozenset(), keep_best=False
+    )
+    for cell in cells:
+        check_update(
+            task,
+            functools.partial(make_model, cell, task),
+            make_ensemble_optimizer(2e-3, clip=1.0),
+            config,
+            members=_SEEDS.value,
+            cell=cell,
+            hidden=_HIDDEN.value,
+            batch=_BATCH.value,
+            seeds=_SEEDS.value,
+        )
+    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
+    out = run_directory.make_default_out("ensembles") if _OUT.value is None else _OUT.value
+    run_dir = run_directory.create(out, given)
 
     train_alone(cells[0], task, 0, steps=1)  # what JAX does once in a process counts for nobody
     rows: list[dict[str, Any]] = []
@@ -137,4 +148,4 @@ def train_alone(cell: str, task: tasks.Task, seed: int, steps: int) -> float:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main)

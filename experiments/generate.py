@@ -12,18 +12,20 @@ One sample is printed as it is drawn; several are drawn side by side in one prog
 
 import codecs
 import itertools
-import sys
 from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
+from experiments import running
+from rnn_jax.memory import check_memory
 from rnn_jax.models import Sampling, generate, stream
 from rnn_jax.tasks import Kind
 from rnn_jax.tasks.vocabulary import PADDING, UNKNOWN, Vocabulary, split_text
 from rnn_jax.training.compilation_cache import enable_compilation_cache
+from rnn_jax.training.estimate import device_memory
 from rnn_jax.training.load import load_run
 
 _RUN = flags.DEFINE_string("run", None, "Run directory of experiments.train, on stdlib_text or text:PATH.")
@@ -37,21 +39,20 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0)
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)
     enable_compilation_cache()
-    try:
-        if not _PROMPT.value:
-            raise ValueError(f"--prompt={_PROMPT.value or ''!r} is empty; allowed: a text of at least one character.")
-        sampling = Sampling(
-            temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value, excluded=(PADDING, UNKNOWN)
-        )
-        run = load_run(_RUN.value, Kind.STREAM)
-        assert isinstance(run.vocabulary, Vocabulary)
-        prompt = encode_prompt(run.vocabulary, _PROMPT.value)
-    except ValueError as error:
-        sys.exit("--" + str(error).removeprefix("--"))
+    if _RUN.value is None or _PROMPT.value is None:
+        missing = "run" if _RUN.value is None else "prompt"
+        raise ValueError(f"--{missing} is missing; allowed: --run=FOLDER of experiments.train, and --prompt=TEXT.")
+    sampling = Sampling(
+        temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value, excluded=(PADDING, UNKNOWN)
+    )
+    run = load_run(_RUN.value, Kind.STREAM)
+    assert isinstance(run.vocabulary, Vocabulary)
+    prompt = encode_prompt(run.vocabulary, _PROMPT.value)
+    if _SAMPLES.value > 1:  # what is drawn, and the distribution that it is drawn from
+        needed = 4 * _SAMPLES.value * (_LENGTH.value + len(prompt) + 4 * len(run.vocabulary))
+        check_memory(needed, device_memory(), samples=_SAMPLES.value, length=_LENGTH.value)
 
     key, tokens = jax.random.key(_SEED.value), jnp.asarray(prompt)
     if _SAMPLES.value == 1:
@@ -96,4 +97,4 @@ def shown(vocabulary: Vocabulary, tokens: Iterable[int]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main)

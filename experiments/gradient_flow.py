@@ -27,9 +27,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from absl import app, flags, logging
+from absl import flags, logging
 from flax import nnx
 
+from experiments import running
 from experiments.resume_flag import define_resume_flag
 from rnn_jax import flow, tasks
 from rnn_jax.constant import parameter_count
@@ -39,8 +40,9 @@ from rnn_jax.report.learning import draw_learning
 from rnn_jax.report.profiles import draw_profiles, lag_text
 from rnn_jax.training import checkpoints, run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
-from rnn_jax.training.config import TrainConfig, evenly
+from rnn_jax.training.config import TrainConfig, check_members, evenly
 from rnn_jax.training.ensemble import use_cores
+from rnn_jax.training.estimate import check_update
 from rnn_jax.training.loop import train_ensemble
 from rnn_jax.training.nonfinite import NotFinite, describe_diverged, finite_members
 from rnn_jax.training.optimizers import make_ensemble_optimizer
@@ -60,7 +62,7 @@ _BLANKS = flags.DEFINE_integer(
 )
 _EMB_SIZE = flags.DEFINE_integer("emb_size", 64, "Features of the embedding, if the task reads tokens.", lower_bound=1)
 _HIDDEN = flags.DEFINE_integer("hidden", 64, "Hidden features of each layer and direction.", lower_bound=1)
-_LAYERS = flags.DEFINE_integer("layers", 1, "Recurrent layers, one above the other.", lower_bound=1)
+_LAYERS = flags.DEFINE_integer("layers", 1, "Recurrent layers, one above the other.", lower_bound=1, upper_bound=100)
 _BIDIRECTIONAL = flags.DEFINE_bool("bidirectional", False, "Run every layer in both directions.")
 _BATCH = flags.DEFINE_integer("batch", 32, "Sequences in a batch.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 300, "Training steps.", lower_bound=1)
@@ -73,6 +75,7 @@ _RESUME = define_resume_flag()
 
 _PROFILES_KEPT = 20  # on the way through training, for the heat map
 _SCORES_KEPT = 10  # on the way through training, for the learning curve
+_LONGEST_NAME = 200  # bytes; a file's name may have 255, and some are kept for what is written beside it
 _HELD_OUT = 512  # examples that these scores are of, at most
 
 
@@ -98,38 +101,47 @@ class Result:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)  # JAX and TFDS tell much on the level below
     enable_compilation_cache()
-    try:
-        cells = split_names(_CELLS.value)
-        learning_rates = parse_learning_rates(_LEARNING_RATE.value)
-        use_cores(_SEEDS.value * len(learning_rates))
-        blanks = _BLANKS.value
-        if _TASK.value == "digits" and blanks is None and _SEQ_LEN.value is None:
-            blanks = 64
-        task = tasks.make_task(_TASK.value, seq_len=_SEQ_LEN.value, blanks=blanks)
-        check_lengths(task)
-        for cell in cells:
-            jax.eval_shape(lambda cell=cell: make_model(cell, task, nnx.Rngs(0)))
-        tasks.batches(task.train, _BATCH.value, _SEED.value)
-        given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-        del given["resume"]
-        given["blanks"] = blanks
-        run_dir = open_run("gradient_flow", _OUT.value, given, task.fingerprint, resume=_RESUME.value)
-        notes = load_notes(run_dir, cells)
-        results: dict[str, Result] = {}
-        for cell, note in notes.items():
-            if "finished" in note:
-                results |= finished(cell, task, learning_rates, run_dir, note["finished"])
-    except ValueError as error:
-        sys.exit(str(error))
+    cells = split_names(_CELLS.value)
+    learning_rates = parse_learning_rates(_LEARNING_RATE.value)
+    use_cores(_SEEDS.value * len(learning_rates))
+    blanks = _BLANKS.value
+    if _TASK.value == "digits" and blanks is None and _SEQ_LEN.value is None:
+        blanks = 64
+    task = tasks.make_task(_TASK.value, seq_len=_SEQ_LEN.value, blanks=blanks)
+    check_lengths(task)
+    tasks.batches(task.train, _BATCH.value, _SEED.value)
+    check_members(_SEED.value, _SEEDS.value)
+    for cell in cells:
+        check_name(cell)
+        check_update(
+            task,
+            functools.partial(make_model, cell, task),
+            make_ensemble_optimizer(learning_rates[0], _CLIP.value or None),
+            train_config(),
+            members=_SEEDS.value * len(learning_rates),
+            cell=cell,
+            hidden=_HIDDEN.value,
+            layers=_LAYERS.value,
+            batch=_BATCH.value,
+            seeds=_SEEDS.value,
+            seq_len=task.seq_len,
+        )
+    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
+    del given["resume"]
+    given["blanks"] = blanks
+    run_dir = open_run("gradient_flow", _OUT.value, given, task.fingerprint, resume=_RESUME.value)
+    notes = load_notes(run_dir, cells)
+    results: dict[str, Result] = {}
+    for cell, note in notes.items():
+        if "finished" in note:
+            results |= finished(cell, task, learning_rates, run_dir, note["finished"])
 
     if results:
         save(run_dir, results)
     if len(results) < len(cells) * len(learning_rates) and (warning := other_versions(run_dir, task.fingerprint)):
-        print(warning, file=sys.stderr)
+        running.say(warning)
     position = [*notes.values()][-1]["position"] if notes else 0
     done = sum(note["step"] + ("finished" in note) for note in notes.values())
     bar = tqdm.tqdm(total=len(cells) * (_STEPS.value + 1), initial=done, unit="step", disable=None)
@@ -151,8 +163,6 @@ def main(argv: list[str]) -> None:
                     file=sys.stderr,
                 )
                 sys.exit(128 + stop.signal if isinstance(stop, Interrupted) else 130)
-            except run_directory.Damaged as error:
-                sys.exit(str(error))
             save(run_dir, results)
     print_table(task, results)
     print(f"\nThe run directory is {run_dir}. Look at:")
@@ -180,6 +190,24 @@ def check_lengths(task: tasks.Task) -> None:
             f"--task={_TASK.value} {kind}, where a step has no lag of its own; allowed: a task whose sequences have"
             " one length. `python -m experiments.train` takes this one."
         )
+
+
+def check_name(cell: str) -> None:
+    """Raises ValueError if the checkpoint of a cell cannot have its name."""
+    if len(cell.encode()) > _LONGEST_NAME:
+        raise ValueError(f"--cells has {cell!r}, of {len(cell)} characters; allowed: {_LONGEST_NAME}.")
+
+
+def train_config() -> TrainConfig:
+    return TrainConfig(
+        steps=_STEPS.value,
+        batch_size=_BATCH.value,
+        eval_at=evenly(_SCORES_KEPT, _STEPS.value),
+        look_at=evenly(_PROFILES_KEPT, _STEPS.value),
+        look="update",
+        keep_best=False,
+        on_nonfinite="take",  # a member may diverge, and the others go on
+    )
 
 
 def make_model(cell: str, task: tasks.Task, rngs: nnx.Rngs) -> SequenceClassifier:
@@ -239,15 +267,6 @@ def train(
     member_rates = jnp.repeat(jnp.asarray(learning_rates, jnp.float32), len(seeds))
     clip = _CLIP.value or None
     opt_states = jax.vmap(lambda rate, model: make_ensemble_optimizer(rate, clip).init(model))(member_rates, models)
-    config = TrainConfig(
-        steps=_STEPS.value,
-        batch_size=_BATCH.value,
-        eval_at=evenly(_SCORES_KEPT, _STEPS.value),
-        look_at=evenly(_PROFILES_KEPT, _STEPS.value),
-        look="update",
-        keep_best=False,
-        on_nonfinite="take",  # a member may diverge, and the others go on
-    )
     seconds = time.perf_counter() - start
     result = train_ensemble(
         task,
@@ -255,7 +274,7 @@ def train(
         opt_states,
         make_ensemble_optimizer(0.0, clip),
         run_dir,
-        config,
+        train_config(),
         session,
         labels=labels(cell, learning_rates),
         seeds=seeds,
@@ -353,4 +372,4 @@ def spread(values: np.ndarray, form: str) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main)

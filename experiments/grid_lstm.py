@@ -35,20 +35,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from absl import app, flags, logging
+from absl import flags, logging
 from flax import nnx
 
+from experiments import running
 from experiments.option_flags import define_option_flags
 from experiments.resume_flag import define_resume_flag
 from rnn_jax import flow, tasks
 from rnn_jax.constant import parameter_count
 from rnn_jax.flow.calls import layer_names
+from rnn_jax.memory import check_memory
 from rnn_jax.models import GridNetwork, SequenceClassifier
 from rnn_jax.report.grid import draw_grid
 from rnn_jax.training import checkpoints, run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
-from rnn_jax.training.config import TrainConfig, evenly
+from rnn_jax.training.config import TrainConfig, check_members, evenly
 from rnn_jax.training.ensemble import over_members, use_cores
+from rnn_jax.training.estimate import check_update, device_memory, shapes_of
 from rnn_jax.training.loop import train_ensemble
 from rnn_jax.training.nonfinite import NotFinite, describe_diverged, finite_members
 from rnn_jax.training.optimizers import make_ensemble_optimizer
@@ -59,7 +62,7 @@ from rnn_jax.training.watch import probe_batch
 
 _TASK = flags.DEFINE_string("task", "addition", f"What to learn: {', '.join(sorted(tasks.TASKS))}.")
 _HIDDEN = flags.DEFINE_integer("hidden", 64, "Hidden features of the Grid LSTM; the other follows.", lower_bound=1)
-_DEPTH = flags.DEFINE_integer("depth", 4, "Levels of both networks.", lower_bound=1)
+_DEPTH = flags.DEFINE_integer("depth", 4, "Levels of both networks.", lower_bound=1, upper_bound=100)
 _SHARED = flags.DEFINE_bool("shared", True, "All levels of the Grid LSTM have the same weights, as in the paper.")
 _PRIORITY = flags.DEFINE_enum("priority", "depth", ["depth", "time", "none"], "What a block computes last.")
 _PATCH = flags.DEFINE_integer("patch", 2, "digits: rows and columns of the pixels that a block reads.", lower_bound=1)
@@ -97,24 +100,33 @@ class Pixels(GridNetwork):
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)  # JAX and TFDS tell much on the level below
     enable_compilation_cache()
-    try:
-        use_cores(_SEEDS.value)
-        task = make_task()
-        networks = make_networks(task)
-        tasks.batches(task.train, _BATCH.value, _SEED.value)
-        given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-        del given["resume"]
-        given |= task_options()
-        run_dir = open_run("grid_lstm", _OUT.value, given, task.fingerprint, resume=_RESUME.value)
-        notes = load_notes(run_dir, networks)
-    except ValueError as error:
-        sys.exit(str(error))
+    use_cores(_SEEDS.value)
+    task = make_task()
+    tasks.batches(task.train, _BATCH.value, _SEED.value)
+    check_members(_SEED.value, _SEEDS.value)
+    networks = make_networks(task)
+    for make_model in networks.values():
+        check_update(
+            task,
+            make_model,
+            make_ensemble_optimizer(_LEARNING_RATE.value, _CLIP.value or None),
+            train_config(),
+            members=_SEEDS.value,
+            hidden=_HIDDEN.value,
+            depth=_DEPTH.value,
+            batch=_BATCH.value,
+            seeds=_SEEDS.value,
+            seq_len=task.seq_len,
+        )
+    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
+    del given["resume"]
+    given |= task_options()
+    run_dir = open_run("grid_lstm", _OUT.value, given, task.fingerprint, resume=_RESUME.value)
+    notes = load_notes(run_dir, networks)
     if _RESUME.value and (warning := other_versions(run_dir, task.fingerprint)):
-        print(warning, file=sys.stderr)
+        running.say(warning)
 
     position = [*notes.values()][-1]["position"] if notes else 0
     done = sum(note["step"] for note in notes.values())
@@ -131,8 +143,6 @@ def main(argv: list[str]) -> None:
                     command = resume_command("experiments.grid_lstm", run_dir, _OUT.value)
                     print(f"Interrupted at {name!r}. To go on:\n  {command}", file=sys.stderr)
                     sys.exit(128 + stop.signal)
-                except run_directory.Damaged as error:
-                    sys.exit(str(error))
     rows = save(run_dir, task, results)
     print_table(task, rows)
     print(f"\nThe run directory is {run_dir}. Look at:")
@@ -220,6 +230,7 @@ def make_networks(task: tasks.Task) -> dict[str, MakeModel]:
     prior = {**options, "priority": _PRIORITY.value}
     other, beside = ("tanh", functools.partial(bits, "tanh")) if _TASK.value == "parity" else ("stacked_lstm", stacked)
     ours = size_of(functools.partial(grid, _HIDDEN.value))
+    check_memory(4 * ours, device_memory(), hidden=_HIDDEN.value, depth=_DEPTH.value)
     model: Any = jax.eval_shape(lambda: grid(_HIDDEN.value, nnx.Rngs(0)))
     jax.eval_shape(task.loss, model, probe_batch(task, 2))
     sizes = range(1, 100 * _HIDDEN.value)
@@ -227,8 +238,19 @@ def make_networks(task: tasks.Task) -> dict[str, MakeModel]:
     return {"grid_lstm": functools.partial(grid, _HIDDEN.value), other: functools.partial(beside, hidden)}
 
 
+def train_config() -> TrainConfig:
+    return TrainConfig(
+        steps=_STEPS.value,
+        batch_size=_BATCH.value,
+        eval_at=evenly(_SCORES_KEPT, _STEPS.value),
+        look_at=frozenset(),
+        keep_best=False,
+        on_nonfinite="take",  # a member may diverge, and the others go on
+    )
+
+
 def size_of(make_model: MakeModel) -> int:
-    return parameter_count(jax.eval_shape(lambda: make_model(nnx.Rngs(0))))
+    return parameter_count(shapes_of(lambda: make_model(nnx.Rngs(0))))
 
 
 def train(
@@ -242,19 +264,11 @@ def train(
     seeds = list(range(_SEED.value, _SEED.value + _SEEDS.value))
     models = make_ensemble(make_model, seeds)
     optimizer = make_ensemble_optimizer(_LEARNING_RATE.value, _CLIP.value or None)
-    config = TrainConfig(
-        steps=_STEPS.value,
-        batch_size=_BATCH.value,
-        eval_at=evenly(_SCORES_KEPT, _STEPS.value),
-        look_at=frozenset(),
-        keep_best=False,
-        on_nonfinite="take",  # a member may diverge, and the others go on
-    )
     judged = task if task.validation is not None else dataclasses.replace(task, validation=task.test)
     profile = over_members(functools.partial(profile_of, task))
     before = profile(models)
     result = train_ensemble(
-        judged, models, jax.vmap(optimizer.init)(models), optimizer, run_dir, config, session,
+        judged, models, jax.vmap(optimizer.init)(models), optimizer, run_dir, train_config(), session,
         labels=[name], seeds=seeds, checkpoint=name,
     )  # fmt: skip
     stages = {"initialization": before, "trained": profile(result.model)}
@@ -328,4 +342,4 @@ def print_table(task: tasks.Task, rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main)

@@ -7,6 +7,7 @@ lengths, and prints the time a step, the memory of the process, and how small th
     python -m experiments.long_sequences --cell=gru --hidden=128 --lengths=1000,100000
 """
 
+import math
 import resource
 import sys
 import time
@@ -15,12 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from absl import app, flags, logging
+from absl import flags, logging
 from flax import nnx
 
 import rnn_jax
+from experiments import running
 from rnn_jax import flow
+from rnn_jax.memory import check_memory
 from rnn_jax.training import run_directory
+from rnn_jax.training.estimate import bytes_of, device_memory, kept_for_gradient, shapes_of
 
 _CELL = flags.DEFINE_string(
     "cell", "lstm", "A name of the catalogue or path.to.module:Class, with arguments if wanted."
@@ -42,20 +46,20 @@ _TURNS = 5
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)  # JAX tells which devices it looked for
-    try:
-        lengths = parse_lengths(_LENGTHS.value)
+    lengths = parse_lengths(_LENGTHS.value)
+
+    def make_layer() -> rnn_jax.RNN:
+        every = _CHECKPOINT_EVERY.value
+        gradient = None if every is None else rnn_jax.Checkpointed(every) if every else rnn_jax.Whole()
         cell = rnn_jax.make_cell(_CELL.value, _IN_FEATURES.value, _HIDDEN.value, rngs=nnx.Rngs(0))
-        given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-        out = run_directory.make_default_out("long_sequences") if _OUT.value is None else _OUT.value
-        run_dir = run_directory.create(out, given)
-    except ValueError as error:
-        sys.exit(str(error))
-    every = _CHECKPOINT_EVERY.value
-    gradient = None if every is None else rnn_jax.Checkpointed(every) if every else rnn_jax.Whole()
-    layer = rnn_jax.RNN(cell, gradient=gradient)
+        return rnn_jax.RNN(cell, gradient=gradient)
+
+    check_sizes(shapes_of(make_layer), lengths[-1])
+    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
+    out = run_directory.make_default_out("long_sequences") if _OUT.value is None else _OUT.value
+    run_dir = run_directory.create(out, given)
+    layer = make_layer()
 
     rows = []
     for length in tqdm.tqdm(lengths, unit="length", disable=None):
@@ -83,12 +87,27 @@ def parse_lengths(texts: list[str]) -> list[int]:
     return lengths
 
 
+def check_sizes(layer: rnn_jax.RNN, length: int) -> None:
+    """Raises ValueError if the memory does not suffice for the longest sequence, or as a step of the cell."""
+    shape = (_BATCH.value, length, _IN_FEATURES.value)
+    told = {"hidden": _HIDDEN.value, "batch": _BATCH.value, "in_features": _IN_FEATURES.value, "lengths": length}
+    needed = 4 * math.prod(shape) + 2 * bytes_of(layer)
+    check_memory(needed, device_memory(), **told)
+    needed += kept_for_gradient(last_output, layer, jax.ShapeDtypeStruct(shape, jnp.float32))
+    check_memory(needed, device_memory(), **told)
+
+
+def last_output(layer: rnn_jax.RNN, xs: jax.Array) -> jax.Array:
+    """The loss: the mean square of the last output."""
+    return jnp.mean(layer(xs)[:, -1] ** 2)
+
+
 def measure(layer: rnn_jax.RNN, length: int) -> dict[str, float]:
     """Returns a row of the table for one length; memory is the most that the process has held up to here."""
 
     @jax.jit
     def run(layer: rnn_jax.RNN, xs: jax.Array) -> flow.GradientProfile:
-        return flow.gradient_profile(lambda layer, xs: jnp.mean(layer(xs)[:, -1] ** 2), layer, xs)
+        return flow.gradient_profile(last_output, layer, xs)
 
     xs = jax.random.normal(jax.random.key(0), (_BATCH.value, length, _IN_FEATURES.value))
     profile = jax.block_until_ready(run(layer, xs))
@@ -114,4 +133,4 @@ def measure(layer: rnn_jax.RNN, length: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main)

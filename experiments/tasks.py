@@ -10,11 +10,11 @@ input-independent baseline; or shows one of them with three examples.
 """
 
 import inspect
-import sys
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
+from experiments import running
 from experiments.option_flags import define_option_flags
 from rnn_jax import tasks
 from rnn_jax.tasks.bucketing import bucket_boundaries, padding_share
@@ -34,21 +34,14 @@ _WIDTH = 160  # characters of an example, and of a list
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)  # TFDS tells much on the level below
     options = {name: flag.value for name, flag in _OPTIONS.items()}
-    try:
-        if _TASK.value is not None:
-            show_task(tasks.make_task(_TASK.value, **options), _TASK.value)
-            return
-        given = [name for name, value in options.items() if value is not None and name != "data_dir"]
-        if given:
-            raise ValueError(
-                f"--{given[0]}={options[given[0]]} is an option of one task; allowed: together with --task."
-            )
-    except ValueError as error:
-        sys.exit(str(error))
+    if _TASK.value is not None:
+        show_task(tasks.make_task(_TASK.value, **options), _TASK.value)
+        return
+    given = [name for name, value in options.items() if value is not None and name != "data_dir"]
+    if given:
+        raise ValueError(f"--{given[0]}={options[given[0]]} is an option of one task; allowed: together with --task.")
     list_tasks()
 
 
@@ -164,9 +157,7 @@ def _answers(task: tasks.Task) -> str:
 def _symbols(task: tasks.Task) -> str:
     if task.vocabulary is None:
         return ""
-    symbols = [
-        symbol if symbol.isprintable() and symbol.strip() else repr(symbol) for symbol in task.vocabulary.symbols
-    ]
+    symbols = [running.printable(symbol) if symbol.strip() else repr(symbol) for symbol in task.vocabulary.symbols]
     return ": " + _cut(" ".join(symbols))
 
 
@@ -174,10 +165,11 @@ def _classes(task: tasks.Task) -> str:
     """How many examples of the training split each class has."""
     if not task.class_names or task.kind is not tasks.Kind.ONE_ANSWER:
         return ""
+    names = map(running.printable, task.class_names)
     if not (_is_text(task) or isinstance(task.train, tasks.ArraySource | tasks.RaggedSource)):
-        return ": " + _cut(", ".join(task.class_names))  # to count them would make every example
+        return ": " + _cut(", ".join(names))  # to count them would make every example
     counts = np.bincount([int(task.train[k]["label"]) for k in range(len(task.train))], minlength=task.out_features)
-    return ": " + _cut(", ".join(f"{name} ({count:,})" for name, count in zip(task.class_names, counts)), 2 * _WIDTH)
+    return ": " + _cut(", ".join(f"{name} ({count:,})" for name, count in zip(names, counts)), 2 * _WIDTH)
 
 
 def _options(name: str) -> str:
@@ -214,7 +206,7 @@ def _show_example(task: tasks.Task, example: dict[str, np.ndarray]) -> list[str]
     if "target" in example:
         return [*lines, "-> " + " ".join(f"{value:.3f}" for value in example["target"])]
     label = int(example["label"])
-    return [*lines, f"-> {task.class_names[label] if task.class_names else label}"]
+    return [*lines, f"-> {running.printable(task.class_names[label]) if task.class_names else label}"]
 
 
 def _cut(text: str, width: int = _WIDTH) -> str:
@@ -222,4 +214,4 @@ def _cut(text: str, width: int = _WIDTH) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main)

@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags, logging
+from absl import flags, logging
 from flax import nnx
 
+from experiments import running
 from experiments.option_flags import define_option_flags
 from experiments.resume_flag import define_resume_flag
 from rnn_jax import batch_mesh, flow, tasks
@@ -41,6 +42,7 @@ from rnn_jax.training import checkpoints, run_directory
 from rnn_jax.training.build import ModelSettings, make_model
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.config import TrainConfig, batches_of, every, widths_of
+from rnn_jax.training.estimate import check_update
 from rnn_jax.training.load import save_interface
 from rnn_jax.training.loop import TrainResult, train
 from rnn_jax.training.nonfinite import NotFinite
@@ -48,15 +50,13 @@ from rnn_jax.training.optimizers import OPTIMIZERS, SCHEDULES, make_optimizer
 from rnn_jax.training.resume import open_run, other_versions, resume_command
 from rnn_jax.training.samples import sampler
 from rnn_jax.training.session import Interrupted
-from rnn_jax.training.update import initial_state, make_update
-from rnn_jax.training.watch import probe_batch
 
 _known = [*sorted(tasks.TASKS), *(f"{prefix}:..." for prefix in sorted(tasks.PREFIXES))]
 
 _TASK = flags.DEFINE_string("task", "digits", f"What to learn: {', '.join(_known)}.")
 _CELL = flags.DEFINE_string("cell", "lstm", "A name of the catalogue or path.to.module:Class: lstm(chrono=128).")
 _HIDDEN = flags.DEFINE_integer("hidden", 64, "Hidden features of each layer and direction.", lower_bound=1)
-_LAYERS = flags.DEFINE_integer("layers", 1, "Recurrent layers, one above the other.", lower_bound=1)
+_LAYERS = flags.DEFINE_integer("layers", 1, "Recurrent layers, one above the other.", lower_bound=1, upper_bound=100)
 _BIDIRECTIONAL = flags.DEFINE_bool("bidirectional", False, "Run every layer in both directions.")
 _DROPOUT = flags.DEFINE_float("dropout", 0.0, "Rate of dropout between layers and before the head.", lower_bound=0.0)
 _EMB_SIZE = flags.DEFINE_integer("emb_size", 64, "Features of the embedding of tokens.", lower_bound=1)
@@ -92,7 +92,11 @@ _ACCUMULATE = flags.DEFINE_integer("accumulate", 1, "Batches whose mean gradient
 _CROP = flags.DEFINE_float("crop", 1.0, "Train on pieces of half of the texts, of at least this share of them.")
 _TOKEN_DROPOUT = flags.DEFINE_float("token_dropout", 0.0, "Rate at which tokens of training texts become unknown.")
 _DEVICES = flags.DEFINE_integer(
-    "devices", 1, "Devices to spread each batch over; on a CPU they are made of its cores.", lower_bound=1
+    "devices",
+    1,
+    "Devices to spread each batch over; on a CPU they are made of its cores.",
+    lower_bound=1,
+    upper_bound=1024,
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of parameters, dropout and the order of the data.", lower_bound=0)
 
@@ -122,38 +126,33 @@ _NUMBERS = (
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)  # JAX and TFDS tell much on the level below
     enable_compilation_cache()
     jax.config.update("jax_num_cpu_devices", _DEVICES.value)
-    try:
-        task = tasks.make_task(_TASK.value, **{name: flag.value for name, flag in _TASK_OPTIONS.items()})
-        config = make_plan(task)
-        optimizer = make_optimizer(
-            _OPTIMIZER.value,
-            _LEARNING_RATE.value,
-            schedule=_SCHEDULE.value,
-            steps=config.steps,
-            warmup_steps=_WARMUP_STEPS.value,
-            weight_decay=_WEIGHT_DECAY.value,
-            clip=_CLIP.value or None,
-            accumulate=_ACCUMULATE.value,
-        )
-        embedding = None if _EMBEDDINGS.value is None else read_embeddings(task)
-        check(task, optimizer, config, embedding)
-        run_dir = open_run("train", _OUT.value, given_flags(), task.fingerprint, resume=_RESUME.value)
-        save_interface(run_dir, task)
-        finished = is_finished(run_dir)
-    except ValueError as error:
-        sys.exit(str(error))
+    task = tasks.make_task(_TASK.value, **{name: flag.value for name, flag in _TASK_OPTIONS.items()})
+    config = make_plan(task)
+    optimizer = make_optimizer(
+        _OPTIMIZER.value,
+        _LEARNING_RATE.value,
+        schedule=_SCHEDULE.value,
+        steps=config.steps,
+        warmup_steps=_WARMUP_STEPS.value,
+        weight_decay=_WEIGHT_DECAY.value,
+        clip=_CLIP.value or None,
+        accumulate=_ACCUMULATE.value,
+    )
+    embedding = None if _EMBEDDINGS.value is None else read_embeddings(task)
+    check(task, optimizer, config, embedding)
+    run_dir = open_run("train", _OUT.value, given_flags(), task.fingerprint, resume=_RESUME.value)
+    save_interface(run_dir, task)
+    finished = is_finished(run_dir)
 
     if finished:
         print("This run is finished.")
         show(run_dir, task)
         return
     if warning := other_versions(run_dir, task.fingerprint):
-        print(warning, file=sys.stderr)
+        running.say(warning)
     widths = widths_of(task, config)
     if widths is not None:
         assert task.train.lengths is not None
@@ -171,7 +170,7 @@ def main(argv: list[str]) -> None:
         command = resume_command("experiments.train", run_dir, _OUT.value)
         print(f"Stopped at step {stop.step} of {config.steps}. To go on:\n  {command}", file=sys.stderr)
         sys.exit(128 + stop.signal)
-    except (NotFinite, run_directory.Damaged) as error:
+    except NotFinite as error:
         sys.exit(str(error))
     save(run_dir, task, result)
     show(run_dir, task)
@@ -200,8 +199,8 @@ def make_plan(task: tasks.Task) -> TrainConfig:
     return TrainConfig(
         steps=steps,
         batch_size=_BATCH.value,
-        eval_at=every(_EVAL_EVERY.value or math.ceil(steps / 10), steps),
-        look_at=frozenset({0}) | every(profile_every, steps) if looks else frozenset(),
+        eval_at=every(_EVAL_EVERY.value or math.ceil(steps / 10), steps, "eval_every"),
+        look_at=frozenset({0}) | every(profile_every, steps, "profile_every") if looks else frozenset(),
         seed=_SEED.value,
         patience=_PATIENCE.value,
         on_nonfinite=_ON_NONFINITE.value,
@@ -226,6 +225,11 @@ def read_embeddings(task: tasks.Task) -> np.ndarray:
             f"--embeddings={_EMBEDDINGS.value} is for words, and {task.name!r} reads subwords; allowed: none."
         )
     embedding, found = load_embeddings(str(_EMBEDDINGS.value), task.vocabulary)
+    if flags.FLAGS["emb_size"].present and _EMB_SIZE.value != embedding.shape[1]:
+        raise ValueError(
+            f"--emb_size={_EMB_SIZE.value} differs from --embeddings={_EMBEDDINGS.value}, which has"
+            f" {embedding.shape[1]} features; allowed: without --emb_size."
+        )
     print(f"{_EMBEDDINGS.value} has {found:.1%} of the vocabulary, with {embedding.shape[1]} features.")
     return embedding
 
@@ -241,10 +245,10 @@ def settings() -> ModelSettings:
 def check(
     task: tasks.Task, optimizer: optax.GradientTransformation, config: TrainConfig, embedding: np.ndarray | None
 ) -> None:
-    """Goes through an update on shapes alone, so that what cannot work is said before a folder is made.
+    """Refuses what cannot work, before a folder is made.
 
     Raises:
-      ValueError: if the network, the batch size or the task's loss cannot be as asked.
+      ValueError: if the network, the batch size or the task's loss cannot be as asked, or would not fit in memory.
     """
     if config.patience is not None and task.validation is None:
         raise ValueError(
@@ -253,15 +257,16 @@ def check(
         )
     batches_of(task, config)
     batch_mesh(config.devices)
-    batch: tasks.Batch = {**probe_batch(task, config.batch_size)}
-    if task.kind is tasks.Kind.STREAM:
-        batch["first"] = jnp.zeros((), bool)
-
-    def one_update() -> Any:
-        state = initial_state(task, make_model(task.interface, settings(), nnx.Rngs(0), embedding), optimizer, config)
-        return make_update(task, optimizer, config)(state, batch)
-
-    jax.eval_shape(one_update)
+    sizes: dict[str, Any] = {"hidden": _HIDDEN.value, "layers": _LAYERS.value, "batch": _BATCH.value}
+    sizes |= {"emb_size": _EMB_SIZE.value} if task.reads_tokens else {}
+    check_update(
+        task,
+        lambda rngs: make_model(task.interface, settings(), rngs, embedding),
+        optimizer,
+        config,
+        **sizes,
+        seq_len=task.seq_len,
+    )
 
 
 def given_flags() -> dict[str, Any]:
@@ -372,4 +377,4 @@ def number(text: str) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main)

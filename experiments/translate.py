@@ -16,8 +16,9 @@ import unicodedata
 
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
+from experiments import running
 from rnn_jax import tasks
 from rnn_jax.models.decoding import attention_map, beam_search, greedy
 from rnn_jax.report import translation as report
@@ -29,7 +30,7 @@ from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.load import LoadedRun, load_run
 
 _RUN = flags.DEFINE_string("run", None, "Run directory of experiments.train.")
-_BEAM = flags.DEFINE_integer("beam", 1, "Translations to keep at each step; 1 is greedy.", lower_bound=1)
+_BEAM = flags.DEFINE_integer("beam", 1, "Translations kept at each step; 1 is greedy.", lower_bound=1, upper_bound=1000)
 _LENGTH_PENALTY = flags.DEFINE_float("length_penalty", 0.0, "Of beam search: 1 favors long ones.", lower_bound=0.0)
 _LANGUAGE = flags.DEFINE_string("language", None, "To translate into, for a model of several languages: fi.")
 _EVALUATE = flags.DEFINE_bool("evaluate", False, "Translate the test split.")
@@ -41,12 +42,9 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     enable_compilation_cache()
     texts = argv[1:]
-    try:
-        run = read_run(texts)
-        sources = [encode(run, text) for text in texts]
-        task = run.make_task() if _EVALUATE.value else None
-    except ValueError as error:
-        sys.exit(str(error))
+    run = read_run(texts)
+    sources = [encode(run, text) for text in texts]
+    task = run.make_task() if _EVALUATE.value else None
     for text, tokens in zip(texts, sources):
         show(run, text, tokens)
     if task is not None:
@@ -187,4 +185,4 @@ def decoder_name() -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main, takes_words=True)

@@ -18,6 +18,7 @@ Whoever runs a step of a cell does it by `step`, which hands over what the cell 
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -66,6 +67,7 @@ class Cell(nnx.RNNCellBase):
 
     def __init__(self, in_features: int, hidden_features: int, *, dtype: Dtype | None, param_dtype: Dtype):
         check_sizes(in_features=in_features, hidden_features=hidden_features)
+        check_dtypes(dtype=dtype, param_dtype=param_dtype)
         self.in_features = in_features
         self.hidden_features = hidden_features
         self.dtype = dtype
@@ -200,6 +202,8 @@ class PointwiseCell(Cell):
         rngs: nnx.Rngs,
     ):
         super().__init__(in_features, hidden_features, dtype=dtype, param_dtype=param_dtype)
+        if not isinstance(use_bias, bool):
+            raise ValueError(f"use_bias={use_bias!r} is neither yes nor no; allowed: True, False.")
         self.kernel = draw_kernel(
             kernel_init, in_features, hidden_features, len(self.input_gates), dtype=param_dtype, rngs=rngs
         )
@@ -365,6 +369,43 @@ def step(
     return call_with(cell.__call__, carry, x, context=context, key=key)
 
 
+def check_step(cell: nnx.RNNCellBase, carry: Carry, returned: Any, batch_shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless a step has returned a pair (carry, y) that a next step can go on with.
+
+    Args:
+      cell: whose step it was.
+      carry: that the step was given.
+      returned: by the step.
+      batch_shape: of the inputs.
+    """
+    name = f"{type(cell).__module__}:{type(cell).__qualname__}"
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        what = f"{len(returned)} values" if isinstance(returned, tuple) else "no tuple"
+        raise ValueError(f"cell {name}: a step returned {what}; allowed: a pair (carry, y).")
+    if _signature(returned[0]) != _signature(carry):
+        raise ValueError(
+            f"cell {name}: a step returned a carry {_carry_text(returned[0])} for a carry {_carry_text(carry)};"
+            " allowed: the same shapes and types."
+        )
+    for y in jax.tree.leaves(returned[1]):
+        if jnp.shape(y)[: len(batch_shape)] != batch_shape:
+            raise ValueError(
+                f"cell {name}: a step returned an output of shape {jnp.shape(y)}; allowed: [*batch, ...], batch being"
+                f" {batch_shape}."
+            )
+
+
+def _signature(carry: Carry) -> Any:
+    leaves, structure = jax.tree.flatten(carry)
+    return structure, [(jnp.shape(leaf), jax.dtypes.result_type(leaf)) for leaf in leaves]
+
+
+def _carry_text(carry: Carry) -> str:
+    return str(jax.tree.map(lambda leaf: f"{jax.dtypes.result_type(leaf)}{list(jnp.shape(leaf))}", carry)).replace(
+        "'", ""
+    )
+
+
 def gate_values(
     cell: "Cell", carry: Carry, x: PyTree, *, context: PyTree = None, key: Array | None = None
 ) -> dict[str, Array]:
@@ -418,10 +459,32 @@ def check_input(cell: nnx.RNNCellBase, x: Array) -> None:
 
 
 def check_sizes(**sizes: int) -> None:
-    """Raises ValueError if a size is below 1."""
+    """Raises ValueError if a size is no whole number, or below 1."""
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}={size} is not a size; allowed: 1 or more.")
+        if isinstance(size, bool | float | str) or size < 1:
+            raise ValueError(f"{name}={size!r} is not a size; allowed: 1 or more.")
+
+
+def check_dtypes(*, dtype: Dtype | None, param_dtype: Dtype) -> None:
+    """Raises ValueError if a type is none of floating-point (or complex) numbers."""
+    for name, given in (("dtype", dtype), ("param_dtype", param_dtype)):
+        if given is None and name == "dtype":
+            continue
+        try:
+            fits = given is not None and jnp.issubdtype(jnp.dtype(given), jnp.inexact)
+        except TypeError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"{name}={given!r} is no type of floating-point numbers; allowed: 'float32', 'bfloat16', 'float16',"
+                " 'float64'."
+            )
+
+
+def check_finite(name: str, value: float) -> None:
+    """Raises ValueError if a number is infinite or NaN."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name}={value} is out of range; allowed: a finite number.")
 
 
 def check_one_given(of: str, **arguments: Any) -> None:

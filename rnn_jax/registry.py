@@ -5,12 +5,16 @@ import dataclasses
 import importlib
 import inspect
 import re
+import types
+import typing
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from flax import nnx
 
-from rnn_jax.cell import Cell, PointwiseCell, learn_carry
+from rnn_jax.cell import Cell, PointwiseCell, check_dtypes, check_finite, learn_carry
+from rnn_jax.errors import exception_text, is_refusal, user_failure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,17 +115,31 @@ def make_cell(name: str, in_features: int, hidden_features: int, *, rngs: nnx.Rn
       **kwargs: more constructor arguments; those in `name` win.
 
     Raises:
-      ValueError: if there is no such cell, or it takes no such argument.
+      ValueError: if there is no such cell, it takes no such argument, or one of another kind. What the constructor of
+        a user's cell raises is left as it is.
     """
     path, written = _parse_spec(name)
     cls = _find_class(path)
     kwargs = {**kwargs, **written}
     learned_carry = issubclass(cls, Cell) and kwargs.pop("learned_carry", False)
+    _check_literal(name, "learned_carry", learned_carry, bool)
     known = _constructor_arguments(cls)
     for argument in kwargs:
         if argument not in known:
             raise ValueError(f"cell {path!r} has no argument {argument!r}; allowed: {', '.join(known)}.")
-    cell = cls(in_features, hidden_features, **kwargs, rngs=rngs)  # type: ignore[call-arg]
+    for argument, value in written.items():
+        if argument != "learned_carry":
+            _check_literal(name, argument, value, known[argument])
+    check_dtypes(dtype=kwargs.get("dtype"), param_dtype=kwargs.get("param_dtype", "float32"))
+    try:
+        cell = cls(in_features, hidden_features, **kwargs, rngs=rngs)  # type: ignore[call-arg]
+    except Exception as error:
+        if is_refusal(error) or user_failure(error) is not None:
+            raise
+        raise ValueError(f"cell {name!r} cannot be built: {exception_text(error)}") from error
+    axes = jax.tree.leaves(cell.num_feature_axes)
+    if not axes or not all(isinstance(count, int) for count in axes):
+        raise ValueError(f"cell {name!r} has num_feature_axes={cell.num_feature_axes!r}; allowed: a whole number.")
     if learned_carry:
         assert isinstance(cell, Cell)
         learn_carry(cell)
@@ -159,17 +177,43 @@ def _parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         ) from None
 
 
-def _constructor_arguments(cls: type[nnx.RNNCellBase]) -> tuple[str, ...]:
-    """Returns the optional arguments of a class, with those that its `**kwargs` hands to its base classes."""
-    known: dict[str, None] = {}
+def _constructor_arguments(cls: type[nnx.RNNCellBase]) -> dict[str, Any]:
+    """Returns the optional arguments of a class, with those that its `**kwargs` hands to its base classes.
+
+    Each stands by its annotation, Any if it has none that can be read.
+    """
+    known: dict[str, Any] = {}
     for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
-        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-        known |= dict.fromkeys(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        function = vars(base)["__init__"]
+        try:
+            hints = typing.get_type_hints(function)
+        except Exception:  # names that a user's module imports for type checkers alone
+            hints = {}
+        parameters = inspect.signature(function).parameters.values()
+        named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        known |= {name: hints.get(name, Any) for name in named if name not in known}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    return tuple(name for name in known if name not in ("self", "in_features", "hidden_features", "rngs"))
+    return {
+        name: hint for name, hint in known.items() if name not in ("self", "in_features", "hidden_features", "rngs")
+    }
+
+
+def _check_literal(cell: str, argument: str, value: Any, hint: Any) -> None:
+    """Raises ValueError if a value, as written behind a cell's name, is not of the plain types of its annotation."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if isinstance(value, float):
+        check_finite(argument, value)
+    # What has no literal (a function) cannot be meant; of a type that is none of these, the cell is to judge.
+    plain = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", type(None): "None"}
+    if Any in kinds or not set(kinds) & set(plain):
+        return
+    fits = type(value) in kinds or (type(value) is int and float in kinds)
+    if not fits:
+        allowed = ", ".join(plain[kind] for kind in kinds if kind in plain)
+        raise ValueError(f"cell {cell!r}: {argument}={value!r} is of the wrong kind; allowed: {allowed}.")
 
 
 def _find_class(path: str) -> type[nnx.RNNCellBase]:
@@ -180,10 +224,14 @@ def _find_class(path: str) -> type[nnx.RNNCellBase]:
         raise ValueError(f"unknown cell {path!r}; allowed: {', '.join(list_cells())}, or path.to.module:Class.")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever a module of the user's own raises
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"cell {path!r}: module {module_name!r} cannot be imported ({reason}).") from error
+    except (Exception, SystemExit) as error:  # whatever a module of the user's own raises
+        raise ValueError(
+            f"cell {path!r}: module {module_name!r} cannot be imported ({exception_text(error)})."
+        ) from error
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, nnx.RNNCellBase)):
         raise ValueError(f"cell {path!r}: module {module_name!r} has no flax.nnx.RNNCellBase {class_name!r}.")
+    for name in ("initialize_carry", "__call__", "num_feature_axes"):
+        if getattr(found, name) is getattr(nnx.RNNCellBase, name):
+            raise ValueError(f"cell {path!r} has no `{name}` of its own; allowed: a class that is a whole cell.")
     return found

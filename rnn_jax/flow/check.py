@@ -27,6 +27,7 @@ from flax import nnx
 
 from rnn_jax.cell import Cell, PointwiseCell, asks_for, carry_names, step
 from rnn_jax.constant import keep_constants
+from rnn_jax.errors import exception_text, first_line
 from rnn_jax.flow.adjoint import adjoints
 from rnn_jax.flow.check_numbers import (
     Arrays,
@@ -56,8 +57,6 @@ from rnn_jax.flow.check_report import (
     Failed,
     NotApplicable,
     carry_text,
-    exception_text,
-    first_line,
     shape_of,
     structure_text,
 )

@@ -1,10 +1,6 @@
 """What the conformance kit says: a line for each check, and the verdict on the cell."""
 
 import dataclasses
-import linecache
-import os
-import sys
-import traceback
 from typing import Any
 
 import jax
@@ -14,8 +10,6 @@ from rnn_jax.cell import carry_names
 
 Carry = Any
 PyTree = Any
-
-_LIBRARIES = {"jax", "jaxlib", "flax", "numpy", *sys.stdlib_module_names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,36 +84,6 @@ class Failed(Exception):
 
 class NotApplicable(Exception):
     """Raised by a check that does not apply to the cell."""
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the type of an exception and the first line of its message."""
-    text = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {text[:150]}{' ...' if len(text) > 150 else ''}".rstrip(": ")
-
-
-def exception_text(error: BaseException) -> str:
-    """Returns the first line of an exception, and the line of the user's code that it came from, if any."""
-    return " at ".join(filter(None, (first_line(error), user_line(error))))
-
-
-def user_line(error: BaseException) -> str:
-    """Returns file, line number and source of the last frame in the user's code: `mycells.py:17: h = z + self.bias`.
-
-    A frame of JAX, Flax, NumPy, the standard library or rnn_jax is not the user's; a cell in rnn_jax.cells counts as
-    one. Empty if there is no frame of the user's.
-    """
-    found = ""
-    for frame, number in traceback.walk_tb(error.__traceback__):
-        module = frame.f_globals.get("__name__", "")
-        package = module.partition(".")[0]
-        if package in _LIBRARIES or (package == "rnn_jax" and not module.startswith("rnn_jax.cells.")):
-            continue
-        path = frame.f_code.co_filename
-        source = linecache.getline(path, number, frame.f_globals).strip()
-        short = os.path.relpath(path) if path.startswith(os.getcwd() + os.sep) else path
-        found = f"{short}:{number}: {source}".rstrip(": ")
-    return found
 
 
 def carry_text(cell: nnx.RNNCellBase, carry: Carry, batch_axes: int) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from rnn_jax.cell import asks_for, step
+from rnn_jax.errors import exception_text
 from rnn_jax.flow.check_numbers import (
     Arrays,
     all_finite,
@@ -26,7 +27,6 @@ from rnn_jax.flow.check_numbers import (
     on_host,
     with_inexact,
 )
-from rnn_jax.flow.check_report import exception_text
 from rnn_jax.unroll import unroll
 
 Array = jax.Array

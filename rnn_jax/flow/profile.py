@@ -85,20 +85,29 @@ def gradient_profile(loss_fn: Callable[..., Any], model: PyTree, *args: Any, has
       has_aux: as in `jax.value_and_grad`.
 
     Raises:
-      ValueError: if the model contains no `rnn_jax.RNN`, or the loss runs one of them never or more than once
-        (its profile would be a sum of several; give each run a layer of its own, or `flow.adjoints`).
+      ValueError: if the model contains no `rnn_jax.RNN`, the batch no sequence, the loss is no floating-point scalar,
+        or it runs a layer never or more than once (its profile would be a sum of several; give each run a layer of its
+        own, or `flow.adjoints`).
     """
     names = layer_names(model)
     if not names:
         raise ValueError(f"model is a {type(model).__name__} without recurrent layers; allowed: one with rnn_jax.RNN.")
 
     calls: dict[str, list[Any]] = {}
-    jax.eval_shape(lambda m: calls.update(layer_calls(lambda m: loss_fn(m, *args), m)), model)
+
+    def run(model: PyTree) -> None:
+        calls.update(layer_calls(lambda m: check_loss(loss_fn(m, *args), has_aux), model))
+
+    jax.eval_shape(run, model)
     probes, parts = {}, {}
     for name in names:
         runs = calls.get(name, [])
         if len(runs) != 1:
             raise ValueError(f"loss_fn ran layer {name!r} {len(runs)} times; allowed: once.")
+        if 0 in runs[0].batch_shape:
+            raise ValueError(
+                f"layer {name!r} read a batch of shape {runs[0].batch_shape}; allowed: a sequence or more."
+            )
         parts[name] = carry_names(runs[0].cell, runs[0].carry)
         zeros = jnp.zeros((runs[0].time, len(parts[name]) + 1), jnp.float32)
         record = partial(_log10_norms, math.prod(runs[0].batch_shape))
@@ -129,6 +138,17 @@ def gradient_profile(loss_fn: Callable[..., Any], model: PyTree, *args: Any, has
         frozenset(reversed_parts),
         tuple(layers_and_parts),
     )
+
+
+def check_loss(value: Any, has_aux: bool = False) -> None:
+    """Raises ValueError unless what a loss has returned is a floating-point scalar, or a pair that begins with one."""
+    if has_aux and not (isinstance(value, tuple) and len(value) == 2):
+        raise ValueError(f"loss_fn returned {type(value).__name__} with has_aux=True; allowed: a pair (loss, aux).")
+    loss = value[0] if has_aux else value
+    shape = getattr(loss, "shape", None) if not isinstance(loss, float) else ()
+    if shape != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        told = type(loss).__name__ if shape is None else f"{loss.dtype}{list(shape)}"
+        raise ValueError(f"loss_fn returned {told}; allowed: a floating-point scalar.")
 
 
 def _checked(name: str, recorded: Probe) -> Array:

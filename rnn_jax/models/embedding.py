@@ -47,12 +47,23 @@ def embed(embedding: nnx.Embed, tokens: Array, frozen: bool = False) -> Array:
     """Maps tokens, integers `[*batch, time]`, to vectors, `[*batch, time, E]`.
 
     Raises:
-      ValueError: if they are no such array.
+      ValueError: if they are no such array, or one is beyond the vocabulary (where it can be known: not inside
+        `jax.jit`).
     """
-    tokens = jnp.asarray(tokens)
-    if tokens.ndim < 1 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(
-            f"inputs have shape {tokens.shape} and dtype {tokens.dtype}; allowed: tokens, integers [*batch, time]."
-        )
-    vectors = embedding(tokens)
+    check_tokens("inputs", tokens, embedding.num_embeddings)
+    vectors = embedding(jnp.asarray(tokens))
     return jax.lax.stop_gradient(vectors) if frozen else vectors
+
+
+def check_tokens(name: str, tokens: Array | np.ndarray, vocabulary_size: int) -> None:
+    """Raises ValueError unless all are tokens of a vocabulary; as far as that can be known, if they are traced."""
+    known = tokens if isinstance(tokens, jax.core.Tracer) else np.asarray(tokens)
+    if known.ndim < 1 or not jnp.issubdtype(known.dtype, jnp.integer):
+        raise ValueError(
+            f"{name} have shape {known.shape} and dtype {known.dtype}; allowed: tokens, integers [*batch, time]."
+        )
+    if isinstance(known, np.ndarray) and known.size and not 0 <= known.min() <= known.max() < vocabulary_size:
+        wrong = known.min() if known.min() < 0 else known.max()
+        raise ValueError(
+            f"{name}: the token {wrong} is out of range; allowed: 0 to {vocabulary_size - 1}, those of the vocabulary."
+        )

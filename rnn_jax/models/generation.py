@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rnn_jax.models.embedding import check_tokens
 from rnn_jax.models.language_model import LanguageModel
 from rnn_jax.models.pooling import at_least_float32
 
@@ -96,11 +97,11 @@ def generate(model: LanguageModel, prompt: Array, steps: int, key: Array, sampli
       int32 `[*batch, steps]`, without the prompt.
 
     Raises:
-      ValueError: if the prompt is empty, or `steps` is negative.
+      ValueError: if the prompt is empty or holds a token beyond the vocabulary, or `steps` is negative.
     """
     if steps < 0:
         raise ValueError(f"steps={steps} is out of range; allowed: 0 or more.")
-    return _generate(model, _checked(prompt), steps, key, sampling)
+    return _generate(model, _checked(model, prompt), steps, key, sampling)
 
 
 def stream(model: LanguageModel, prompt: Array, key: Array, sampling: Sampling = Sampling()) -> Iterator[Array]:
@@ -108,7 +109,7 @@ def stream(model: LanguageModel, prompt: Array, key: Array, sampling: Sampling =
 
     Args and errors are those of `generate`.
     """
-    state = _read(model, _checked(prompt))
+    state = _read(model, _checked(model, prompt))
     step = 0
     while True:
         state, token = _step(model, state, jnp.int32(step), key, sampling)
@@ -116,11 +117,11 @@ def stream(model: LanguageModel, prompt: Array, key: Array, sampling: Sampling =
         step += 1
 
 
-def _checked(prompt: Array) -> Array:
-    prompt = jnp.asarray(prompt)
-    if prompt.ndim < 1 or prompt.shape[-1] < 1:
-        raise ValueError(f"prompt has shape {prompt.shape}; allowed: [*batch, time], at least one token.")
-    return prompt
+def _checked(model: LanguageModel, prompt: Array) -> Array:
+    if jnp.ndim(prompt) < 1 or jnp.shape(prompt)[-1] < 1:
+        raise ValueError(f"prompt has shape {jnp.shape(prompt)}; allowed: [*batch, time], at least one token.")
+    check_tokens("prompt", prompt, model.embedding.num_embeddings)
+    return jnp.asarray(prompt)
 
 
 @jax.jit

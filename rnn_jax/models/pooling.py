@@ -16,6 +16,7 @@ def last_step(ys: Array, lengths: Array | None = None) -> Array:
 
     With `lengths`, that is the last true step; a sequence of length 0 gives the output of its first (padded) step, 0.
     """
+    _check_steps(ys)
     if lengths is None:
         return ys[..., -1, :]
     index = jnp.maximum(lengths - 1, 0)
@@ -24,6 +25,7 @@ def last_step(ys: Array, lengths: Array | None = None) -> Array:
 
 def mean_over_steps(ys: Array, lengths: Array | None = None) -> Array:
     """Returns the mean of `ys [*batch, time, H]` over the true steps, `[*batch, H]`; 0 if there is none."""
+    _check_steps(ys)
     wide = at_least_float32(ys)
     if lengths is None:
         return jnp.mean(wide, axis=-2).astype(ys.dtype)
@@ -33,6 +35,7 @@ def mean_over_steps(ys: Array, lengths: Array | None = None) -> Array:
 
 def max_over_steps(ys: Array, lengths: Array | None = None) -> Array:
     """Returns the largest of `ys [*batch, time, H]` over the true steps, `[*batch, H]`; 0 if there is none."""
+    _check_steps(ys)
     if lengths is None:
         return jnp.max(ys, axis=-2)
     lowest = jnp.full_like(ys, jnp.finfo(ys.dtype).min)
@@ -70,6 +73,7 @@ class AttentionPool(nnx.Module):
 
         They sum to 1 over the true steps and are exactly 0 beyond; all are 0 in a sequence of length 0.
         """
+        _check_steps(ys)
         scores = at_least_float32(self.query(jnp.tanh(self.projection(ys))))
         if lengths is None:
             return jax.nn.softmax(scores, axis=-2)[..., 0]
@@ -81,6 +85,12 @@ class AttentionPool(nnx.Module):
     def __call__(self, ys: Array, lengths: Array | None = None) -> Array:
         """Pools `ys [*batch, time, H]`, finite at padded steps, to `[*batch, H]`."""
         return jnp.einsum("...t,...th->...h", self.weights(ys, lengths).astype(ys.dtype), ys)
+
+
+def _check_steps(ys: Array) -> None:
+    """Raises ValueError if there are no steps: `lengths` of 0 are true steps that are none, and pool to 0."""
+    if ys.shape[-2] == 0:
+        raise ValueError(f"ys has shape {ys.shape}, of no time steps; allowed: one or more to pool.")
 
 
 def steps_within(lengths: Array, time: int) -> Array:

@@ -114,7 +114,12 @@ def collate(
       examples: as a `Source` gives them.
       ragged: whether to pad and to add "lengths"; by default if the examples differ in length.
       width: T of the padded batch; the longest example's by default.
+
+    Raises:
+      ValueError: if there is no example.
     """
+    if not examples:
+        raise ValueError("examples is empty; allowed: one or more, to make a batch of.")
     time_series = [name for name in examples[0] if name in _TIME_SERIES]
     lengths = np.array([len(example[time_series[0]]) for example in examples], np.int32)
     width = int(lengths.max()) if width is None else width

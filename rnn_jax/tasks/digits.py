@@ -1,11 +1,13 @@
 """Handwritten digits, read pixel by pixel or row by row: real data that installs with scikit-learn, at any lag."""
 
+import math
 import os
 from collections.abc import Mapping
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from rnn_jax.memory import check_memory, host_memory
 from rnn_jax.tasks import generated, prepared, task
 from rnn_jax.tasks.fingerprint import fingerprint
 from rnn_jax.tasks.sources import ArraySource
@@ -130,7 +132,9 @@ def digits(
 
 
 def _as_source(arrays: Mapping[str, np.ndarray], steps: int, seq_len: int) -> ArraySource:
-    xs = np.zeros((len(arrays["pixels"]), seq_len, PIXELS // steps), np.float32)
+    shape = (len(arrays["pixels"]), seq_len, PIXELS // steps)
+    check_memory(4 * math.prod(shape), host_memory(), seq_len=seq_len)
+    xs = np.zeros(shape, np.float32)
     xs[:, :steps] = (arrays["pixels"] / np.float32(16)).reshape(-1, steps, PIXELS // steps)
     return ArraySource(xs=xs, label=arrays["label"].astype(np.int32))
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from rnn_jax.tasks.vocabulary import PADDING, Vocabulary
 
+_LARGEST = float(np.finfo(np.float32).max) / 2**64  # so that sums of them do not overflow either
 _SEED = 0  # of the rows of words that the file does not have
 
 
@@ -85,6 +86,8 @@ def _floats(fields: list[str], where: str) -> list[float]:
     for field in fields:
         if not _is_number(field) or not np.isfinite(float(field)):
             raise ValueError(f"{where}: {field[:40]!r} is no finite number.")
+        if abs(float(field)) > _LARGEST:
+            raise ValueError(f"{where}: {field[:40]!r} is too large; allowed: numbers that float32 holds.")
     return [float(field) for field in fields]
 
 

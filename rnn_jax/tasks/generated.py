@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from rnn_jax.memory import check_memory, host_memory
 from rnn_jax.tasks import task
 from rnn_jax.tasks.fingerprint import fingerprint
 
 FINGERPRINTED = 256  # examples of each split: each is a function of its number, so a few show any change
+_FINGERPRINTED_STEPS = 2**28  # of very long sequences
+_BYTES_A_STEP = 64  # of an example while it is made
 TRAIN, TEST, VALIDATION = 0, 1, 2  # of the key of a source
 
 # The fields of a `Task` that say how its answers are judged.
@@ -93,10 +96,13 @@ def generated_task(
       ValueError: if a size or the seed is out of range.
     """
     check_sizes(train_size, test_size, seed)
+    longest = max(seq_len, test_seq_len or 0)
+    check_memory(_BYTES_A_STEP * max(longest, draws(longest)), host_memory(), seq_len=longest)
 
     def source(steps: int, size: int, split: int) -> GeneratedSource:
         return GeneratedSource(example(steps), draws(steps), size, (seed, split))
 
+    first = max(1, min(FINGERPRINTED, _FINGERPRINTED_STEPS // longest))
     train = source(seq_len, train_size, TRAIN)
     test = source(seq_len if test_seq_len is None else test_seq_len, test_size, TEST)
     return task.Task(
@@ -106,7 +112,7 @@ def generated_task(
         test=test,
         seq_len=seq_len,
         test_seq_len=test_seq_len,
-        fingerprint=fingerprint(train, test, ("numpy", "grain"), first=FINGERPRINTED),
+        fingerprint=fingerprint(train, test, ("numpy", "grain"), first=first),
         **fields,
     )
 

@@ -112,15 +112,23 @@ def load(
 
     Returns:
       the examples of each split.
+
+    Raises:
+      ValueError: if the folder cannot be written.
     """
     folder = _as_path(data_dir)
     with contextlib.suppress(Exception):  # readers of damaged files raise what they like; the cure is below
         return _read(builder_class, folder, splits)
-    with _lock(folder, builder_class.name):
-        with contextlib.suppress(Exception):  # another process has prepared it while this one waited
+    try:
+        with _lock(folder, builder_class.name):
+            with contextlib.suppress(Exception):  # another process has prepared it while this one waited
+                return _read(builder_class, folder, splits)
+            _prepare(builder_class, folder)
             return _read(builder_class, folder, splits)
-        _prepare(builder_class, folder)
-        return _read(builder_class, folder, splits)
+    except OSError as error:
+        raise ValueError(
+            f"data_dir={str(folder)!r} cannot be written ({error.strerror or error}); allowed: a writable folder."
+        ) from error
 
 
 def _as_path(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:

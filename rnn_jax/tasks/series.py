@@ -73,14 +73,17 @@ def series(path: str | os.PathLike[str], *, split_seed: int = 0) -> task.Task:
 
     xs = {split: [lots[lot].series[row] for row in rows] for split, (lot, rows) in parts.items()}
     steps = np.concatenate(xs["train"])
-    mean, std = steps.mean(axis=0), steps.std(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = steps.mean(axis=0), steps.std(axis=0)
     if not np.all(np.isfinite(mean) & np.isfinite(std)):
         raise ValueError(f"{path} has values so large that their mean or standard deviation overflows.")
+    if np.any((std == 0) & (np.ptp(steps, axis=0) > 0)):
+        raise ValueError(f"{path} has values so close to each other that their standard deviation underflows.")
     std = np.where(np.ptp(steps, axis=0) == 0, 1.0, std)  # rounding may give a constant some deviation
     seq_lens = {len(x) for of_split in xs.values() for x in of_split}
     sources: dict[str, Source] = {}
     for split, (lot, rows) in parts.items():
-        normalized = [((x - mean) / std).astype(np.float32) for x in xs[split]]
+        normalized = [_normalized(x, mean, std, lots[lot].places[row]) for x, row in zip(xs[split], rows)]
         label = labels[lot][rows]
         if len(seq_lens) > 1:
             sources[split] = RaggedSource({"xs": normalized}, label=label)
@@ -110,6 +113,17 @@ def series(path: str | os.PathLike[str], *, split_seed: int = 0) -> task.Task:
         | {"feature_mean": " ".join(map(repr, mean.tolist())), "feature_std": " ".join(map(repr, std.tolist()))},
         class_names=classes,
     )
+
+
+def _normalized(x: np.ndarray, mean: np.ndarray, std: np.ndarray, place: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        normalized = ((x - mean) / std).astype(np.float32)
+    if not np.all(np.isfinite(normalized)):
+        raise ValueError(
+            f"{place}: {np.abs(x).max():g} is too far from the mean of the training split, in units of its standard"
+            " deviation; allowed: what float32 holds."
+        )
+    return normalized
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, _Lot], str]:
@@ -230,6 +244,8 @@ def _read_ts_pair(file: pathlib.Path) -> dict[str, _Lot]:
 
 def _read_ts(file: pathlib.Path) -> _Lot:
     # Bytes that are not UTF-8 may stand in comments; elsewhere they make a bad number or an unknown class.
+    if not file.is_file():
+        raise ValueError(f"{file} is no file; allowed: a .ts file.")
     lines = iter(enumerate(file.read_text(encoding="utf-8-sig", errors="replace").split("\n"), start=1))
     header = _read_ts_header(file, lines)
     classes = tuple(header["classlabel"][1:])

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from rnn_jax.tasks.sources import Source
@@ -244,6 +245,7 @@ def _logits(model: Model, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array
     label = jnp.asarray(batch["labels"] if per_step else batch["label"])
     logits = run_model(model, batch)
     _check_shape(logits, (*label.shape, *logits.shape[-1:]))
+    _check_labels("labels" if per_step else "label", label, logits.shape[-1], least=NOT_ASKED if per_step else 0)
     if not per_step:
         return logits, label, None
     asked = label != NOT_ASKED
@@ -256,6 +258,7 @@ def _answer_logits(model: Model, batch: Batch) -> tuple[jax.Array, jax.Array, ja
     logits, penalty = model(_inputs(batch), batch.get("lengths"), answer=answer)
     logits = _precise(logits)
     _check_shape(logits, (*answer.shape, *logits.shape[-1:]))
+    _check_labels("answer", answer, logits.shape[-1], least=NOT_ASKED)
     asked = answer != NOT_ASKED
     return logits, jnp.where(asked, answer, jnp.zeros_like(answer)), asked, penalty
 
@@ -298,7 +301,19 @@ def _precise(values: jax.Array) -> jax.Array:
     return values if values.dtype == jnp.float64 else values.astype(jnp.float32)
 
 
+def _check_labels(name: str, label: jax.Array, classes: int, least: int) -> None:
+    """Raises ValueError unless all are numbers of classes (where it can be known: not inside `jax.jit`)."""
+    if isinstance(label, jax.core.Tracer):
+        return
+    known = np.asarray(label)
+    if known.size and not least <= known.min() <= known.max() < classes:
+        wrong = known.min() if known.min() < least else known.max()
+        raise ValueError(f"{name} holds {wrong}; allowed: {least} to {classes - 1}, the classes there are.")
+
+
 def _check_shape(ys: jax.Array, wanted: tuple[int, ...]) -> None:
+    if 0 in wanted[:-1]:
+        raise ValueError(f"the batch has answers of shape {wanted[:-1]}; allowed: one sequence or more, of some steps.")
     # Outputs of [B, T, 1] against targets of [B, 1] would broadcast, and train.
     if ys.shape != wanted:
         rows = "one row for each sequence, read at the last step" if len(wanted) == 2 else "one row for each step"

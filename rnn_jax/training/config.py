@@ -9,6 +9,8 @@ from rnn_jax import tasks
 from rnn_jax.tasks.augmentation import make_augmentation
 from rnn_jax.tasks.bucketing import bucket_boundaries, width_count
 
+_LARGEST = 2**31 - 1  # steps are counted in int32
+_MOST_TIMES = 1_000_000  # that a run is evaluated, or looked at
 _CHOICES = {"on_nonfinite": ("stop", "skip", "take"), "look": ("probe", "update")}
 
 
@@ -48,8 +50,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("devices", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} is out of range; allowed: {least} or more.")
+            value = getattr(self, name)
+            if not least <= value <= _LARGEST:
+                allowed = f"{least} or more" if value < least else f"at most {_LARGEST}"
+                raise ValueError(f"{name}={value} is out of range; allowed: {allowed}.")
         for name in ("eval_at", "look_at"):
             outside = sorted(step for step in getattr(self, name) if not 0 <= step <= self.steps)
             if outside:
@@ -66,13 +70,27 @@ class TrainConfig:
                 f"patience={self.patience} with keep_best=False would end with a model that is not the best;"
                 " allowed: keep_best=True."
             )
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; allowed: {', '.join(allowed)}.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; allowed: {', '.join(choices)}.")
 
 
-def every(interval: int, steps: int) -> frozenset[int]:
-    """Returns the multiples of an interval from 1 times to the number of steps."""
+def check_members(seed: int, seeds: int) -> None:
+    """Raises ValueError if the last member of an ensemble, seed + seeds - 1, has a seed that is out of range."""
+    if seed + seeds - 1 > _LARGEST:
+        raise ValueError(f"seed={seed} with seeds={seeds} is out of range; allowed: a last seed of {_LARGEST} or less.")
+
+
+def every(interval: int, steps: int, name: str = "interval") -> frozenset[int]:
+    """Returns the multiples of an interval from 1 times to the number of steps.
+
+    Raises:
+      ValueError: if there would be more than a million; `name` is what the sentence calls the interval.
+    """
+    if steps // interval > _MOST_TIMES:
+        raise ValueError(
+            f"{name}={interval} is out of range for {steps} steps; allowed: at most {_MOST_TIMES:,} times in all."
+        )
     return frozenset(range(interval, steps + 1, interval))
 
 

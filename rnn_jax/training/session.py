@@ -84,3 +84,5 @@ def _deferred_signals() -> Iterator[list[int]]:
         yield received
     finally:
         restore()
+    if received:  # after the last step, where nobody stops for it any more
+        signal.raise_signal(received[0])

@@ -104,6 +104,7 @@ def unroll(
         )
     if lengths is not None:
         lengths = check_lengths(lengths, batch_shape, time)
+    resets = None if resets is None else jnp.asarray(resets)
     if resets is not None and resets.shape != (*batch_shape, time):
         raise ValueError(f"resets has shape {resets.shape}; allowed: [*batch, time], here {(*batch_shape, time)}.")
 
@@ -143,7 +144,7 @@ def unroll(
 
     def run(operands: tuple[nnx.RNNCellBase, Carry | None, PyTree], state: State, steps: Steps) -> tuple[State, Any]:
         cell, fresh_carry, context = operands
-        driver: Any = scan_fused if fast else partial(scan_cell, context=context)
+        driver: Any = scan_fused if fast else partial(scan_cell, context=context, batch_axes=len(batch_shape))
         driver = partial(driver, cell, fresh_carry=fresh_carry, record=record, reverse=reverse, unroll=unroll)
         return (gradient or default).wrap(driver, reverse=reverse)(state, steps)
 

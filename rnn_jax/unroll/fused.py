@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from flax.nnx.nn import dtypes
 
-from rnn_jax.cell import PointwiseCell, sum_gates
+from rnn_jax.cell import PointwiseCell, check_step, sum_gates
 from rnn_jax.unroll.running_scale import Record, common_scale, log2_largest, log2_norms, times_power_of_two
 from rnn_jax.unroll.scan import State, Steps, even_size, over_segments, where
 
@@ -171,7 +171,9 @@ def _pointwise(cell: PointwiseCell, z: dict[str, Array], carry: Carry) -> tuple[
     """The pointwise part, computed in the type of the state; y in the type of the products."""
     dtype = next(iter(z.values())).dtype
     state_dtype = cell.state_dtype(carry)
-    carry, y = cell.pointwise({name: value.astype(state_dtype) for name, value in z.items()}, carry)
+    returned = cell.pointwise({name: value.astype(state_dtype) for name, value in z.items()}, carry)
+    check_step(cell, carry, returned, next(iter(z.values())).shape[:-1])
+    carry, y = returned
     return carry, y.astype(dtype)
 
 

@@ -37,6 +37,9 @@ def time_axis(cell: Any, xs: PyTree) -> int:
     Raises:
       ValueError: if an array has too few axes, or another number of them than the first.
     """
+    for leaf in jax.tree.leaves(xs):
+        if not hasattr(leaf, "shape"):
+            raise ValueError(f"xs holds a {type(leaf).__name__}; allowed: arrays, as jnp.asarray makes of lists.")
     axes = jax.tree.leaves(jax.tree.broadcast(cell.num_feature_axes, xs))
     found = {jnp.ndim(x) - count - 1: (jnp.shape(x), count) for x, count in zip(jax.tree.leaves(xs), axes)}
     if len(found) != 1 or min(found) < 0:
@@ -91,23 +94,24 @@ def check_context(cell: nnx.RNNCellBase, context: PyTree, batch_shape: tuple[int
             )
 
 
-def check_lengths(lengths: Array, batch_shape: tuple[int, ...], time: int) -> Array:
+def check_lengths(lengths: Array | np.ndarray, batch_shape: tuple[int, ...], time: int) -> Array:
     """Returns `lengths` as an int32 array `[*batch]`, within 0 and time.
 
     Raises:
       ValueError: if its shape is not that of the batch, its dtype not integer, or a value (where it can be known: not
         inside `jax.jit`, where it is clipped) not within 0 and time.
     """
-    lengths = jnp.asarray(lengths)
+    if not isinstance(lengths, jax.core.Tracer):
+        lengths = np.asarray(lengths)  # as it was given: JAX would make an int32 of what is too large for one
     if lengths.shape != batch_shape or not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(
             f"lengths has shape {lengths.shape} and dtype {lengths.dtype}; allowed: integers of shape {batch_shape}."
         )
-    if not isinstance(lengths, jax.core.Tracer):
-        wrong = np.asarray(lengths)[(np.asarray(lengths) < 0) | (np.asarray(lengths) > time)]
+    if isinstance(lengths, np.ndarray):
+        wrong = lengths[(lengths < 0) | (lengths > time)]
         if wrong.size:
-            raise ValueError(f"lengths holds {wrong[0]}; allowed: 0 to {time}, the number of time steps.")
-    return clip_lengths(lengths, time)
+            raise ValueError(f"lengths holds {wrong.flat[0]}; allowed: 0 to {time}, the number of time steps.")
+    return clip_lengths(jnp.asarray(lengths), time)
 
 
 def clip_lengths(lengths: Array, time: int) -> Array:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rnn_jax.cell import check_step
 from rnn_jax.cell import step as step_of
 from rnn_jax.unroll.running_scale import Probe, Record, rescale, times_power_of_two, unscale
 
@@ -57,6 +58,7 @@ def scan_cell(
     record: Record | None,
     reverse: bool,
     unroll: int,
+    batch_axes: int,
 ) -> tuple[State, Any]:
     """Runs the cell over time.
 
@@ -69,6 +71,7 @@ def scan_cell(
       record: of the `Probe` whose zeros are in `steps`.
       reverse: from the last step to the first.
       unroll: steps in one iteration of the loop, as in `jax.lax.scan`.
+      batch_axes: how many axes of the inputs are of the batch.
 
     Returns:
       The final state, and ys, `[time, *batch, ...]` each, zero at padded steps.
@@ -83,7 +86,9 @@ def scan_cell(
         old = carry
         if reset is not None:
             carry = jax.tree.map(partial(_where_batched, reset), fresh, carry, carry)
-        carry, y = step_of(cell_t, carry, x, context=context_t, key=inputs.key)
+        returned = step_of(cell_t, carry, x, context=context_t, key=inputs.key)
+        check_step(cell, carry, returned, jax.tree.leaves(x)[0].shape[:batch_axes])
+        carry, y = returned
         if active is not None:
             carry = jax.tree.map(partial(_where_batched, active), carry, old, carry)
             y = jax.tree.map(lambda part: where(active, part, jnp.zeros_like(part)), y)

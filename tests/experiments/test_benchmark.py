@@ -47,27 +47,6 @@ for name, build in (("flax.nnx", other_weight), ("flax.linen", no_gradient)):
 app.run(benchmark.main)
 """
 
-# Runs `main` on each list of flags, in one process, and prints what it exits with.
-MANY_FLAGS = """
-import json, sys
-from absl import flags
-from experiments import benchmark, benchmark_peers
-
-benchmark_peers.LIBRARIES["keras"] = benchmark_peers.LIBRARIES["keras"]._replace(module="no_such_module")
-messages = []
-for argv in json.loads(sys.argv[1]):
-    flags.FLAGS.unparse_flags()
-    for name in flags.FLAGS.flags_by_module_dict()["experiments.benchmark"]:
-        name.unparse()
-    flags.FLAGS(["benchmark", *argv])
-    try:
-        benchmark.main(["benchmark"])
-        messages.append(None)
-    except SystemExit as error:
-        messages.append(error.code)
-print(json.dumps(messages))
-"""
-
 
 def run(*command, status=0):
     # No optimization by LLVM: it would take most of the time of these tests.
@@ -182,35 +161,3 @@ def test_memory_is_measured_in_processes_of_their_own(tmp_path):
     for row in rows:
         assert float(row["peak_mb"]) > float(row["program_mb"]) > 64 * 100 * 64 * 4 / 1e6  # the states, at the least
         assert row["ms"] == ""
-
-
-def test_what_the_flags_cannot_mean_is_one_sentence():
-    wrong = {
-        "--cells=elman,nosuch": "cells='elman,nosuch': 'nosuch' is unknown; allowed: elman, gru, lstm.",
-        "--cells=gru,gru": "cells='gru,gru' names one twice; allowed: elman, gru, lstm.",
-        "--cells=,": "cells=',' names none; allowed: elman, gru, lstm.",
-        "--peers=memax": "peers='memax': 'memax' is unknown; allowed: torch, flax.nnx, flax.linen, equinox, keras.",
-        "--peers=keras": "peers='keras': keras is not installed; to have it: pip install keras.",
-        "--passes=backward": "passes='backward': 'backward' is unknown; allowed: forward, gradient, step.",
-        "--grid=32x128x64": "grid='32x128x64': '32x128x64' is no point; allowed: BxTxIxH (batch, time, input and "
-        "hidden features), each 1 or more, as in 32x128x64x64.",
-        "--grid=0x128x64x64": "grid='0x128x64x64': '0x128x64x64' is no point; allowed: BxTxIxH (batch, time, input "
-        "and hidden features), each 1 or more, as in 32x128x64x64.",
-        "--what=profile --passes=forward": "passes='forward': 'forward' is unknown; allowed: gradient, step.",
-        "--what=profile --peers=torch": "peers='torch' has no meaning with what='profile', where ours runs alone.",
-        f"--out={__file__}": f"--out={__file__!r} is a file; allowed: a writable folder that is absent or empty",
-    }
-    done = run("-c", MANY_FLAGS, json.dumps([flags.split() for flags in wrong]))
-    assert json.loads(done.stdout.splitlines()[-1]) == list(wrong.values())
-
-
-def test_a_wrong_flag_ends_with_status_1():
-    done = benchmark("--grid=32", status=1)
-    (sentence,) = done.stderr.splitlines()
-    assert sentence.startswith("grid='32': '32' is no point; allowed: BxTxIxH")
-    assert not done.stdout
-
-
-def test_a_stray_argument_is_a_usage_error():
-    done = benchmark("lstm", status=1)
-    assert "unexpected argument 'lstm'; flags start with --" in done.stderr + done.stdout

@@ -5,10 +5,8 @@ import pathlib
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
-from tests.experiments.refusals import refusals
 from tests.tasks.test_images import folder_of_images
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -52,36 +50,3 @@ def test_a_trained_run_captions_images_in_a_fresh_process(folder):
     assert scores["nearest neighbor"]["exact match"] == 1
     sample = (folder / "run" / "samples" / "step-000120.txt").read_text()
     assert sample.count("answer  a ") == 3
-
-
-def test_refusals(folder, tmp_path):
-    (tmp_path / "text.png").write_text("no image")
-    np.savez(tmp_path / "features.npz", np.zeros((30, 4, 2)))
-    told = refusals(
-        "caption",
-        ["image.png"],
-        [f"--run={folder / 'run'}"],
-        [f"--run={tmp_path}", "image.png"],
-        [f"--run={folder / 'run'}", "--glyph=a"],
-        [f"--run={folder / 'run'}", str(tmp_path / "none.png")],
-        [f"--run={folder / 'run'}", str(tmp_path / "text.png")],
-    )
-    expected = [
-        "--run is missing",
-        "there is no image to caption",
-        "holds no run",
-        "--glyph=a is for a run of glyphs",
-        "there is no file",
-        "is no image that Pillow can read",
-    ]
-    for said, part in zip(told, expected, strict=True):
-        assert part in said
-    told = refusals(
-        "train",
-        [f"--task=images:{folder / 'table.csv'}", "--batch=8", "--layers=2"],
-        [f"--task=images:{folder / 'table.csv'}", f"--features={tmp_path / 'none.npz'}"],
-        ["--task=adding", "--hard_attention"],
-        ["--task=glyphs", "--attention=dot"],
-    )
-    for said, part in zip(told, ["--layers=2 has no effect", "no such file", "no effect", "no effect"], strict=True):
-        assert part in said

@@ -5,8 +5,6 @@ import pathlib
 import subprocess
 import sys
 
-from tests.experiments.refusals import refusals
-
 ROOT = pathlib.Path(__file__).parents[2]
 
 MY_CELL = '''
@@ -49,12 +47,6 @@ def test_a_cell_from_elsewhere_is_checked_and_its_failure_told(tmp_path):
     assert "gate candidate is -" in failure
     assert failure.endswith("allowed: 0 to 1.")
     assert not done.stderr
-
-
-def test_an_unknown_cell_and_a_stray_argument_are_one_sentence():
-    unknown, stray = refusals("check_cell", ["--cell=nosuch"], ["--cell=elman", "lstm"])
-    assert unknown.startswith("unknown cell 'nosuch'; allowed: elman, ")
-    assert stray == "unexpected argument 'lstm'; flags start with --"
 
 
 def test_help_tells_the_question_and_the_flags():

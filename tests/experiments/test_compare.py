@@ -8,8 +8,6 @@ import sys
 
 import pytest
 
-from tests.experiments.refusals import refusals
-
 ROOT = pathlib.Path(__file__).parents[2]
 FLAGS = [
     "--task=adding", "--seq_len=8", "--cell=elman", "--hidden=4", "--batch=8", "--steps=4",
@@ -49,13 +47,3 @@ def test_trained_networks_make_a_table_and_a_figure(runs, tmp_path):
     assert "| a guess | 0.200 |" in done.stdout
     assert (tmp_path / "made" / "comparison.md").read_text(encoding="utf-8") in done.stdout
     assert (tmp_path / "made" / "comparison.png").stat().st_size > 5000
-
-
-def test_what_is_no_run_and_a_baseline_without_name_or_number_are_refused(tmp_path):
-    wrong = ("0.9", "TF-IDF=high", "=0.9")
-    no_run, *no_score = refusals(
-        "compare", [str(tmp_path)], *([str(tmp_path), f"--baseline={baseline}"] for baseline in wrong)
-    )
-    assert no_run == f"{str(tmp_path)!r} has no config.json; allowed: a run directory that holds one"
-    sentence = "--baseline={!r} is no score; allowed: NAME=SCORE, with a number."
-    assert no_score == [sentence.format(baseline) for baseline in wrong]

@@ -5,8 +5,6 @@ import pathlib
 import subprocess
 import sys
 
-from tests.experiments.refusals import refusals
-
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -27,9 +25,3 @@ def test_an_ensemble_is_its_members_and_both_are_timed(tmp_path):
     assert float(row["largest_difference"]) < 1e-5
     assert float(row["ratio"]) == float(row["seconds_alone"]) / float(row["seconds_together"]) > 0
     assert done.stdout.splitlines()[-1] == f"Written: {out / 'ensembles.csv'}"
-
-
-def test_an_unknown_cell_is_one_sentence(tmp_path):
-    (sentence,) = refusals("ensembles", ["--cells=nosuch", f"--out={tmp_path / 'run'}"])
-    assert sentence.startswith("unknown cell 'nosuch'; allowed: elman, ")
-    assert not (tmp_path / "run").exists()

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 from rnn_jax.report.read import load_table
-from rnn_jax.tasks.vocabulary import Vocabulary
-from tests.experiments.refusals import refusals
 
 ROOT = pathlib.Path(__file__).parents[2]
 SENTENCE = "the carry goes on → and on; "  # \N{RIGHTWARDS ARROW} is three bytes of UTF-8
@@ -53,33 +51,6 @@ def test_a_text_of_the_user_is_learned_and_continued_in_a_fresh_process(trained)
     for step in (60, 120):
         text = (trained / f"samples/step-{step:06d}.txt").read_text(encoding="utf-8")
         assert text.count("the carry goes") >= 2
-
-
-def test_what_cannot_be_continued_is_refused_in_one_sentence(trained, tmp_path):
-    vocabulary = Vocabulary.load(trained / "vocabulary.json")
-    known = len(vocabulary) - 2
-    here = f"--run={trained}"
-    (tmp_path / "config.json").write_text("{}")
-    empty, missing, unknown, hot, none, other = refusals(
-        "generate",
-        [here, "--prompt="],
-        ["--prompt=the"],
-        [here, "--prompt=the?"],
-        [here, "--prompt=the", "--temperature=-1"],
-        [here, "--prompt=the", "--top_k=0"],
-        [f"--run={tmp_path}", "--prompt=the"],
-    )
-    assert empty == "--prompt='' is empty; allowed: a text of at least one character."
-    assert missing == "--run is missing; allowed: a folder that experiments.train wrote."
-    assert unknown == (
-        f"--prompt='the?' has the character '?', which is not in the vocabulary of the run; allowed: its {known}"
-        " characters, in vocabulary.json."
-    )
-    assert hot == "--temperature=-1.0 is out of range; allowed: a finite number, 0 or more."
-    assert none == "--top_k=0 is out of range; allowed: 1 or more."
-    assert other.startswith(
-        f"--run={str(tmp_path)!r} has no task.json; allowed: a folder that experiments.train wrote."
-    )
 
 
 def test_bytes_are_shown_once_a_character_is_complete():

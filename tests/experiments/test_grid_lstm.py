@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from rnn_jax.report.grid import load_grid_profiles
-from tests.experiments.refusals import refusals
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -80,25 +79,6 @@ def test_a_run_resumed_ends_the_same(trained):
     assert {name: (out / name).read_bytes() for name in before} == before
     again = rows(out / "summary.csv")
     assert [{**row, "seconds": ""} for row in again] == [{**row, "seconds": ""} for row in summary]
-
-
-REFUSED = {
-    "--task=nosuch": "unknown task 'nosuch'; known: adding, addition",
-    "--task=surnames": "--task=surnames has no sequences of one length; allowed: a task that has.",
-    "--task=digits --blanks=3": "--task=digits has 11 rows; allowed: the 8 of the image, without blanks.",
-    "--task=digits --patch=3": "patch=3 does not cover images of 8 x 8; allowed: a divisor of both.",
-    "--digits=0": "digits=0 is out of range; allowed: 1 or more.",
-    "--depth=0": "flag --depth=0: 0 is not a positive integer",
-    "--priority=up": "flag --priority=up: value should be one of <depth|time|none>",
-    "--clip=-1": "flag --clip=-1: -1.0 is not a non-negative number",
-    "stray": "unexpected argument 'stray'",
-    "--resume": "--resume needs the run to go on with; allowed: with --out=FOLDER.",
-}
-
-
-def test_what_cannot_be_run_is_one_sentence():
-    for said, words in zip(refusals("grid_lstm", *map(str.split, REFUSED)), REFUSED.values(), strict=True):
-        assert words in said
 
 
 @pytest.mark.slow

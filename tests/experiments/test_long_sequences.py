@@ -5,8 +5,6 @@ import pathlib
 import subprocess
 import sys
 
-from tests.experiments.refusals import refusals
-
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -28,11 +26,3 @@ def test_a_row_for_each_length_and_a_gradient_below_what_float32_holds(tmp_path)
     assert float(short["microseconds_a_step"]) > 0
     assert float(long["peak_bytes"]) > 1e7
     assert done.stdout.splitlines()[-1] == f"Written: {out / 'long_sequences.csv'}"
-
-
-def test_lengths_that_are_none_are_one_sentence(tmp_path):
-    wrong = ("1", "10,10", "100,10", "ten")
-    told = refusals("long_sequences", *([f"--lengths={lengths}", f"--out={tmp_path / 'run'}"] for lengths in wrong))
-    sentence = "--lengths={} is no list of lengths; allowed: whole numbers from 2 up, ascending."
-    assert told == [sentence.format(lengths) for lengths in wrong]
-    assert not (tmp_path / "run").exists()

@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from rnn_jax import tasks
-from tests.experiments.refusals import refusals
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -80,15 +79,3 @@ def test_ones_own_texts_are_shown_with_their_baseline(tmp_path):
     assert "1.0000 by logistic regression on the TF-IDF of word 1-2-grams" in shown
     assert "1.0000 by logistic regression on the TF-IDF of character 1-3-grams" in shown
     assert "% of the steps of batches of 8" in shown
-
-
-def test_wrong_wishes_are_one_sentence_each():
-    sentences = {
-        ("--task=nosuch",): r"^unknown task 'nosuch'; known: adding, ",
-        ("--task=adding", "--tokens=word"): r"^tokens='word' is no option of the task 'adding'; it has: seq_len, ",
-        ("--task=parity", "--seq_len=0"): r"^seq_len=0 is out of range",
-        ("--blanks=3",): r"^--blanks=3 is an option of one task; allowed: together with --task\.$",
-        ("adding",): r"^unexpected argument 'adding'; flags start with --$",
-    }
-    for told, sentence in zip(refusals("tasks", *map(list, sentences)), sentences.values(), strict=True):
-        assert re.search(sentence, told)

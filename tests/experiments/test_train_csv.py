@@ -69,12 +69,3 @@ def test_a_csv_goes_from_file_to_a_reported_model_in_one_command(table, tmp_path
     vocabulary = Vocabulary.load(tmp_path / "run/vocabulary.json")
     assert (vocabulary.kind, "the" in vocabulary.symbols) == ("word", True)
     assert (tmp_path / "run/figures/gradient_flow.png").stat().st_size > 10_000
-
-
-def test_what_is_wrong_with_a_table_is_one_sentence_and_leaves_no_folder(table, tmp_path):
-    out = tmp_path / "run"
-    done = run(f"--task=csv:{table}", f"--out={out}")
-    assert done.returncode == 1
-    assert done.stderr == (f"text_column='text': {table} has no column of this name; it has: 'docstring', 'package'.\n")
-    assert done.stdout == ""
-    assert not out.exists()

@@ -8,8 +8,6 @@ import sys
 
 import pytest
 
-from tests.experiments.refusals import refusals
-
 ROOT = pathlib.Path(__file__).parents[2]
 ANIMALS = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen")
 
@@ -63,26 +61,3 @@ def test_it_translates_draws_and_evaluates(run_dir):
     assert re.search(r"chrF +[\d.]+ +\(nrefs:1", done.stdout)
     assert re.search(r"BLEU +[\d.]+ +\(nrefs:1", done.stdout)
     assert re.search(r"7 to +7: exact match", done.stdout)
-
-
-def test_what_cannot_be_translated_is_refused_in_one_sentence(run_dir, tmp_path):
-    of_run = f"--run={run_dir}"
-    told = refusals(
-        "translate",
-        ["cat"],
-        [of_run],
-        [of_run, " "],
-        [of_run, "cat Ж7"],
-        [of_run, "--language=fi", "cat"],
-        [f"--run={tmp_path}", "cat"],
-        [of_run, "--beam=0", "cat"],
-    )
-    assert told[:6] == [
-        "--run is missing; allowed: a folder that experiments.train wrote.",
-        "there is no text to translate; allowed: one or more texts in quotes, or --evaluate.",
-        "the text ' ' is empty; allowed: one or more characters.",
-        "the text 'cat Ж7' has characters that no source of the training split has: 'Ж' '7'; allowed: those it has.",
-        "--language='fi' is not what the model writes; allowed: none.",
-        f"--run={str(tmp_path)!r} holds no run; allowed: a folder that experiments.train wrote.",
-    ]
-    assert "beam" in told[6]
