@@ -6,6 +6,8 @@ from rnn_jax.flow.check import CellReport, check_cell
 from rnn_jax.flow.gates import gate_saturation
 from rnn_jax.flow.grid import GridProfile, grid_profile
 from rnn_jax.flow.horizon import Horizon, horizon
+from rnn_jax.flow.jacobian import JacobianSpectrum, jacobian_spectrum
+from rnn_jax.flow.lyapunov import LyapunovSpectrum, lyapunov_spectrum
 from rnn_jax.flow.profile import GradientProfile, gradient_profile
 
 __all__ = [
@@ -14,11 +16,15 @@ __all__ = [
     "GradientProfile",
     "GridProfile",
     "Horizon",
+    "JacobianSpectrum",
+    "LyapunovSpectrum",
     "adjoints",
     "check_cell",
     "gate_saturation",
     "gradient_profile",
     "grid_profile",
     "horizon",
+    "jacobian_spectrum",
     "layer_calls",
+    "lyapunov_spectrum",
 ]

@@ -94,25 +94,12 @@ def unroll(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; allowed: {', '.join(METHODS)}.")
-    axes = input_axes(cell, xs)
-    batch_shape, time, time_axis = axes.batch_shape, axes.time, axes.time_axis
-    check_context(cell, context, batch_shape)
-    if updates_variables(cell, abstract_step(xs, time_axis), axes.input_shape, carry, context):
-        raise ValueError(
-            f"a step of {type(cell).__name__} updates variables of the cell; allowed: a cell that keeps its state in"
-            " the carry, or rnn_jax.RNN around it, which runs such a cell by flax.nnx.RNN."
-        )
-    if lengths is not None:
-        lengths = check_lengths(lengths, batch_shape, time)
-    if resets is not None and resets.shape != (*batch_shape, time):
-        raise ValueError(f"resets has shape {resets.shape}; allowed: [*batch, time], here {(*batch_shape, time)}.")
-
-    fresh_carry = None
-    if carry is None or resets is not None:
-        fresh_carry = cell.initialize_carry(axes.input_shape, nnx.Rngs(0) if rngs is None else rngs)
-    carry = fresh_carry if carry is None else fit_carry(cell, carry, axes.input_shape)
+    call = prepare_call(
+        cell, xs, carry, context=context, lengths=lengths, resets=resets, reverse=reverse, key=key, rngs=rngs
+    )
+    carry, fresh_carry, lengths = call.carry, call.fresh_carry, call.lengths
+    batch_shape, time, time_axis = call.batch_shape, call.time, len(call.batch_shape)
     recorder, probe = (probe, None) if isinstance(probe, CallRecorder) else (None, probe)
-    call = LayerCall(cell, xs, carry, lengths, resets, reverse, context, key, batch_shape, time)
 
     obstacle = fused_obstacle(cell, xs, carry)
     if method == "fused" and obstacle is not None:
@@ -155,6 +142,46 @@ def unroll(
     if recorder is not None:
         recorder.note(call, state[0], ys)
     return state[0], ys
+
+
+def prepare_call(
+    cell: nnx.RNNCellBase,
+    xs: PyTree,
+    carry: Carry | None = None,
+    *,
+    context: PyTree = None,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    reverse: bool = False,
+    key: Array | None = None,
+    rngs: nnx.Rngs | nnx.RngStream | None = None,
+) -> LayerCall:
+    """Checks the arguments of a run and brings them into the one form that every driver and instrument starts from.
+
+    Args:
+      cell, xs, carry, context, lengths, resets, reverse, key, rngs: as `unroll`.
+
+    Raises:
+      ValueError: as `unroll`.
+    """
+    axes = input_axes(cell, xs)
+    batch_shape, time = axes.batch_shape, axes.time
+    check_context(cell, context, batch_shape)
+    if updates_variables(cell, abstract_step(xs, axes.time_axis), axes.input_shape, carry, context):
+        raise ValueError(
+            f"a step of {type(cell).__name__} updates variables of the cell; allowed: a cell that keeps its state in"
+            " the carry, or rnn_jax.RNN around it, which runs such a cell by flax.nnx.RNN."
+        )
+    if lengths is not None:
+        lengths = check_lengths(lengths, batch_shape, time)
+    if resets is not None and resets.shape != (*batch_shape, time):
+        raise ValueError(f"resets has shape {resets.shape}; allowed: [*batch, time], here {(*batch_shape, time)}.")
+    fresh_carry = None
+    if carry is None or resets is not None:
+        fresh_carry = cell.initialize_carry(axes.input_shape, nnx.Rngs(0) if rngs is None else rngs)
+    carry = fresh_carry if carry is None else fit_carry(cell, carry, axes.input_shape)
+    fresh_carry = None if resets is None else fresh_carry
+    return LayerCall(cell, xs, carry, lengths, resets, reverse, context, key, batch_shape, time, fresh_carry)
 
 
 def fused_obstacle(cell: nnx.RNNCellBase, xs: PyTree, carry: Carry | None = None) -> str | None:

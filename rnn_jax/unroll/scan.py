@@ -76,22 +76,35 @@ def scan_cell(
 
     def step(state, inputs):
         (carry, scale_token), operands = state, (cell, inputs.x, fresh_carry, context)
-        active, reset = inputs.active, inputs.reset
         if record is not None:
             operands, scale_token = unscale(operands, scale_token)
         cell_t, x, fresh, context_t = operands
-        old = carry
-        if reset is not None:
-            carry = jax.tree.map(partial(_where_batched, reset), fresh, carry, carry)
-        carry, y = step_of(cell_t, carry, x, context=context_t, key=inputs.key)
-        if active is not None:
-            carry = jax.tree.map(partial(_where_batched, active), carry, old, carry)
-            y = jax.tree.map(lambda part: where(active, part, jnp.zeros_like(part)), y)
+        carry, y = one_step(cell_t, carry, inputs._replace(x=x), fresh_carry=fresh, context=context_t)
         if record is not None:
             carry, y, scale_token = rescale(record, carry, y, scale_token, inputs.probe)
         return (carry, scale_token), y
 
     return jax.lax.scan(step, state, steps, reverse=reverse, unroll=unroll)
+
+
+def one_step(
+    cell: nnx.RNNCellBase, carry: Carry, inputs: Steps, *, fresh_carry: Carry | None, context: PyTree
+) -> tuple[Carry, Any]:
+    """Runs one step, with its reset before it; a padded step holds the carry and puts out zeros.
+
+    Args:
+      cell, fresh_carry, context: as `scan_cell`.
+      carry: before the step.
+      inputs: of one step, without the axis of time.
+    """
+    old, active = carry, inputs.active
+    if inputs.reset is not None:
+        carry = jax.tree.map(partial(where_batched, inputs.reset), fresh_carry, carry, carry)
+    carry, y = step_of(cell, carry, inputs.x, context=context, key=inputs.key)
+    if active is not None:
+        carry = jax.tree.map(partial(where_batched, active), carry, old, carry)
+        y = jax.tree.map(lambda part: where(active, part, jnp.zeros_like(part)), y)
+    return carry, y
 
 
 def where(condition: Array, x: Array, y: Array) -> Array:
@@ -104,7 +117,7 @@ def has_batch_axes(part: Array, batch_shape: tuple[int, ...]) -> bool:
     return part.shape[: len(batch_shape)] == batch_shape
 
 
-def _where_batched(condition: Array, x: Array, y: Array, shared: Array) -> Array:
+def where_batched(condition: Array, x: Array, y: Array, shared: Array) -> Array:
     """As `where` for a part of the carry that has batch axes; `shared` for one that has none."""
     return where(condition, x, y) if has_batch_axes(x, condition.shape) else shared
 
