@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from rnn_jax.cell import asks_for, carry_names
+from rnn_jax.flow.calls import layer_calls
 from rnn_jax.unroll import prepare_call
 from rnn_jax.unroll.record import LayerCall
 from rnn_jax.unroll.running_scale import is_inexact, wide_dtype
@@ -143,7 +144,7 @@ class Coordinates:
     @property
     def dtype(self) -> Any:
         """The real type of the vectors: the widest of the parts, float32 at least."""
-        return jnp.result_type(*(wide_dtype(part) for part in self.parts)) if self.parts else jnp.float32
+        return np.result_type(*(wide_dtype(part) for part in self.parts)) if self.parts else jnp.float32
 
     def split(self, carry: Carry) -> tuple[list[Array], Callable[[list[Array]], Carry]]:
         """Returns the parts that are coordinates, and the function that puts changed ones back into the carry."""
@@ -269,6 +270,24 @@ def refuse_nan(call: LayerCall, result: PyTree) -> None:
     """Raises ValueError if a result holds a NaN, where values can be known; it says where the carry went wrong."""
     if not has_nan(result) or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((call.xs, call.carry))):
         return
+    _refuse_carry(call)
+    raise ValueError(
+        f"a derivative of layer {call.layer!r} is not finite, though its inputs and its carry are; allowed: a step"
+        " whose derivative is."
+    )
+
+
+def refuse_gradient(function: Callable[[PyTree], Any], model: PyTree) -> None:
+    """Raises ValueError for a gradient that is not finite; it says at which input or carry of a layer that begins."""
+    for calls in layer_calls(function, model).values():
+        for call in calls:
+            check_finite(call)
+            _refuse_carry(call)
+    raise ValueError("the gradient of loss_fn is 0 or not finite, though every carry is; allowed: another loss.")
+
+
+def _refuse_carry(call: LayerCall) -> None:
+    """Raises ValueError if the carry of a call is not finite behind one of its steps."""
     run = in_run_order(call)
 
     def step(carry: Carry, inputs: Steps) -> tuple[Carry, Array]:
@@ -288,10 +307,6 @@ def refuse_nan(call: LayerCall, result: PyTree) -> None:
             f"the carry of layer {call.layer!r} is not finite behind time step {step_number}{example(tuple(index))};"
             " allowed: a cell that stays finite on its inputs."
         )
-    raise ValueError(
-        f"a derivative of layer {call.layer!r} is not finite, though its inputs and its carry are; allowed: a step"
-        " whose derivative is."
-    )
 
 
 def example(index: tuple[int, ...]) -> str:

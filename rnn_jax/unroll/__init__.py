@@ -26,7 +26,7 @@ from rnn_jax.unroll.scan import State, Steps, has_batch_axes, scan_cell, start_o
 from rnn_jax.unroll.sharded import BATCH as BATCH
 from rnn_jax.unroll.sharded import batch_mesh as batch_mesh
 from rnn_jax.unroll.sharded import over_batch
-from rnn_jax.unroll.truncated import Truncated
+from rnn_jax.unroll.truncated import Truncated, TruncatedAt
 from rnn_jax.unroll.whole import Whole
 
 Array = jax.Array
@@ -50,7 +50,7 @@ def unroll(
     unroll: int = 1,
     gradient: Whole | Checkpointed | Truncated | None = None,
     rngs: nnx.Rngs | nnx.RngStream | None = None,
-    probe: Probe | CallRecorder | None = None,
+    probe: Probe | CallRecorder | TruncatedAt | None = None,
 ) -> tuple[Carry, Any]:
     """Carries a cell through time: `carry, y_t = cell(carry, x_t)` for every step.
 
@@ -83,7 +83,8 @@ def unroll(
         `Truncated(every)`, truncated back-propagation. By default `Checkpointed()` where more than a gigabyte would be
         kept for the backward pass, else `Whole()`.
       rngs: for a random initial carry.
-      probe: what to record of the adjoint on its way back, or of the call; `rnn_jax.flow` makes these.
+      probe: what to record of the adjoint on its way back, or of the call, or where to cut the gradient; `rnn_jax.flow`
+        makes these.
 
     Returns:
       The final carry (after step `lengths` of each sequence), and ys: the outputs, `[*batch, time, ...]` each.
@@ -100,6 +101,10 @@ def unroll(
     carry, fresh_carry, lengths = call.carry, call.fresh_carry, call.lengths
     batch_shape, time, time_axis = call.batch_shape, call.time, len(call.batch_shape)
     recorder, probe = (probe, None) if isinstance(probe, CallRecorder) else (None, probe)
+    cut = None
+    if isinstance(probe, TruncatedAt):
+        cut, probe = probe.cuts(time, reverse=reverse), None
+        gradient = gradient.within if isinstance(gradient, Truncated) else gradient
 
     obstacle = fused_obstacle(cell, xs, carry)
     if method == "fused" and obstacle is not None:
@@ -118,7 +123,7 @@ def unroll(
     keys = None
     if key is not None and asks_for(cell, "key"):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(time, dtype=jnp.uint32))
-    steps = Steps(xs, active, resets, None if probe is None else probe.zeros, keys)
+    steps = Steps(xs, active, resets, None if probe is None else probe.zeros, keys, cut)
 
     state = (carry, jnp.zeros((), jnp.float32))
     if probe is not None:
@@ -135,7 +140,7 @@ def unroll(
         return (gradient or default).wrap(driver, reverse=reverse)(state, steps)
 
     # Each device would draw the numbers of the whole batch from a key: XLA's partitioner draws them once.
-    alone = probe is not None or keys is not None
+    alone = probe is not None or keys is not None or cut is not None
     spread = run if alone else over_batch(run, (carry, fresh_carry), batch_shape)
     state, ys = spread((cell, fresh_carry, context), state, steps)
     ys = jax.tree.map(lambda y: jnp.moveaxis(y, 0, time_axis), ys)

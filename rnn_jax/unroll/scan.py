@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rnn_jax.cell import step as step_of
-from rnn_jax.unroll.running_scale import Probe, Record, rescale, times_power_of_two, unscale
+from rnn_jax.unroll.running_scale import Probe, Record, is_inexact, rescale, times_power_of_two, unscale
 
 Array = jax.Array
 Carry = Any
@@ -35,6 +35,7 @@ class Steps(NamedTuple):
       reset: bool `[time, *batch]`, or None.
       probe: the zeros of a `Probe`, or None.
       key: of `jax.random`, `[time]`, or None.
+      cut: bool `[time]`, True where no gradient flows to the step before, or None.
     """
 
     x: PyTree
@@ -42,6 +43,7 @@ class Steps(NamedTuple):
     reset: Array | None
     probe: PyTree
     key: Array | None = None
+    cut: Array | None = None
 
 
 Run = Callable[[State, Steps], tuple[State, Any]]  # all steps, from the state before them
@@ -79,6 +81,8 @@ def scan_cell(
         if record is not None:
             operands, scale_token = unscale(operands, scale_token)
         cell_t, x, fresh, context_t = operands
+        if inputs.cut is not None:
+            carry = _cut(carry, inputs.cut)
         carry, y = one_step(cell_t, carry, inputs._replace(x=x), fresh_carry=fresh, context=context_t)
         if record is not None:
             carry, y, scale_token = rescale(record, carry, y, scale_token, inputs.probe)
@@ -172,6 +176,29 @@ def even_size(time: int, max_size: int) -> int:
     max_size = max(1, min(max_size, time))
     even = next((size for size in range(max_size, max_size // 2, -1) if time % size == 0), None)
     return even or -(-time // -(-time // max_size))
+
+
+@jax.custom_vjp
+def _cut(carry: Carry, cut: Array) -> Carry:
+    """Identity whose backward pass stops where `cut` is True. Under `jax.vmap` all cuts share the forward pass."""
+    del cut
+    return carry
+
+
+def _cut_fwd(carry, cut):
+    return carry, cut
+
+
+def _cut_bwd(cut, a):
+    return stopped(cut, a), None
+
+
+_cut.defvjp(_cut_fwd, _cut_bwd)
+
+
+def stopped(cut: Array, adjoint: Carry) -> Carry:
+    """Returns the adjoint, zeros if the scalar `cut` is True."""
+    return jax.tree.map(lambda part: jnp.where(cut, jnp.zeros_like(part), part) if is_inexact(part) else part, adjoint)
 
 
 @jax.custom_vjp
