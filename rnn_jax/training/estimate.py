@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from rnn_jax import tasks
-from rnn_jax.flow.profile import check_loss
+from rnn_jax.flow.calls import check_loss
 from rnn_jax.memory import check_memory, host_memory
 from rnn_jax.training.config import TrainConfig
 from rnn_jax.training.update import initial_state, training_loss
