@@ -53,7 +53,7 @@ from experiments.benchmark_memory import memory_workload
 from experiments.benchmark_peers import CELL_GATES, LIBRARIES, Workload
 from experiments.benchmark_results import Measurement, print_goal, print_tables, save
 from experiments.benchmark_timing import choose_wait_policy, product_rate, time_workload
-from rnn_jax.report.benchmark import benchmark as draw
+from rnn_jax.report.benchmark import draw_benchmark
 from rnn_jax.training import run_directory
 
 _WHAT = flags.DEFINE_enum(
@@ -153,7 +153,7 @@ def main(argv: list[str]) -> None:
     if _WHAT.value == "profile" and not _MEMORY.value:
         print_goal(measurements)
     print(f"\nThe run directory is {run_dir}. Look at:")
-    figure = draw(run_dir)
+    (figure,) = draw_benchmark(run_dir)
     for path in (figure, run_dir / "benchmark.csv", run_dir / "machine.json"):
         print(f"  {path}")
     if refusals:

@@ -67,7 +67,7 @@ def plot_along(ax: Axes, profiles: GridProfiles, dimension: str, colors: Mapping
         lags_P = np.arange(norm_SP.shape[-1])[::-1]
         style: dict[str, Any] = {"color": colors[network], "linestyle": _STAGES[stage], "marker": markers[network]}
         few = np.isfinite(median_P).sum() <= 12
-        sparse = {"markersize": 3.5, "markevery": None if few else 0.12, "linewidth": 1.3}
+        sparse: dict[str, Any] = {"markersize": 3.5, "markevery": None if few else 0.12, "linewidth": 1.3}
         ax.plot(lags_P, median_P, **style, **sparse, label=f"_{network}, {stage}")
         if stage == "trained" and len(norm_SP) > 1:
             ax.fill_between(lags_P, low_P, high_P, color=colors[network], alpha=0.15, linewidth=0)

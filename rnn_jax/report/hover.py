@@ -7,7 +7,8 @@ lines, a disk for each mark without a line, a rectangle for each cell of a heat 
 import itertools
 import math
 import re
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -26,6 +27,15 @@ _POINTS = 72.0  # to an inch
 _UNNAMED = re.compile(r"_child\d+|_nolegend_|")  # what matplotlib calls lines without a label
 
 _SVG = "http://www.w3.org/2000/svg"
+
+
+# What the marks of a line say, one text each, where its label is not all.
+_TEXTS: weakref.WeakKeyDictionary[Line2D, Sequence[str]] = weakref.WeakKeyDictionary()
+
+
+def say(line: Line2D, texts: Sequence[str]) -> None:
+    """Gives each mark of a line without a stroke its own words, in the place of its label and coordinates."""
+    _TEXTS[line] = texts
 
 
 class _Shape(NamedTuple):
@@ -95,7 +105,7 @@ def _named_lines(ax: Axes) -> list[tuple[str, Line2D]]:
     return [
         (name.lstrip("_"), line)
         for name, line in named
-        if line.get_transform() == ax.transData and not _UNNAMED.fullmatch(name)
+        if line.get_transform() == ax.transData and (line in _TEXTS or not _UNNAMED.fullmatch(name))
     ]
 
 
@@ -124,12 +134,13 @@ def _strips(figure: Figure, ax: Axes, lines: dict[str, Line2D]) -> Iterator[_Sha
 
 def _disks(figure: Figure, ax: Axes, name: str, line: Line2D) -> Iterator[_Shape]:
     left, top, right, bottom = _frame(figure, ax)
-    for x, y in zip(*map(np.ndarray.tolist, _data(line))):
+    for k, (x, y) in enumerate(zip(*map(np.ndarray.tolist, _data(line)))):
         if not (math.isfinite(x) and math.isfinite(y)):
             continue
         across, down = _place(figure, ax, x, y)
         if left - 1 <= across <= right + 1 and top - 1 <= down <= bottom + 1:
-            text = "\n".join([name, _said(ax, ax.yaxis, y), _said(ax, ax.xaxis, x)])
+            words = [name, _said(ax, ax.yaxis, y), _said(ax, ax.xaxis, x)]
+            text = _TEXTS[line][k] if line in _TEXTS else "\n".join(filter(None, words))
             yield _Shape(across, down, _RADIUS, _RADIUS, text, disk=True)
 
 

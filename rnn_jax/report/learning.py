@@ -27,7 +27,7 @@ _HORIZONS = {"horizon_e": ("o", "1/e"), "horizon_1000": ("D", "1/1000")}  # of s
 _STAGES = ("initialization", "trained")
 _NAME = re.compile(r"(?P<cell>.+)/seed(?P<seed>\d+)/held_out_(?P<metric>.+)")
 _FRAME = 30  # times the baseline score: where the axis ends if a network's errors explode
-# Metrics that are shares: the larger the better, on a linear axis. Errors fall by powers of ten, and so does their axis.
+# Metrics that are shares: the larger, the better, on a linear axis. Errors fall by powers of ten, on a logarithmic one.
 SHARES = ("accuracy", "exact match", "word overlap")
 
 _LEARNING_CAPTION = (
@@ -200,7 +200,7 @@ def _draw_horizons(
         for marker, name in _HORIZONS.values()
         for stage, face in (("before training", "white"), ("after", "0.3"))
     ]
-    legend_below(ax, handles=keys, ncols=2)
+    legend_below(ax, handles=keys, ncols=2, handlelength=1.2, columnspacing=1)
 
 
 def draw_learning(run_dir: read.StrPath, *others: read.StrPath, out: read.StrPath | None = None) -> list[pathlib.Path]:

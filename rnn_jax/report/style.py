@@ -69,7 +69,7 @@ def legend_below(ax: Axes, **options: Any) -> None:
     """Puts the legend of a panel below the label of its x axis."""
     below = ax.transAxes + ScaledTranslation(0, -0.36, ax.figure.dpi_scale_trans)  # inches: ticks and label
     place = {"loc": "upper left", "bbox_to_anchor": (0, 0), "bbox_transform": below, "borderaxespad": 0}
-    ax.legend(**place, handlelength=3.5, **options)
+    ax.legend(**place, **{"handlelength": 3.5, **options})
 
 
 def save_figure(figure: Figure, path: pathlib.Path, *, caption: str, source: str = "") -> pathlib.Path:
