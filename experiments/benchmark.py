@@ -104,7 +104,12 @@ def main(argv: list[str]) -> None:
         plan = make_plan()
         given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
         out = run_directory.default_out("benchmark") if _OUT.value is None else _OUT.value
-        run_dir = run_directory.create(out, {**given, "peers": plan.libraries, "passes": plan.passes})
+        run_dir = run_directory.create(
+            out,
+            {**given, "peers": plan.libraries, "passes": plan.passes},
+            experiment="benchmark",
+            question=__doc__.splitlines()[0],
+        )
     except ValueError as error:
         sys.exit(str(error))
     for line in plan.absent:

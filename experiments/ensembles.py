@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
             jax.eval_shape(lambda cell=cell: make_model(cell, task, nnx.Rngs(0)))
         given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
         out = run_directory.default_out("ensembles") if _OUT.value is None else _OUT.value
-        run_dir = run_directory.create(out, given)
+        run_dir = run_directory.create(out, given, experiment="ensembles", question=__doc__.splitlines()[0])
     except ValueError as error:
         sys.exit(str(error))
 

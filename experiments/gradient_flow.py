@@ -113,7 +113,9 @@ def main(argv: list[str]) -> None:
         given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
         del given["resume"]
         given["blanks"] = blanks
-        run_dir = open_run("gradient_flow", _OUT.value, given, task.fingerprint, resume=_RESUME.value)
+        run_dir = open_run(
+            "gradient_flow", _OUT.value, given, task.fingerprint, resume=_RESUME.value, question=__doc__.splitlines()[0]
+        )
         saved = [cell for cell in cells if run_directory.has_checkpoint(run_dir, cell)]  # finished, but for the last
     except ValueError as error:
         sys.exit(str(error))

@@ -108,7 +108,9 @@ def main(argv: list[str]) -> None:
         given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
         del given["resume"]
         given |= task_options()
-        run_dir = open_run("grid_lstm", _OUT.value, given, task.fingerprint, resume=_RESUME.value)
+        run_dir = open_run(
+            "grid_lstm", _OUT.value, given, task.fingerprint, resume=_RESUME.value, question=__doc__.splitlines()[0]
+        )
     except ValueError as error:
         sys.exit(str(error))
     if _RESUME.value and (warning := other_versions(run_dir, task.fingerprint)):

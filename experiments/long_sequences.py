@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
         cell = rnn_jax.make_cell(_CELL.value, _IN_FEATURES.value, _HIDDEN.value, rngs=nnx.Rngs(0))
         given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
         out = run_directory.default_out("long_sequences") if _OUT.value is None else _OUT.value
-        run_dir = run_directory.create(out, given)
+        run_dir = run_directory.create(out, given, experiment="long_sequences", question=__doc__.splitlines()[0])
     except ValueError as error:
         sys.exit(str(error))
     every = _CHECKPOINT_EVERY.value

@@ -134,7 +134,9 @@ def main(argv: list[str]) -> None:
         )
         embedding = None if _EMBEDDINGS.value is None else read_embeddings(task)
         check(task, optimizer, config, embedding)
-        run_dir = open_run("train", _OUT.value, given_flags(), task.fingerprint, resume=_RESUME.value)
+        run_dir = open_run(
+            "train", _OUT.value, given_flags(), task.fingerprint, resume=_RESUME.value, question=__doc__.splitlines()[0]
+        )
         save_interface(run_dir, task)
     except ValueError as error:
         sys.exit(str(error))

@@ -147,7 +147,7 @@ def _cleaned(element: ElementTree.Element, prefix: str) -> ElementTree.Element |
             copy.set("href", value.replace("#", f"#{prefix}", 1) if value.startswith("#") else value)
         elif key == "id":
             copy.set("id", prefix + value)
-        elif not key.startswith(("{", "on")):
+        elif not key.startswith(("{", "on")) and "url(" not in _REFERENCE.sub("", value):
             copy.set(key, _REFERENCE.sub(rf"url(#{prefix}\1)", value))
     copy.extend(child for child in (_cleaned(child, prefix) for child in element) if child is not None)
     return copy
@@ -172,7 +172,7 @@ th { cursor: pointer; border-bottom: 2px solid #888; } th:first-child, td:first-
 @media print { details { display: none; } body { max-width: none; } }
 """
 
-# Titles at once, where browsers wait a second; and tables sorted by the column that is clicked, a second click turns it.
+# Titles at once, where browsers wait a second; and tables sorted by the column that is clicked, turned by a second click.
 _PROGRAM = """
 const at = document.body.appendChild(Object.assign(document.createElement("div"), {id: "at"}));
 for (const title of document.querySelectorAll("figure title")) {

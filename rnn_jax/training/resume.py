@@ -14,7 +14,13 @@ from rnn_jax.training import run_directory
 
 
 def open_run(
-    experiment: str, out: str | None, flags: Mapping[str, Any], data: Mapping[str, str], *, resume: bool
+    experiment: str,
+    out: str | None,
+    flags: Mapping[str, Any],
+    data: Mapping[str, str],
+    *,
+    resume: bool,
+    question: str = "",
 ) -> pathlib.Path:
     """Makes the run directory, or finds the run there and holds its flags and data against these.
 
@@ -24,6 +30,7 @@ def open_run(
       flags: all flags of the run but `resume`, by name.
       data: the fingerprint of the task; entries that are the version of a package may differ.
       resume: whether to go on with a run that is there.
+      question: that the run is to answer.
 
     Raises:
       ValueError: if the folder cannot be used, or, with `resume`, is not named, or a flag or the data differ.
@@ -33,7 +40,7 @@ def open_run(
     out = run_directory.default_out(experiment) if out is None else out
     folder = pathlib.Path(os.path.expanduser(out))
     if not (resume and (folder / "config.json").exists()):
-        return run_directory.create(out, {**flags, "data": data})
+        return run_directory.create(out, {**flags, "data": data}, experiment=experiment, question=question)
     before, now = _load_config(folder)["flags"], json.loads(json.dumps(flags))
     for name in now:
         if name != "out" and before.get(name) != now[name]:

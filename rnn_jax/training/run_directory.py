@@ -1,6 +1,6 @@
 """The run directory: what an experiment leaves on disk. A killed run loses nothing that it had finished.
 
-    config.json           flags, versions, device, git, argv, start_time_utc, cpu_count
+    config.json           experiment, question, flags, versions, device, git, argv, start_time_utc, cpu_count
     metrics.csv           step,name,value: one row a number, flushed at each write; holds no times
     timing.csv            step,seconds,examples_per_second: of a training run
     events.out.tfevents*  the same numbers for TensorBoard
@@ -57,12 +57,14 @@ def default_out(name: str) -> str:
     return out
 
 
-def create(out: str, config: Mapping[str, object]) -> pathlib.Path:
+def create(out: str, config: Mapping[str, object], *, experiment: str = "", question: str = "") -> pathlib.Path:
     """Makes the folder `out`, with its parents, and writes its config.json.
 
     Args:
       out: where; `~` is expanded.
       config: the flags of the run; it stands under "flags" in config.json.
+      experiment: the name of what makes the run.
+      question: that the run is to answer.
 
     Raises:
       ValueError: `out` is empty, is a file, cannot be written, or already holds a run, which stays untouched.
@@ -74,7 +76,8 @@ def create(out: str, config: Mapping[str, object]) -> pathlib.Path:
         raise ValueError(f"--out={out!r} is a file; {_ALLOWED}")
     if os.path.lexists(run_dir / "config.json"):
         raise ValueError(f"--out={out!r} already holds a run; {_ALLOWED}")
-    text = json.dumps(_describe_run(config), indent=2, default=_as_json)
+    about = {"experiment": experiment, "question": question, **_describe_run(config)}
+    text = json.dumps(about, indent=2, default=_as_json)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         with _replacing(run_dir / "config.json") as temporary:
