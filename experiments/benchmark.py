@@ -32,7 +32,8 @@ How it is kept fair:
   torch alone under both policies and takes the better one for torch; if that is not `passive`, it waits 20 ms after
   each turn of torch. `--quick` takes `passive` unseen, and a policy in the environment is left as it is.
 
-It writes config.json, machine.json, benchmark.csv (a row a measurement) and figures/benchmark.png, and prints where.
+It writes config.json, machine.json, benchmark.csv (a row a measurement), figures/benchmark.png and report.html, and
+prints where.
 """
 
 import dataclasses
@@ -53,7 +54,7 @@ from experiments.benchmark_memory import memory_workload
 from experiments.benchmark_peers import CELL_GATES, LIBRARIES, Workload
 from experiments.benchmark_results import Measurement, print_goal, print_tables, save
 from experiments.benchmark_timing import choose_wait_policy, product_rate, time_workload
-from rnn_jax.report.benchmark import draw_benchmark
+from rnn_jax.report.run_report import write_report
 from rnn_jax.training import run_directory
 
 _WHAT = flags.DEFINE_enum(
@@ -158,8 +159,8 @@ def main(argv: list[str]) -> None:
     if _WHAT.value == "profile" and not _MEMORY.value:
         print_goal(measurements)
     print(f"\nThe run directory is {run_dir}. Look at:")
-    (figure,) = draw_benchmark(run_dir)
-    for path in (figure, run_dir / "benchmark.csv", run_dir / "machine.json"):
+    *figures, report = write_report(run_dir)
+    for path in (report, *figures, run_dir / "benchmark.csv", run_dir / "machine.json"):
         print(f"  {path}")
     if refusals:
         sys.exit("\n".join(refusals))

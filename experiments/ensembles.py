@@ -23,6 +23,7 @@ from flax import nnx
 from rnn_jax import tasks
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.registry import split_names
+from rnn_jax.report.run_report import write_report
 from rnn_jax.training import run_directory
 from rnn_jax.training.ensemble import over_members, use_cores
 from rnn_jax.training.optimizers import make_ensemble_optimizer
@@ -95,7 +96,7 @@ def main(argv: list[str]) -> None:
             f"{row['cell']:24}{row['seconds_together']:>14.1f}{row['seconds_alone']:>14.1f}{row['ratio']:>8.2f}"
             f"{row['largest_difference']:>18.1e}"
         )
-    print(f"\nWritten: {run_dir / 'ensembles.csv'}")
+    print(f"\nWritten: {run_dir / 'ensembles.csv'}, {write_report(run_dir)[-1]}")
     if any(not row["largest_difference"] <= _TOLERANCE for row in rows):
         sys.exit(f"a member differs from its own run by more than {_TOLERANCE:.0e}")
 

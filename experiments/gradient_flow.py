@@ -12,8 +12,9 @@ task by then is shown beside it.
     python -m experiments.gradient_flow ... --out=runs/mine --resume       (the same flags again: goes on)
 
 It writes a run directory (config.json, metrics.csv, TensorBoard events, gradient_flow.npz and .csv, summary.csv, a
-checkpoint for each cell, figures/) and prints where. A cell in training is saved at every tenth of its steps. A run
-that was killed at any moment and resumed ends with the same metrics.csv, profiles and weights as one left alone.
+checkpoint for each cell, figures/, report.html) and prints where. A cell in training is saved at every tenth of its
+steps. A run that was killed at any moment and resumed ends with the same metrics.csv, profiles and weights as one left
+alone.
 """
 
 import dataclasses
@@ -34,8 +35,8 @@ from rnn_jax import flow, tasks
 from rnn_jax.constant import parameter_count
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.registry import split_names
-from rnn_jax.report.learning import draw_learning
-from rnn_jax.report.profiles import draw_profiles, lag_text
+from rnn_jax.report.profiles import lag_text
+from rnn_jax.report.run_report import write_report
 from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.config import TrainConfig, evenly
@@ -153,9 +154,10 @@ def main(argv: list[str]) -> None:
             save(run_dir, results)
     print_table(task, results)
     print(f"\nThe run directory is {run_dir}. Look at:")
+    *figures, report = write_report(run_dir)
     for path in (
-        *draw_profiles(run_dir),
-        *draw_learning(run_dir),
+        report,
+        *figures,
         run_dir / "summary.csv",
         run_dir / "gradient_flow.csv",
         run_dir / "metrics.csv",

@@ -44,7 +44,7 @@ from rnn_jax import flow, tasks
 from rnn_jax.constant import parameter_count
 from rnn_jax.flow.calls import layer_names
 from rnn_jax.models import GridNetwork, SequenceClassifier
-from rnn_jax.report.grid import draw_grid
+from rnn_jax.report.run_report import write_report
 from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.config import TrainConfig, evenly
@@ -136,7 +136,8 @@ def main(argv: list[str]) -> None:
     rows = save(run_dir, task, results)
     print_table(task, rows)
     print(f"\nThe run directory is {run_dir}. Look at:")
-    for path in (*draw_grid(run_dir), *(run_dir / name for name in ("summary.csv", "grid_profile.csv", "metrics.csv"))):
+    *figures, report = write_report(run_dir)
+    for path in (report, *figures, *(run_dir / name for name in ("summary.csv", "grid_profile.csv", "metrics.csv"))):
         print(f"  {path}")
 
 

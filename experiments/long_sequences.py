@@ -21,6 +21,7 @@ from flax import nnx
 
 import rnn_jax
 from rnn_jax import flow
+from rnn_jax.report.run_report import write_report
 from rnn_jax.training import run_directory
 
 _CELL = flags.DEFINE_string(
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> None:
             f"{row['steps']:>12,}{row['microseconds_a_step']:>22.2f}{ratio:>14.2f}"
             f"{row['peak_bytes'] / 1e9:>10.2f}{row['log10_adjoint_1']:>14.1f}"
         )
-    print(f"\nWritten: {run_dir / 'long_sequences.csv'}")
+    print(f"\nWritten: {run_dir / 'long_sequences.csv'}, {write_report(run_dir)[-1]}")
 
 
 def parse_lengths(texts: list[str]) -> list[int]:

@@ -1,6 +1,6 @@
 r"""What does a run show so far? Its report.html and its figures, made again from the run directory alone.
 
-    python -m experiments.report runs/mine                 (a few seconds; also of a run that is in training or was killed)
+    python -m experiments.report runs/mine              (seconds; also of a run that is in training or was killed)
     python -m experiments.report runs/*
 
 Nothing is computed again. Every run writes its report at its end; several runs in one report: experiments.compare.

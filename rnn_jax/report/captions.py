@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from rnn_jax.report.style import paper, save_figure
 
 _CAPTION = (
-    "The image, and then once for each word of the caption: the redder a place, the more weight it had when the word was"
-    " written."
+    "The image, and then once for each word of the caption: the redder a place, the more weight it had when the word"
+    " was written."
 )
 _COLUMNS = 8  # panels in a row
 

@@ -14,7 +14,6 @@ import math
 import os
 import pathlib
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rnn_jax.report import read
+from rnn_jax.report.command import command
 from rnn_jax.report.hover import say
 from rnn_jax.report.learning import SHARES
 from rnn_jax.report.style import COLORS, MARKERS, TEXT_WIDTH, legend_below, paper, save_figure
@@ -31,8 +31,8 @@ _OF_A_RUN = ("seed", "out", "resume")  # flags in which runs of one network may 
 _STAGES = ("initialization", "trained")
 _LEVELS = ("horizon_e", "horizon_1000")
 _CAPTION = (
-    "The score of each network on the same test examples: a mark at the mean over its seeds, a line from the least to the"
-    " largest of them; the best on top. Upright lines are what other methods reach. Networks whose lines overlap cannot"
+    "The score of each network on the same test examples: a mark at the mean over its seeds, a line from the least to"
+    " the largest of them; the best on top. Upright lines are what other methods reach. Networks whose lines overlap cannot"
     " be told apart by these seeds."
 )
 
@@ -378,7 +378,7 @@ def _result(label: str, runs: Sequence[_Run]) -> Result:
                 horizons[level, stage] = Horizon(lag, not lag >= runs[0].time)
     return Result(
         label=label,
-        command=_command(runs[0]),
+        command=command(runs[0].config, without=_OF_A_RUN),
         seeds=tuple(run.seed for run in runs),
         test_S=np.array([run.score("test") for run in runs]),
         validation_S=np.array([run.score("validation") for run in runs]),
@@ -405,16 +405,6 @@ def _labels(runs: Sequence[_Run]) -> list[str]:
                 words.append(f"{name}={value}")
         labels.append(", ".join(words))
     return labels
-
-
-def _command(run: _Run) -> str:
-    kept, skip = [], False
-    for argument in run.config["argv"][1:]:
-        name, equals, _ = argument.lstrip("-").partition("=")
-        if not skip and name not in _OF_A_RUN:
-            kept.append(argument)
-        skip = not skip and name in ("seed", "out") and not equals  # the value stands behind
-    return shlex.join(["python", "-m", "experiments.train", *kept])
 
 
 def _spread(scores_S: np.ndarray) -> str:

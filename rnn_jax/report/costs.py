@@ -20,8 +20,8 @@ _ENSEMBLES_CAPTION = (
     " (open). The number is how many times faster the one program was."
 )
 _LENGTHS_CAPTION = (
-    "Left: the time that the gradient and its profile take for each step of a sequence; a level line is a cost that does"
-    " not grow with the length. Right: the most memory that the process has held so far."
+    "Left: the time that the gradient and its profile take for each step of a sequence; a level line is a cost that"
+    " does not grow with the length. Right: the most memory that the process has held so far."
 )
 
 

@@ -27,8 +27,8 @@ GridProfiles = Mapping[tuple[str, str, str], np.ndarray]
 _STAGES = {"initialization": (0, (4, 2)), "trained": "-"}  # the lines
 _CAPTION = (
     "Left: the score on held-out examples along training, a line for each network. Beside it: how much of the gradient"
-    " reaches each place along each dimension of the grid, over its largest value, before training (dashed) and after it"
-    " (solid), the median over seeds. A line that stays near 0 is a dimension along which the gradient lives."
+    " reaches each place along each dimension of the grid, over its largest value, before training (dashed) and after"
+    " it (solid), the median over seeds. A line that stays near 0 is a dimension along which the gradient lives."
 )
 _LAGS = {
     "time": "steps back from the end",

@@ -52,7 +52,8 @@ class _Shape(NamedTuple):
 def with_hover(figure: Figure, svg: bytes) -> bytes:
     """Returns the SVG of a figure with the values of its lines, marks and heat maps as titles.
 
-    A line has the name of its label; a label that begins with "_" names it here and not in the legend. Lines
+    A line has the name of its label; a label that begins with "_" names it here and not in the legend; a
+    remark behind two blanks is left out. Lines
     without a label, and lines across a panel (`axhline`), are passed over. Where the ticks of an axis are names,
     `ax.fmt_xdata` or `ax.fmt_ydata` gives the words for a place on it.
 
@@ -103,7 +104,7 @@ def _named_lines(ax: Axes) -> list[tuple[str, Line2D]]:
     }
     named = [(of_container.get(line, str(line.get_label())), line) for line in ax.lines]
     return [
-        (name.lstrip("_"), line)
+        (name.lstrip("_").split("  ")[0], line)
         for name, line in named
         if line.get_transform() == ax.transData and (line in _TEXTS or not _UNNAMED.fullmatch(name))
     ]

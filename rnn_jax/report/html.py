@@ -172,7 +172,8 @@ th { cursor: pointer; border-bottom: 2px solid #888; } th:first-child, td:first-
 @media print { details { display: none; } body { max-width: none; } }
 """
 
-# Titles at once, where browsers wait a second; and tables sorted by the column that is clicked, turned by a second click.
+# Titles at once, where browsers wait a second; and tables sorted by the column that is clicked, the other way round
+# by a second click.
 _PROGRAM = """
 const at = document.body.appendChild(Object.assign(document.createElement("div"), {id: "at"}));
 for (const title of document.querySelectorAll("figure title")) {

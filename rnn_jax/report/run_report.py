@@ -8,7 +8,6 @@ It is made from the run directory alone, also of a run that is still in training
 import csv
 import os
 import pathlib
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,11 +15,13 @@ import numpy as np
 
 from rnn_jax.report import html, read
 from rnn_jax.report.benchmark import draw_benchmark
+from rnn_jax.report.command import command, experiment
 from rnn_jax.report.costs import draw_costs
 from rnn_jax.report.grid import draw_grid
 from rnn_jax.report.html import Table
 from rnn_jax.report.learning import SHARES, draw_learning, draw_training
 from rnn_jax.report.profiles import draw_profiles, lag_text
+from rnn_jax.report.translation import by_length, load_translations
 
 _Drawer = Callable[[read.StrPath], list[pathlib.Path]]
 # Figures come in this order, others behind them by name.
@@ -36,17 +37,21 @@ _LARGEST = 200_000  # bytes of a PNG file that is put into the page, where there
 _SAMPLES = 3_000  # letters
 
 
-def write_report(run_dir: read.StrPath) -> list[pathlib.Path]:
+def write_report(run_dir: read.StrPath, *, draw: bool = True) -> list[pathlib.Path]:
     """Draws what there are data for, and writes report.html; returns the paths of the figures drawn and of the report.
 
     What cannot be drawn is said in the report.
+
+    Args:
+      run_dir: of any experiment.
+      draw: False leaves the figures as they are.
 
     Raises:
       ValueError: the folder has no config.json, or one that cannot be read.
     """
     folder = pathlib.Path(run_dir)
     config = read.load_config(folder)
-    drawn, warnings = draw_figures(folder)
+    drawn, warnings = draw_figures(folder) if draw else ([], [])
     parts = [html.paragraph(config["question"], "question")] if config.get("question") else []
     parts += [html.paragraph(sentence, "warning") for sentence in [*_state(folder, config), *warnings]]
     parts += figures_of(folder)
@@ -125,17 +130,6 @@ def repeat(config: Mapping[str, Any]) -> list[str]:
     return [*parts, html.folded("All flags, versions and the machine", html.table(flags) + html.table(about))]
 
 
-def command(config: Mapping[str, Any]) -> str:
-    """Returns the command line of a run, as it can be given to a shell."""
-    argv = config.get("argv", [])
-    return shlex.join(["python", "-m", f"experiments.{experiment(config)}", *argv[1:]])
-
-
-def experiment(config: Mapping[str, Any]) -> str:
-    """Returns the name of what made a run."""
-    return config.get("experiment") or pathlib.Path((config.get("argv") or ["run"])[0]).stem
-
-
 def _title(folder: pathlib.Path, config: Mapping[str, Any]) -> str:
     flags = config.get("flags", {})
     words = [str(flags[name]) for name in ("task", "cells", "cell") if flags.get(name)]
@@ -144,7 +138,7 @@ def _title(folder: pathlib.Path, config: Mapping[str, Any]) -> str:
 
 def _state(folder: pathlib.Path, config: Mapping[str, Any]) -> list[str]:
     """Says how far a run is that has not finished."""
-    if experiment(config) not in ("train", "gradient_flow", "grid_lstm") or _is_finished(folder, config):
+    if experiment(config) not in ("train", "gradient_flow", "grid_lstm") or (folder / "summary.csv").exists():
         return []
     seen = "nothing has been measured yet"
     if (folder / "metrics.csv").exists():
@@ -153,10 +147,6 @@ def _state(folder: pathlib.Path, config: Mapping[str, Any]) -> list[str]:
     return [
         f"This run has not finished: {seen}, of {config.get('flags', {}).get('steps')} steps. It may be in training."
     ]
-
-
-def _is_finished(folder: pathlib.Path, config: Mapping[str, Any]) -> bool:
-    return (folder / "summary.csv").exists()
 
 
 def _tables(folder: pathlib.Path) -> list[Table]:
@@ -173,12 +163,14 @@ def _tables(folder: pathlib.Path) -> list[Table]:
                     tables.append(_plain(name, found, by=column))
     if (folder / "benchmark.csv").exists():
         tables.append(_benchmark(folder))
+    if (folder / "translations.csv").exists():
+        tables.append(_translations(folder))
     return tables
 
 
 def _results(folder: pathlib.Path, rows: Sequence[Mapping[str, str]]) -> Table:
     """A row for each cell and layer of summary.csv, the best score on top; medians over seeds, and their range."""
-    metric, time = _metric(folder), _time(folder)
+    metric, times = _metric(folder), _times(folder)
     groups: dict[tuple[str, str], list[Mapping[str, str]]] = {}
     for row in rows:
         if not row["part"]:
@@ -193,16 +185,18 @@ def _results(folder: pathlib.Path, rows: Sequence[Mapping[str, str]]) -> Table:
                 stage: [int(row[column]) for row in group if row["stage"] == stage and row[column]]
                 for stage in ("initialization", "trained")
             }
-            horizons.append(" → ".join(lag_text(of_stage, time) for of_stage in lags.values() if of_stage))
+            horizons.append(
+                " → ".join(lag_text(of_stage, times.get((cell, layer), 0)) for of_stage in lags.values() if of_stage)
+            )
         told = [f"{int(group[0]['parameters']):,}", f"{float(group[0]['seconds']):.1f}"]
         median = float(np.median(scores))
         lines.append((median, [cell, layer, spread(scores), *horizons, *told]))
     lines.sort(key=lambda line: (np.isnan(line[0]), -line[0] if metric in SHARES else line[0]))
     columns = ["cell", "layer", f"test {metric}", "to 1/e", "to 1/1000", "parameters", "seconds"]
     note = (
-        f"The best test {metric} on top; the median over seeds, the least and the most in brackets. Who ignores the input"
-        f" has {float(rows[0]['baseline_score']):.4g}. To 1/e and to 1/1000: the lags at which the gradient with respect to"
-        " the carry has fallen so far, before → after training, the median over seeds; never: not within the sequence."
+        f"The best test {metric} on top; the median over seeds, the least and the most in brackets. Who ignores the"
+        f" input has {float(rows[0]['baseline_score']):.4g}. To 1/e and to 1/1000: the lags at which the gradient with"
+        " respect to the carry has fallen so far, before → after training, the median over seeds; never: not within the sequence."
     )
     return Table("Results", columns, [line for _, line in lines], note)
 
@@ -220,6 +214,17 @@ def _benchmark(folder: pathlib.Path) -> Table:
     columns = [name for name in ("cell", "pass", "point", "library", "ms", "added_mb", "ratio") if name in rows[0]]
     told = [{name: row[name] for name in columns if any(other[name] for other in rows)} for row in rows]
     return _plain("Measurements", told, by="ratio")
+
+
+def _translations(folder: pathlib.Path) -> Table:
+    """The scores of an evaluation, by the length of the sources."""
+    groups = by_length(load_translations(folder))
+    lines = [
+        [f"{group.shortest} to {group.longest}", str(group.count), f"{group.exact:.4g}", f"{group.chrf:.1f}"]
+        for group in groups
+    ]
+    columns = ["tokens of the source", "sources of the test split", "exact match", "chrF"]
+    return Table("Translations", columns, lines, "Sorted by the length of the source; translations.csv has them all.")
 
 
 def _plain(title: str, rows: Sequence[Mapping[str, str]], *, by: str, down: bool = False) -> Table:
@@ -259,12 +264,16 @@ def _metric(folder: pathlib.Path) -> str:
     return "score"
 
 
-def _time(folder: pathlib.Path) -> int:
-    """Steps in a sequence, 0 if the run has no profile."""
+def _times(folder: pathlib.Path) -> dict[tuple[str, str], int]:
+    """Steps in a sequence, by cell and layer."""
     if not (folder / "gradient_flow.npz").exists():
-        return 0
+        return {}
     profiles = read.load_profiles(folder)
-    return max((array.shape[-1] for parts in profiles.log10_norm.values() for array in parts.values()), default=0)
+    return {
+        (cell, layer): array.shape[-1]
+        for cell in profiles.log10_norm
+        for layer, array in profiles.whole_carries(cell).items()
+    }
 
 
 def _samples(folder: pathlib.Path) -> list[str]:

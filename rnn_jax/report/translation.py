@@ -22,12 +22,12 @@ from rnn_jax.report.style import TEXT_WIDTH, legend_below, line_style, paper, sa
 
 _TABLE = "translations.csv"
 _MAP_CAPTION = (
-    "Where the decoder looked: for each token of the answer (row), the weight that each token of the source (column) had;"
-    " the darker, the more."
+    "Where the decoder looked: for each token of the answer (row), the weight that each token of the source (column)"
+    " had; the darker, the more."
 )
 _EFFECT_CAPTION = (
-    "Left: the share of sources that are answered exactly, against their length. Beside it: the gradient that reaches each"
-    " step of the encoder, before training and after it. Attention gives every step of the source a short way."
+    "Left: the share of sources that are answered exactly, against their length. Beside it: the gradient that reaches"
+    " each step of the encoder, before training and after it. Attention gives every step of the source a short way."
 )
 _GROUPS = 6  # of sources by length
 
