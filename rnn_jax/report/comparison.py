@@ -32,8 +32,8 @@ _STAGES = ("initialization", "trained")
 _LEVELS = ("horizon_e", "horizon_1000")
 _CAPTION = (
     "The score of each network on the same test examples: a mark at the mean over its seeds, a line from the least to"
-    " the largest of them; the best on top. Upright lines are what other methods reach. Networks whose lines overlap cannot"
-    " be told apart by these seeds."
+    " the largest of them; the best on top. Upright lines are what other methods reach. Networks whose lines overlap"
+    " cannot be told apart by these seeds."
 )
 
 
@@ -58,6 +58,7 @@ class Result:
       label: the cell, and the flags that set the network apart.
       command: what made the runs, less --seed and --out.
       seeds: of the runs.
+      run_dirs: their folders, in this order.
       test_S, validation_S: scores on the splits, `[seeds]`; NaN where there is no validation split.
       seconds_S: of training and evaluation, compilation included.
       parameters: of the network.
@@ -69,6 +70,7 @@ class Result:
     label: str
     command: str
     seeds: tuple[int, ...]
+    run_dirs: tuple[read.StrPath, ...]
     test_S: np.ndarray
     validation_S: np.ndarray
     seconds_S: np.ndarray
@@ -160,26 +162,34 @@ def markdown(comparison: Comparison, baselines: Mapping[str, float] | None = Non
     header = ["network", f"test {comparison.metric}", "validation", "parameters", "seconds", "to 1/e", "to 1/1000"]
     lines = ["| " + " | ".join(header) + " |", "| --- " + "| ---: " * (len(header) - 1) + "|"]
     for result in comparison.results:
-        horizons = [
-            " → ".join(str(result.horizons[level, stage]) for stage in _STAGES if (level, stage) in result.horizons)
-            for level in _LEVELS
-        ]
-        cells = [result.label, _spread(result.test_S), _spread(result.validation_S), f"{result.parameters:,}"]
+        horizons = horizon_texts(result)
+        cells = [result.label, spread(result.test_S), spread(result.validation_S), f"{result.parameters:,}"]
         lines.append("| " + " | ".join([*cells, f"{np.median(result.seconds_S):.0f}", *horizons]) + " |")
     for name, score in ({} if baselines is None else baselines).items():
         lines.append(f"| {name} | {score:.3f} |  |  |  |  |  |")
     lines.append(f"| ignoring the input | {comparison.baseline_score:.3f} |  |  |  |  |  |")
+    lines += ["", table_note(comparison), ""]
+    lines += [f"- {result.label}: `{result.command}`" for result in comparison.results]
+    return "\n".join(lines) + "\n"
+
+
+def horizon_texts(result: Result) -> list[str]:
+    """Writes for 1/e and for 1/1000 the horizon before → after training."""
+    return [
+        " → ".join(str(result.horizons[level, stage]) for stage in _STAGES if (level, stage) in result.horizons)
+        for level in _LEVELS
+    ]
+
+
+def table_note(comparison: Comparison) -> str:
+    """Says what the columns of the table are."""
     seeds = sorted({seed for result in comparison.results for seed in result.seeds})
-    lines += [
-        "",
+    return (
         f"Mean over the seeds {', '.join(map(str, seeds))}, the least and the most in brackets; seconds of a run, the"
         f" median, compilation included, on {comparison.machine}. To 1/e and to 1/1000: the lags at which the gradient"
         " with respect to the carry has fallen so far, before → after training, in the layer where it reaches"
-        " furthest, the median over seeds; ≥ where it never falls so far.",
-        "",
-    ]
-    lines += [f"- {result.label}: `{result.command}`" for result in comparison.results]
-    return "\n".join(lines) + "\n"
+        " furthest, the median over seeds; ≥ where it never falls so far."
+    )
 
 
 def plot_scores(
@@ -380,6 +390,7 @@ def _result(label: str, runs: Sequence[_Run]) -> Result:
         label=label,
         command=command(runs[0].config, without=_OF_A_RUN),
         seeds=tuple(run.seed for run in runs),
+        run_dirs=tuple(run.folder for run in runs),
         test_S=np.array([run.score("test") for run in runs]),
         validation_S=np.array([run.score("validation") for run in runs]),
         seconds_S=np.array([float(run.table[0]["seconds"]) for run in runs]),
@@ -407,7 +418,8 @@ def _labels(runs: Sequence[_Run]) -> list[str]:
     return labels
 
 
-def _spread(scores_S: np.ndarray) -> str:
+def spread(scores_S: np.ndarray) -> str:
+    """Writes the mean of scores and, of several, the least and the most; nothing where there are none."""
     if np.isnan(scores_S).all():
         return ""
     if len(scores_S) == 1:

@@ -8,6 +8,7 @@ It is made from the run directory alone, also of a run that is still in training
 import csv
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -138,15 +139,26 @@ def _title(folder: pathlib.Path, config: Mapping[str, Any]) -> str:
 
 def _state(folder: pathlib.Path, config: Mapping[str, Any]) -> list[str]:
     """Says how far a run is that has not finished."""
-    if experiment(config) not in ("train", "gradient_flow", "grid_lstm") or (folder / "summary.csv").exists():
+    if experiment(config) not in ("train", "gradient_flow", "grid_lstm") or _is_finished(folder, config):
         return []
     seen = "nothing has been measured yet"
     if (folder / "metrics.csv").exists():
         steps = [step for values in read.load_metrics(folder).values() for step in values]
         seen = f"its last number is of step {max(steps)}" if steps else seen
-    return [
-        f"This run has not finished: {seen}, of {config.get('flags', {}).get('steps')} steps. It may be in training."
+    steps = config.get("flags", {}).get("steps")
+    return [f"This run has not finished: {seen}{f', of {steps} steps' if steps else ''}. It may be in training."]
+
+
+def _is_finished(folder: pathlib.Path, config: Mapping[str, Any]) -> bool:
+    """Whether summary.csv is there, and of gradient_flow, which writes it cell by cell, has every cell."""
+    done = {row.get("cell", "") for row in read.load_table(folder)}
+    cells = re.split(r",(?![^()]*\))", config.get("flags", {}).get("cells") or "")
+    missing = [
+        cell
+        for cell in map(str.strip, cells)
+        if cell and not any(f"{label} at ".startswith(f"{cell} at ") for label in done)
     ]
+    return bool(done) and not missing
 
 
 def _tables(folder: pathlib.Path) -> list[Table]:
@@ -196,7 +208,8 @@ def _results(folder: pathlib.Path, rows: Sequence[Mapping[str, str]]) -> Table:
     note = (
         f"The best test {metric} on top; the median over seeds, the least and the most in brackets. Who ignores the"
         f" input has {float(rows[0]['baseline_score']):.4g}. To 1/e and to 1/1000: the lags at which the gradient with"
-        " respect to the carry has fallen so far, before → after training, the median over seeds; never: not within the sequence."
+        " respect to the carry has fallen so far, before → after training, the median over seeds; never: not within the"
+        " sequence."
     )
     return Table("Results", columns, [line for _, line in lines], note)
 
