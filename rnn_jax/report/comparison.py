@@ -281,7 +281,9 @@ def comparison_figure(
     table: Sequence[Mapping[str, Any]], baselines: Mapping[str, float] | None = None, *, score: str = "test"
 ) -> Figure:
     """The figure of `plot_scores`, with its legend."""
-    figure = Figure(figsize=(TEXT_WIDTH, 1.1 + 0.2 * len(table)), layout="constrained")
+    figure = Figure(
+        figsize=(TEXT_WIDTH, 1.0 + 0.2 * len(table) + 0.14 * (1 + len(baselines or ()))), layout="constrained"
+    )
     ax = plot_scores(figure.subplots(), table, baselines, score=score)
     legend_below(ax)
     return figure

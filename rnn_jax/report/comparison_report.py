@@ -49,7 +49,7 @@ def save_report(
 
 
 def learning_curves(comparison: Comparison) -> list[LearningCurve]:
-    """Returns the validation score of each network at the steps that all of its seeds have; none without such a split."""
+    """Returns the validation scores of each network at the steps that all its seeds have; none without the split."""
     name = f"validation/{comparison.metric}"
     curves = []
     for result in comparison.results:

@@ -30,6 +30,7 @@ _ELEMENTS = {
     "stop",
 }
 _SAFE_LINK = re.compile(r"#[\w.-]+|data:image/png;base64,[A-Za-z0-9+/=\s]*")
+_NAMED = re.compile(r"(?:^|url\()#([\w.-]+)")
 _REFERENCE = re.compile(r"url\(#([^)]*)\)")
 
 
@@ -122,7 +123,8 @@ def figure(path: pathlib.Path, number: int) -> str:
 
 def _inline(root: ElementTree.Element, prefix: str) -> str:
     """Returns what draws of an SVG document, all names in it with a prefix: pages hold several."""
-    drawn = _cleaned(root, prefix)
+    names = {name for element in root.iter() for value in element.attrib.values() for name in _NAMED.findall(value)}
+    drawn = _cleaned(root, prefix, names)
     if drawn is None:
         raise ValueError("an SVG file without an <svg> element; allowed: figures of a run.")
     width = re.match(r"[\d.]+", drawn.attrib.pop("width", "")) or re.match("", "")
@@ -134,7 +136,8 @@ def _inline(root: ElementTree.Element, prefix: str) -> str:
     return ElementTree.tostring(drawn, encoding="unicode")
 
 
-def _cleaned(element: ElementTree.Element, prefix: str) -> ElementTree.Element | None:
+def _cleaned(element: ElementTree.Element, prefix: str, names: set[str]) -> ElementTree.Element | None:
+    """Copies what draws; of `names`, those in use, each goes once an element has it: matplotlib repeats some."""
     name = element.tag.removeprefix(_SVG) if isinstance(element.tag, str) else ""
     if name not in _ELEMENTS:
         return None
@@ -146,10 +149,12 @@ def _cleaned(element: ElementTree.Element, prefix: str) -> ElementTree.Element |
                 return None
             copy.set("href", value.replace("#", f"#{prefix}", 1) if value.startswith("#") else value)
         elif key == "id":
-            copy.set("id", prefix + value)
+            if value in names:
+                names.remove(value)
+                copy.set("id", prefix + value)
         elif not key.startswith(("{", "on")) and "url(" not in _REFERENCE.sub("", value):
             copy.set(key, _REFERENCE.sub(rf"url(#{prefix}\1)", value))
-    copy.extend(child for child in (_cleaned(child, prefix) for child in element) if child is not None)
+    copy.extend(child for child in (_cleaned(child, prefix, names) for child in element) if child is not None)
     return copy
 
 

@@ -6,9 +6,11 @@ It is made from the run directory alone, also of a run that is still in training
 """
 
 import csv
+import functools
 import os
 import pathlib
 import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +25,9 @@ from rnn_jax.report.html import Table
 from rnn_jax.report.learning import SHARES, draw_learning, draw_training
 from rnn_jax.report.profiles import draw_profiles, lag_text
 from rnn_jax.report.translation import by_length, load_translations
+
+# What reading a file raises that was cut short, or that something else has written.
+_DAMAGE = (ValueError, KeyError, IndexError, OSError, EOFError, zipfile.BadZipFile, csv.Error)
 
 _Drawer = Callable[[read.StrPath], list[pathlib.Path]]
 # Figures come in this order, others behind them by name.
@@ -54,9 +59,10 @@ def write_report(run_dir: read.StrPath, *, draw: bool = True) -> list[pathlib.Pa
     config = read.load_config(folder)
     drawn, warnings = draw_figures(folder) if draw else ([], [])
     parts = [html.paragraph(config["question"], "question")] if config.get("question") else []
-    parts += [html.paragraph(sentence, "warning") for sentence in [*_state(folder, config), *warnings]]
+    parts += _state(folder, config)
+    parts += [html.paragraph(sentence, "warning") for sentence in warnings]
     parts += figures_of(folder)
-    parts += [html.table(table) for table in _tables(folder)]
+    parts += _tables(folder)
     parts += _samples(folder)
     parts += repeat(config)
     parts += [html.heading("Files"), html.links(_files(folder))]
@@ -73,7 +79,7 @@ def draw_figures(run_dir: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
     for draw in _drawers(run_dir):
         try:
             paths += draw(run_dir)
-        except (ValueError, KeyError, OSError) as error:  # a file that was cut short, or is being written
+        except _DAMAGE as error:
             sentences.append(f"A figure is missing: {error}")
     return paths, sentences
 
@@ -141,12 +147,14 @@ def _state(folder: pathlib.Path, config: Mapping[str, Any]) -> list[str]:
     """Says how far a run is that has not finished."""
     if experiment(config) not in ("train", "gradient_flow", "grid_lstm") or _is_finished(folder, config):
         return []
-    seen = "nothing has been measured yet"
-    if (folder / "metrics.csv").exists():
-        steps = [step for values in read.load_metrics(folder).values() for step in values]
-        seen = f"its last number is of step {max(steps)}" if steps else seen
+    try:
+        last = max(step for values in read.load_metrics(folder).values() for step in values)
+        seen = f"its last number is of step {last}"
+    except _DAMAGE:
+        seen = "nothing has been measured yet"
     steps = config.get("flags", {}).get("steps")
-    return [f"This run has not finished: {seen}{f', of {steps} steps' if steps else ''}. It may be in training."]
+    sentence = f"This run has not finished: {seen}{f', of {steps} steps' if steps else ''}. It may be in training."
+    return [html.paragraph(sentence, "warning")]
 
 
 def _is_finished(folder: pathlib.Path, config: Mapping[str, Any]) -> bool:
@@ -161,28 +169,41 @@ def _is_finished(folder: pathlib.Path, config: Mapping[str, Any]) -> bool:
     return bool(done) and not missing
 
 
-def _tables(folder: pathlib.Path) -> list[Table]:
-    tables = []
-    rows = read.load_table(folder)
-    if rows and "cell" in rows[0]:
-        tables.append(_results(folder, rows))
-    elif rows:
-        tables.append(_plain("Results", rows, by="test_score", down=_metric(folder) in SHARES))
-    for name, column in _SHOWN.items():
+def _tables(folder: pathlib.Path) -> list[str]:
+    """Returns the tables of a run as parts of a page; a sentence for each that cannot be read."""
+    makers: dict[str, Callable[[pathlib.Path], Table]] = {
+        "summary.csv": _results,
+        "benchmark.csv": _benchmark,
+        "translations.csv": _translations,
+        **{name: functools.partial(_shown, name, column) for name, column in _SHOWN.items()},
+    }
+    parts = []
+    for name, make in makers.items():
         if (folder / name).exists():
-            with (folder / name).open(newline="", encoding="utf-8") as file:
-                if found := list(csv.DictReader(file)):
-                    tables.append(_plain(name, found, by=column))
-    if (folder / "benchmark.csv").exists():
-        tables.append(_benchmark(folder))
-    if (folder / "translations.csv").exists():
-        tables.append(_translations(folder))
-    return tables
+            try:
+                parts.append(html.table(make(folder)))
+            except _DAMAGE as error:
+                parts.append(html.paragraph(f"The table of {name} is missing: {error}", "warning"))
+    return parts
 
 
-def _results(folder: pathlib.Path, rows: Sequence[Mapping[str, str]]) -> Table:
+def _shown(name: str, column: str, folder: pathlib.Path) -> Table:
+    return _plain(name, _rows(folder / name), by=column)
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError("it has no rows yet.")
+    return rows
+
+
+def _results(folder: pathlib.Path) -> Table:
     """A row for each cell and layer of summary.csv, the best score on top; medians over seeds, and their range."""
-    metric, times = _metric(folder), _times(folder)
+    rows, metric, times = _rows(folder / "summary.csv"), _metric(folder), _times(folder)
+    if "cell" not in rows[0]:
+        return _plain("Results", rows, by="test_score", down=metric in SHARES)
     groups: dict[tuple[str, str], list[Mapping[str, str]]] = {}
     for row in rows:
         if not row["part"]:
@@ -222,9 +243,10 @@ def spread(values: Sequence[float]) -> str:
 
 
 def _benchmark(folder: pathlib.Path) -> Table:
-    with (folder / "benchmark.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["chosen"] == "True"]
-    columns = [name for name in ("cell", "pass", "point", "library", "ms", "added_mb", "ratio") if name in rows[0]]
+    rows = [row for row in _rows(folder / "benchmark.csv") if row["chosen"] == "True"]
+    columns: list[str] = [
+        name for name in ("cell", "pass", "point", "library", "ms", "added_mb", "ratio") if name in rows[0]
+    ]
     told = [{name: row[name] for name in columns if any(other[name] for other in rows)} for row in rows]
     return _plain("Measurements", told, by="ratio")
 
@@ -263,7 +285,7 @@ def _short(text: str) -> str:
         number = float(text)
     except ValueError:
         return text
-    return text if number.is_integer() else f"{number:.4g}"
+    return f"{number:,.0f}" if number.is_integer() else f"{number:.4g}"
 
 
 def _metric(folder: pathlib.Path) -> str:
