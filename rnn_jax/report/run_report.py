@@ -22,6 +22,7 @@ from rnn_jax.report.command import command, experiment
 from rnn_jax.report.costs import draw_costs
 from rnn_jax.report.grid import draw_grid
 from rnn_jax.report.html import Table
+from rnn_jax.report.instruments import INSTRUMENTS, draw_instruments, measured
 from rnn_jax.report.learning import SHARES, draw_learning, draw_training
 from rnn_jax.report.profiles import draw_profiles, lag_text
 from rnn_jax.report.translation import by_length, load_translations
@@ -31,7 +32,7 @@ _DAMAGE = (ValueError, KeyError, IndexError, OSError, EOFError, zipfile.BadZipFi
 
 _Drawer = Callable[[read.StrPath], list[pathlib.Path]]
 # Figures come in this order, others behind them by name.
-_FIRST = ("comparison", "learning", "grid_lstm", "gradient_flow", "gradient_flow_training")
+_FIRST = ("comparison", "learning", "grid_lstm", "gradient_flow", "gradient_flow_training", *INSTRUMENTS)
 # Tables that are shown as they are; of others the report has a link.
 _SHOWN = {
     "ensembles.csv": "seconds_together",
@@ -95,6 +96,8 @@ def _drawers(run_dir: pathlib.Path) -> list[_Drawer]:
         drawers.append(draw_profiles)
     if "benchmark.csv" in there:
         drawers.append(draw_benchmark)
+    if measured(run_dir):
+        drawers.append(draw_instruments)
     if there & {"ensembles.csv", "long_sequences.csv"}:
         drawers.append(draw_costs)
     return drawers

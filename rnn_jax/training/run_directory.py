@@ -6,6 +6,7 @@
     events.out.tfevents*  the same numbers for TensorBoard
     gradient_flow.npz     "steps" [L] and, for each "<cell>|<layer>|<part>", log10 adjoint norms [L, seeds, time]
     gradient_flow.csv     cell,layer,part,step,seed,t,lag,log10_norm: the same numbers, t = 1..T and lag = T - t
+    <instrument>.npz      of experiments.measure: "<cell>|<stage>|<layer>|<quantity>", [seeds, ...]
     summary.csv           one row a result, columns chosen by the experiment
     checkpoints/<name>/   Orbax
 
@@ -243,6 +244,33 @@ def save_profile_table(run_dir: StrPath) -> pathlib.Path:
     return path
 
 
+def save_instrument(run_dir: StrPath, name: str, arrays: Mapping[tuple[str, str, str, str], Any]) -> pathlib.Path:
+    """Writes what an instrument showed to <name>.npz; what it holds of other cells and stages stays.
+
+    Args:
+      run_dir: the run directory.
+      name: of the instrument.
+      arrays: by cell, stage ("initialization" or "trained"), layer and quantity, `[seeds, ...]`.
+
+    Raises:
+      ValueError: a name contains "|".
+    """
+    path = pathlib.Path(run_dir) / f"{name}.npz"
+    kept: dict[str, np.ndarray] = {}
+    if path.exists():
+        measured = {key[:2] for key in arrays}
+        with np.load(path) as before:
+            others = [key for key in before.files if tuple(key.split(_KEY_SEPARATOR)[:2]) not in measured]
+            kept = {key: before[key] for key in others}
+    for key, array in arrays.items():
+        if any(_KEY_SEPARATOR in word for word in key):
+            raise ValueError(f"{name} {key!r}: allowed: names without {_KEY_SEPARATOR!r}")
+        kept[_KEY_SEPARATOR.join(key)] = np.asarray(array)
+    with _replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **kept)  # type: ignore[arg-type]
+    return path
+
+
 def _load_arrays(run_dir: StrPath) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     path = pathlib.Path(run_dir) / "gradient_flow.npz"
     if not path.exists():
@@ -312,7 +340,7 @@ def save_checkpoint(run_dir: StrPath, name: str, tree: Any, note: Mapping[str, A
     return path
 
 
-def restore_checkpoint(run_dir: StrPath, name: str, like: _Tree) -> _Tree:
+def restore_checkpoint(run_dir: StrPath, name: str, like: _Tree, *, part: str = "") -> _Tree:
     """Reads checkpoints/<name> into the structure of `like`.
 
     Args:
@@ -320,15 +348,18 @@ def restore_checkpoint(run_dir: StrPath, name: str, like: _Tree) -> _Tree:
       name: the name given to `save_checkpoint`.
       like: a pytree with the leaves that were saved, or with `jax.ShapeDtypeStruct`s of them. JAX arrays come
         back with its sharding; where `like` has a NumPy array or a Python number, a NumPy array comes back.
+      part: the path of `like` in what was saved, as `jax.tree_util.keystr` writes it; all of it by default.
 
     Raises:
       ValueError: there is no such checkpoint, or it differs from `like` in a leaf's name, shape or dtype.
     """
     path = _existing_checkpoint(run_dir, name)
-    wanted = {key: _restored_as(leaf) for key, leaf in _named_leaves(like).items()}
+    wanted = {part + key: _restored_as(leaf) for key, leaf in _named_leaves(like).items()}
     with _without_orbax_chatter(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         metadata = checkpointer.metadata(path).item_metadata.tree
         found = {key: (tuple(leaf.shape), np.dtype(leaf.dtype)) for key, leaf in metadata.items()}
+        others = {key: _restored_as(np.empty(*found[key])) for key in found if not key.startswith(part)}
+        found = {key: form for key, form in found.items() if key not in others}
         for key in sorted(wanted.keys() | found.keys()):
             ours = (tuple(wanted[key].shape), np.dtype(wanted[key].dtype)) if key in wanted else None
             if found.get(key) != ours:
@@ -336,10 +367,10 @@ def restore_checkpoint(run_dir: StrPath, name: str, like: _Tree) -> _Tree:
                     f"checkpoint {name!r} has leaf {key!r} as {_show(found.get(key))}, `like` has it as "
                     f"{_show(ours)}; allowed: the same leaves, shapes and dtypes"
                 )
-        leaves = checkpointer.restore(path, args=ocp.args.StandardRestore(wanted))
+        leaves = checkpointer.restore(path, args=ocp.args.StandardRestore(wanted | others))
 
     def unstored(key_path: jax.tree_util.KeyPath, leaf: Any) -> Any:
-        array = leaves[jax.tree_util.keystr(key_path)]
+        array = leaves[part + jax.tree_util.keystr(key_path)]
         if _is_key(leaf):
             return jax.random.wrap_key_data(array, impl=jax.random.key_impl(jnp.empty((), leaf.dtype)))
         return array

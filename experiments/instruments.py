@@ -1,0 +1,114 @@
+"""The instruments by name, as experiments run them over the networks of a run."""
+
+import functools
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from rnn_jax import flow, tasks
+from rnn_jax.training import run_directory
+from rnn_jax.training.ensemble import over_members
+from rnn_jax.training.networks import load_networks
+from rnn_jax.training.watch import probe_batch
+from rnn_jax.unroll.record import LayerCall
+
+# (layer, quantity) -> array, of one network; "" is the whole network.
+Quantities = dict[tuple[str, str], jax.Array]
+
+SEQUENCES = 8  # that are measured, where no other number is said
+
+
+def _profile(task: tasks.Task, model: Any, batch: tasks.Batch) -> Quantities:
+    profile = flow.gradient_profile(task.loss, model, batch)
+    return {(layer, f"log10_norm {part}".strip()): norm for (layer, part), norm in profile.by_layer_and_part().items()}
+
+
+def _each_call(
+    measure: Callable[[LayerCall], dict[str, jax.Array]], task: tasks.Task, model: Any, batch: tasks.Batch
+) -> Quantities:
+    """Measures every call of every layer; of several calls of a layer, each has a number behind its name."""
+    found: Quantities = {}
+    for layer, calls in flow.layer_calls(lambda recorded: task.loss(recorded, batch), model).items():
+        for number, call in enumerate(calls):
+            name = layer if len(calls) == 1 else f"{layer}#{number}"
+            found |= {(name, quantity): array for quantity, array in measure(call).items()}
+    return found
+
+
+def _jacobian(call: LayerCall) -> dict[str, jax.Array]:
+    spectrum = flow.jacobian_spectrum(call)
+    return {
+        name: getattr(spectrum, name)
+        for name in ("lags", "log10_values", "spectral_radius", "from_orthogonal", "inside")
+    }
+
+
+def _lyapunov(call: LayerCall) -> dict[str, jax.Array]:
+    spectrum = flow.lyapunov_spectrum(call, transient=call.time // 10)
+    return {name: getattr(spectrum, name) for name in ("exponents", "standard_error", "dimension", "entropy_rate")}
+
+
+INSTRUMENTS: dict[str, Callable[[tasks.Task, Any, tasks.Batch], Quantities]] = {
+    "profile": _profile,
+    "jacobian": functools.partial(_each_call, _jacobian),
+    "lyapunov": functools.partial(_each_call, _lyapunov),
+}
+
+
+def parse_instruments(names: Sequence[str]) -> list[str]:
+    """Returns the names of instruments that a flag gives, each once.
+
+    Raises:
+      ValueError: one is unknown, or there is none.
+    """
+    known = ", ".join(INSTRUMENTS)
+    for name in names:
+        if name.strip() not in INSTRUMENTS:
+            raise ValueError(f"--instruments={','.join(names)}: {name!r} is no instrument; allowed: {known}.")
+    if not names:
+        raise ValueError(f"--instruments= names none; allowed: {known}.")
+    return list(dict.fromkeys(name.strip() for name in names))
+
+
+def measure_run(
+    run_dir: pathlib.Path, names: Iterable[str], stages: Iterable[str], sequences: int = SEQUENCES
+) -> list[pathlib.Path]:
+    """Measures the networks of a run, writes what each instrument showed, and returns the files.
+
+    Args:
+      run_dir: of the run.
+      names: of the instruments.
+      stages: "initialization", "trained".
+      sequences: of the training split that are measured.
+
+    Raises:
+      ValueError: the run has no networks to measure, or one has no recurrent layer; or as the instrument.
+    """
+    paths: dict[str, pathlib.Path] = {}
+    for stage in stages:
+        task, networks = load_networks(run_dir, stage)
+        batch = probe_batch(task, sequences)
+        for cell, models in networks.items():
+            if not flow.calls.layer_names(models):
+                raise ValueError(
+                    f"--run={str(run_dir)!r}: {cell!r} has no recurrent layer; allowed: a network with one."
+                )
+            for name in names:
+                found = _measure(name, task, models, batch)
+                arrays = {(cell, stage, layer, quantity): array for (layer, quantity), array in found.items()}
+                paths[name] = run_directory.save_instrument(run_dir, name, arrays)
+    return list(paths.values())
+
+
+def _measure(name: str, task: tasks.Task, models: Any, batch: tasks.Batch) -> Quantities:
+    """Runs an instrument on all members; where one member alone shows NaN, the instrument itself says what is wrong."""
+    instrument = INSTRUMENTS[name]
+    found = over_members(lambda model: instrument(task, model, batch))(models)
+    if any(np.isnan(array).any() for array in found.values() if np.issubdtype(array.dtype, np.floating)):
+        members = jax.tree.leaves(models)[0].shape[0]
+        if members == 1:
+            instrument(task, jax.tree.map(lambda leaf: leaf[0], models), batch)  # outside of jit it can tell: it raises
+    return found

@@ -1,0 +1,195 @@
+"""Figures of the instruments that `experiments.measure` has run over the networks of a run, a figure for each.
+
+    python -c "from rnn_jax.report.instruments import draw_instruments; draw_instruments('runs/...')"
+
+Each network (a cell; where it has several layers, each of them) has a color and a marker of its own. Lines are medians
+over seeds and sequences, bands reach from the tenth to the ninetieth percentile.
+"""
+
+import pathlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from rnn_jax.report import read
+from rnn_jax.report.profiles import plot_profile
+from rnn_jax.report.style import COLORS, COLUMN, MARKERS, TEXT_WIDTH, legend_below, paper, save_figure
+
+# cell, stage, layer -> quantity -> [seeds, ...]
+Found = Mapping[tuple[str, str, str], Mapping[str, np.ndarray]]
+
+_TITLES = {"initialization": "at initialization", "trained": "trained"}
+_STAGE_LINES = {"initialization": (0, (4, 2)), "trained": "-"}
+_FLOOR = -16.0  # of log10 of singular values: what lies deeper would flatten the rest
+
+
+def _networks(found: Found) -> dict[tuple[str, str], str]:
+    """Names each layer of each cell, in their order; the layer is left out where a cell has one alone."""
+    layers = list(dict.fromkeys((cell, layer) for cell, _, layer in found))
+    cells = [cell for cell, _ in layers]
+    return {(cell, layer): cell if cells.count(cell) == 1 else f"{cell} {layer}" for cell, layer in layers}
+
+
+def _stages(found: Found) -> list[str]:
+    return [stage for stage in _TITLES if any(of == stage for _, of, _ in found)]
+
+
+def _style(number: int) -> dict[str, Any]:
+    """Color and marker of a network; its linestyle says something else."""
+    return {
+        "color": COLORS[number % len(COLORS)],
+        "marker": MARKERS[1 + number % (len(MARKERS) - 1)],
+        "markersize": 3,
+        "markevery": 0.12,
+        "linewidth": 1.2,
+    }
+
+
+def _over_all(values: np.ndarray, axes: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Median, tenth and ninetieth percentile over all axes but the last `axes`; NaN where nothing is finite."""
+    flat = np.asarray(values, np.float64).reshape(-1, *values.shape[values.ndim - axes :])
+    flat = np.where(np.isfinite(flat), flat, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of places without a finite value
+        low, median, high = np.nanpercentile(flat, [10, 50, 90], axis=0)
+    return median, low, high
+
+
+def _line(ax: Axes, xs: np.ndarray, values: np.ndarray, label: str, *, band: bool = True, **style: Any) -> None:
+    median, low, high = _over_all(values)
+    ax.plot(xs, median, label=label, **style)
+    if band:
+        ax.fill_between(xs, low, high, color=style["color"], alpha=0.13, linewidth=0)
+
+
+def _panels(found: Found, rows: int, height: float) -> tuple[Figure, np.ndarray]:
+    """A figure with a column for each stage; axes `[rows, stages]`."""
+    stages = _stages(found)
+    legend = 0.15 * len(_networks(found)) + 0.5
+    width = TEXT_WIDTH if len(stages) > 1 else COLUMN + 0.4
+    figure = Figure(figsize=(width, rows * height + legend), layout="constrained")
+    axes = figure.subplots(rows, len(stages), sharex="row", sharey="row", squeeze=False)
+    for ax, stage in zip(axes[0], stages):
+        ax.set_title(_TITLES[stage])
+    return figure, axes
+
+
+@paper()
+def profile_figure(found: Found) -> Figure:
+    """The gradient profile of whole carries."""
+    networks = _networks(found)
+    figure, axes = _panels(found, 1, 2.1)
+    for ax, stage in zip(axes[0], _stages(found)):
+        for number, ((cell, layer), name) in enumerate(networks.items()):
+            if (cell, stage, layer) in found:
+                plot_profile(ax, found[cell, stage, layer]["log10_norm"], label=name, **_style(number))
+        legend_below(ax)
+    axes[0, -1].set_ylabel(axes[0, 0].get_ylabel() if axes.shape[1] == 1 else "")
+    return figure
+
+
+@paper()
+def jacobian_figure(found: Found) -> Figure:
+    """Singular values of d carry_lag / d carry_0: the largest, the middle and the smallest; and the local radius."""
+    networks = _networks(found)
+    figure, axes = _panels(found, 2, 1.7)
+    lowest = 0.0
+    for column, stage in enumerate(_stages(found)):
+        values_ax, radius_ax = axes[:, column]
+        for number, ((cell, layer), name) in enumerate(networks.items()):
+            if (cell, stage, layer) not in found:
+                continue
+            of = found[cell, stage, layer]
+            lags, inside, style = of["lags"][0], of["inside"], _style(number)
+            log10_values = np.where(inside[..., None], of["log10_values"], np.nan)
+            lines = {"-": 0, "--": log10_values.shape[-1] // 2, ":": -1}
+            for linestyle, place in lines.items():
+                word = {0: "largest", -1: "smallest"}.get(place, "middle")
+                label = name if place == 0 else f"_{name}, {word}"
+                _line(values_ax, lags, log10_values[..., place], label, linestyle=linestyle, band=place == 0, **style)
+                lowest = min(lowest, np.nanmin(_over_all(log10_values[..., place])[0], initial=0.0))
+            _line(radius_ax, lags, np.where(inside, of["spectral_radius"], np.nan), f"_{name}", **style)
+        values_ax.axhline(0, color="0.6", linewidth=0.5, zorder=1)
+        radius_ax.axhline(1, color="0.6", linewidth=0.5, zorder=1)
+        radius_ax.set_xlabel("lag  (steps of the run)")
+        legend_below(radius_ax, handles=[*values_ax.get_legend_handles_labels()[0], *_kinds()], ncols=2)
+    axes[0, 0].set_ylim(bottom=max(1.1 * lowest, _FLOOR))
+    axes[0, 0].set_ylabel("log$_{10}$ singular values")
+    axes[1, 0].set_ylabel("spectral radius of a step")
+    return figure
+
+
+def _kinds() -> list[Line2D]:
+    words: dict[Any, str] = {"-": "largest", "--": "middle", ":": "smallest"}
+    return [Line2D([], [], color="0.3", linestyle=line, label=word) for line, word in words.items()]
+
+
+@paper()
+def lyapunov_figure(found: Found) -> Figure:
+    """Lyapunov exponents by their rank."""
+    networks = _networks(found)
+    figure, axes = _panels(found, 1, 2.1)
+    for ax, stage in zip(axes[0], _stages(found)):
+        for number, ((cell, layer), name) in enumerate(networks.items()):
+            if (cell, stage, layer) not in found:
+                continue
+            of = found[cell, stage, layer]
+            exponents = of["exponents"]
+            largest = _over_all(exponents)[0][0]
+            remark = f"  (largest {largest:.3g}, dimension {np.median(of['dimension']):.3g})"
+            _line(ax, np.arange(1, exponents.shape[-1] + 1), exponents, name + remark, **_style(number))
+        ax.axhline(0, color="0.6", linewidth=0.5, zorder=1)
+        ax.set_xlabel("rank of the exponent")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        legend_below(ax)
+    axes[0, 0].set_ylabel("exponent, nats a step")
+    return figure
+
+
+INSTRUMENTS: dict[str, tuple[Callable[[Found], Figure], str]] = {
+    "profile": (
+        profile_figure,
+        "How large the gradient of the loss with respect to the carry is, against the lag. A line that falls steeply is"
+        " a gradient that vanishes, one that rises a gradient that explodes.",
+    ),
+    "jacobian": (
+        jacobian_figure,
+        "Above: by which factor the recurrence stretches a small change of the carry, in the direction where it does so"
+        " most, least, and in the middle (log10 of singular values of the Jacobian over a growing lag). Near 0 a"
+        " gradient passes undiminished; directions that fall are forgotten. Below: the largest modulus of an eigenvalue"
+        " of a single step; above 1, the step can magnify.",
+    ),
+    "lyapunov": (
+        lyapunov_figure,
+        "Lyapunov exponents of the run on its inputs, by rank: the mean rate at which small changes grow (above 0) or"
+        " shrink. A positive largest exponent is chaos: gradients explode. One near 0 remembers; -0.1 forgets a factor"
+        " of e in ten steps. Dimension: that of Kaplan and Yorke, how many directions stay alive.",
+    ),
+}
+
+
+def draw_instruments(run_dir: read.StrPath) -> list[pathlib.Path]:
+    """Draws what each instrument left in a run directory into its figures/ and returns the paths written.
+
+    Raises:
+      ValueError: the run directory has no config.json.
+    """
+    config, folder = read.load_config(run_dir), pathlib.Path(run_dir)
+    source = " ".join(config.get("argv", []))
+    paths = []
+    for name, (draw, caption) in INSTRUMENTS.items():
+        if (folder / f"{name}.npz").exists():
+            figure = draw(read.load_instrument(folder, name))
+            paths.append(save_figure(figure, folder / "figures" / f"{name}.png", caption=caption, source=source))
+    return paths
+
+
+def measured(run_dir: pathlib.Path) -> bool:
+    """Whether an instrument has left something in a run directory."""
+    return any((run_dir / f"{name}.npz").exists() for name in INSTRUMENTS)
