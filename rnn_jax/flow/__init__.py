@@ -4,21 +4,33 @@ from rnn_jax.flow.adjoint import Adjoints, adjoints
 from rnn_jax.flow.calls import layer_calls
 from rnn_jax.flow.check import CellReport, check_cell
 from rnn_jax.flow.gates import gate_saturation
+from rnn_jax.flow.gradient_noise import GradientNoise, gradient_noise
 from rnn_jax.flow.grid import GridProfile, grid_profile
 from rnn_jax.flow.horizon import Horizon, horizon
+from rnn_jax.flow.jacobian import JacobianSpectrum, jacobian_spectrum
+from rnn_jax.flow.lyapunov import LyapunovSpectrum, lyapunov_spectrum
 from rnn_jax.flow.profile import GradientProfile, gradient_profile
+from rnn_jax.flow.truncation import TruncationBias, truncation_bias
 
 __all__ = [
     "Adjoints",
     "CellReport",
+    "GradientNoise",
     "GradientProfile",
     "GridProfile",
     "Horizon",
+    "JacobianSpectrum",
+    "LyapunovSpectrum",
+    "TruncationBias",
     "adjoints",
     "check_cell",
     "gate_saturation",
+    "gradient_noise",
     "gradient_profile",
     "grid_profile",
     "horizon",
+    "jacobian_spectrum",
     "layer_calls",
+    "lyapunov_spectrum",
+    "truncation_bias",
 ]

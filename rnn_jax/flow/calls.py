@@ -8,14 +8,14 @@ import jax
 from rnn_jax.layers import RNN
 from rnn_jax.unroll.record import CallRecorder, LayerCall
 from rnn_jax.unroll.running_scale import Probe
+from rnn_jax.unroll.truncated import TruncatedAt
 
 PyTree = Any
 
 
 def layer_names(model: PyTree) -> list[str]:
     """Returns the path of every `rnn_jax.RNN` in the model, `rnn` for a lone layer."""
-    leaves = jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_rnn)
-    return [_name(path) for path, node in leaves if _is_rnn(node)]
+    return list(layers_of_model(model))
 
 
 def layer_calls(function: Callable[[PyTree], Any], model: PyTree) -> dict[str, list[LayerCall]]:
@@ -33,7 +33,31 @@ def layer_calls(function: Callable[[PyTree], Any], model: PyTree) -> dict[str, l
     return by_layer
 
 
-def with_probes(model: PyTree, probes: Mapping[str, Probe | CallRecorder | None]) -> PyTree:
+def check_loss(loss_fn: Callable[..., Any], model: PyTree, *args: Any, has_aux: bool = False) -> list[str]:
+    """Returns the names of the recurrent layers of a model; their gradients under a loss can be measured.
+
+    Raises:
+      ValueError: if the model has no `rnn_jax.RNN`, or the loss is not a scalar.
+    """
+    names = layer_names(model)
+    if not names:
+        raise ValueError(f"model is a {type(model).__name__} without recurrent layers; allowed: one with rnn_jax.RNN.")
+    value = jax.eval_shape(lambda model: loss_fn(model, *args), model)
+    loss = value[0] if has_aux else value
+    shape = getattr(loss, "shape", None)
+    if shape != ():
+        kind = f"an array of shape {shape}" if shape is not None else f"a {type(loss).__name__}"
+        raise ValueError(f"loss_fn returns {kind}; allowed: a scalar{', and more as the second of two' * has_aux}.")
+    return names
+
+
+def layers_of_model(model: PyTree) -> dict[str, RNN]:
+    """Returns every `rnn_jax.RNN` of a model, or of its gradient, by name."""
+    leaves = jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_rnn)
+    return {_name(path): node for path, node in leaves if _is_rnn(node)}
+
+
+def with_probes(model: PyTree, probes: Mapping[str, Probe | CallRecorder | TruncatedAt | None]) -> PyTree:
     """Returns the model with the probes of its layers replaced."""
 
     def replace(path: tuple[Any, ...], node: Any) -> Any:
@@ -44,8 +68,7 @@ def with_probes(model: PyTree, probes: Mapping[str, Probe | CallRecorder | None]
 
 def get_probes(model: PyTree) -> dict[str, Probe]:
     """Returns the probes of the layers by name."""
-    leaves = jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_rnn)
-    return {_name(path): node.probe for path, node in leaves if _is_rnn(node)}
+    return {name: layer.probe for name, layer in layers_of_model(model).items()}
 
 
 def _is_rnn(node: Any) -> bool:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnn_jax.cell import carry_names
-from rnn_jax.flow.calls import get_probes, layer_calls, layer_names, with_probes
+from rnn_jax.flow.calls import check_loss, get_probes, layer_calls, with_probes
 from rnn_jax.unroll.running_scale import Probe, log2_of_whole
 
 Array = jax.Array
@@ -85,13 +85,10 @@ def gradient_profile(loss_fn: Callable[..., Any], model: PyTree, *args: Any, has
       has_aux: as in `jax.value_and_grad`.
 
     Raises:
-      ValueError: if the model contains no `rnn_jax.RNN`, or the loss runs one of them never or more than once
-        (its profile would be a sum of several; give each run a layer of its own, or `flow.adjoints`).
+      ValueError: if the model contains no `rnn_jax.RNN`, the loss is not a scalar, or it runs one of them never or
+        more than once (its profile would be a sum of several; give each run a layer of its own, or `flow.adjoints`).
     """
-    names = layer_names(model)
-    if not names:
-        raise ValueError(f"model is a {type(model).__name__} without recurrent layers; allowed: one with rnn_jax.RNN.")
-
+    names = check_loss(loss_fn, model, *args, has_aux=has_aux)
     calls: dict[str, list[Any]] = {}
     jax.eval_shape(lambda m: calls.update(layer_calls(lambda m: loss_fn(m, *args), m)), model)
     probes, parts = {}, {}

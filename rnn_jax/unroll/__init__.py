@@ -26,7 +26,7 @@ from rnn_jax.unroll.scan import State, Steps, has_batch_axes, scan_cell, start_o
 from rnn_jax.unroll.sharded import BATCH as BATCH
 from rnn_jax.unroll.sharded import batch_mesh as batch_mesh
 from rnn_jax.unroll.sharded import over_batch
-from rnn_jax.unroll.truncated import Truncated
+from rnn_jax.unroll.truncated import Truncated, TruncatedAt
 from rnn_jax.unroll.whole import Whole
 
 Array = jax.Array
@@ -50,7 +50,7 @@ def unroll(
     unroll: int = 1,
     gradient: Whole | Checkpointed | Truncated | None = None,
     rngs: nnx.Rngs | nnx.RngStream | None = None,
-    probe: Probe | CallRecorder | None = None,
+    probe: Probe | CallRecorder | TruncatedAt | None = None,
 ) -> tuple[Carry, Any]:
     """Carries a cell through time: `carry, y_t = cell(carry, x_t)` for every step.
 
@@ -83,7 +83,8 @@ def unroll(
         `Truncated(every)`, truncated back-propagation. By default `Checkpointed()` where more than a gigabyte would be
         kept for the backward pass, else `Whole()`.
       rngs: for a random initial carry.
-      probe: what to record of the adjoint on its way back, or of the call; `rnn_jax.flow` makes these.
+      probe: what to record of the adjoint on its way back, or of the call, or where to cut the gradient; `rnn_jax.flow`
+        makes these.
 
     Returns:
       The final carry (after step `lengths` of each sequence), and ys: the outputs, `[*batch, time, ...]` each.
@@ -94,25 +95,16 @@ def unroll(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; allowed: {', '.join(METHODS)}.")
-    axes = input_axes(cell, xs)
-    batch_shape, time, time_axis = axes.batch_shape, axes.time, axes.time_axis
-    check_context(cell, context, batch_shape)
-    if updates_variables(cell, abstract_step(xs, time_axis), axes.input_shape, carry, context):
-        raise ValueError(
-            f"a step of {type(cell).__name__} updates variables of the cell; allowed: a cell that keeps its state in"
-            " the carry, or rnn_jax.RNN around it, which runs such a cell by flax.nnx.RNN."
-        )
-    if lengths is not None:
-        lengths = check_lengths(lengths, batch_shape, time)
-    if resets is not None and resets.shape != (*batch_shape, time):
-        raise ValueError(f"resets has shape {resets.shape}; allowed: [*batch, time], here {(*batch_shape, time)}.")
-
-    fresh_carry = None
-    if carry is None or resets is not None:
-        fresh_carry = cell.initialize_carry(axes.input_shape, nnx.Rngs(0) if rngs is None else rngs)
-    carry = fresh_carry if carry is None else fit_carry(cell, carry, axes.input_shape)
+    call = prepare_call(
+        cell, xs, carry, context=context, lengths=lengths, resets=resets, reverse=reverse, key=key, rngs=rngs
+    )
+    carry, fresh_carry, lengths = call.carry, call.fresh_carry, call.lengths
+    batch_shape, time, time_axis = call.batch_shape, call.time, len(call.batch_shape)
     recorder, probe = (probe, None) if isinstance(probe, CallRecorder) else (None, probe)
-    call = LayerCall(cell, xs, carry, lengths, resets, reverse, context, key, batch_shape, time)
+    cut = None
+    if isinstance(probe, TruncatedAt):
+        cut, probe = probe.cuts(time, reverse=reverse), None
+        gradient = gradient.within if isinstance(gradient, Truncated) else gradient
 
     obstacle = fused_obstacle(cell, xs, carry)
     if method == "fused" and obstacle is not None:
@@ -131,7 +123,7 @@ def unroll(
     keys = None
     if key is not None and asks_for(cell, "key"):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(time, dtype=jnp.uint32))
-    steps = Steps(xs, active, resets, None if probe is None else probe.zeros, keys)
+    steps = Steps(xs, active, resets, None if probe is None else probe.zeros, keys, cut)
 
     state = (carry, jnp.zeros((), jnp.float32))
     if probe is not None:
@@ -148,13 +140,53 @@ def unroll(
         return (gradient or default).wrap(driver, reverse=reverse)(state, steps)
 
     # Each device would draw the numbers of the whole batch from a key: XLA's partitioner draws them once.
-    alone = probe is not None or keys is not None
+    alone = probe is not None or keys is not None or cut is not None
     spread = run if alone else over_batch(run, (carry, fresh_carry), batch_shape)
     state, ys = spread((cell, fresh_carry, context), state, steps)
     ys = jax.tree.map(lambda y: jnp.moveaxis(y, 0, time_axis), ys)
     if recorder is not None:
         recorder.note(call, state[0], ys)
     return state[0], ys
+
+
+def prepare_call(
+    cell: nnx.RNNCellBase,
+    xs: PyTree,
+    carry: Carry | None = None,
+    *,
+    context: PyTree = None,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    reverse: bool = False,
+    key: Array | None = None,
+    rngs: nnx.Rngs | nnx.RngStream | None = None,
+) -> LayerCall:
+    """Checks the arguments of a run and brings them into the one form that every driver and instrument starts from.
+
+    Args:
+      cell, xs, carry, context, lengths, resets, reverse, key, rngs: as `unroll`.
+
+    Raises:
+      ValueError: as `unroll`.
+    """
+    axes = input_axes(cell, xs)
+    batch_shape, time = axes.batch_shape, axes.time
+    check_context(cell, context, batch_shape)
+    if updates_variables(cell, abstract_step(xs, axes.time_axis), axes.input_shape, carry, context):
+        raise ValueError(
+            f"a step of {type(cell).__name__} updates variables of the cell; allowed: a cell that keeps its state in"
+            " the carry, or rnn_jax.RNN around it, which runs such a cell by flax.nnx.RNN."
+        )
+    if lengths is not None:
+        lengths = check_lengths(lengths, batch_shape, time)
+    if resets is not None and resets.shape != (*batch_shape, time):
+        raise ValueError(f"resets has shape {resets.shape}; allowed: [*batch, time], here {(*batch_shape, time)}.")
+    fresh_carry = None
+    if carry is None or resets is not None:
+        fresh_carry = cell.initialize_carry(axes.input_shape, nnx.Rngs(0) if rngs is None else rngs)
+    carry = fresh_carry if carry is None else fit_carry(cell, carry, axes.input_shape)
+    fresh_carry = None if resets is None else fresh_carry
+    return LayerCall(cell, xs, carry, lengths, resets, reverse, context, key, batch_shape, time, fresh_carry)
 
 
 def fused_obstacle(cell: nnx.RNNCellBase, xs: PyTree, carry: Carry | None = None) -> str | None:

@@ -31,7 +31,7 @@ from flax.nnx.nn import dtypes
 
 from rnn_jax.cell import PointwiseCell, sum_gates
 from rnn_jax.unroll.running_scale import Record, common_scale, log2_largest, log2_norms, times_power_of_two
-from rnn_jax.unroll.scan import State, Steps, even_size, over_segments, where
+from rnn_jax.unroll.scan import State, Steps, even_size, over_segments, stopped, where
 
 Array = jax.Array
 Carry = Any
@@ -128,7 +128,7 @@ def scan_fused(
 
     output = output if active is None and reset is None and time else None
     static = _Static(split, output, None if record is None else record_batch, reverse, unroll)
-    steps = Steps(xs, active, reset, steps.probe)
+    steps = Steps(xs, active, reset, steps.probe, cut=steps.cut)
     (carry, scale_token), ys = _run(static, used, others, weights, steps, (carry, state[1]), fresh_carry)
     carry = jax.tree.map(lambda part: part.reshape(*batch_shape, *part.shape[1:]), carry)
     return (carry, scale_token), ys.reshape(time, *batch_shape, *ys.shape[2:])
@@ -344,7 +344,7 @@ def _run_bwd(static, residuals, cotangents):
 
     def step(state, inputs):
         a, log2_scale, d_used, d_fresh = state
-        g, log2_g, (pullback, carry), active, reset = inputs
+        g, log2_g, (pullback, carry), active, reset, cut = inputs
         recorded = None
         if record is not None:
             norms = log2_norms(a)
@@ -373,6 +373,8 @@ def _run_bwd(static, residuals, cotangents):
             d_fresh = jax.tree.map(jnp.add, d_fresh, reset_cotangent)
         if active is not None:
             a = jax.tree.map(jnp.add, a, bypass)
+        if cut is not None:
+            a = stopped(cut, a)
         return (a, log2_scale, d_used, d_fresh), (dz_h, dz_x, recorded)
 
     def linearize(z, carry):
@@ -395,7 +397,7 @@ def _run_bwd(static, residuals, cotangents):
         state, (dz_h, dz_x, recorded) = jax.lax.scan(
             step,
             state,
-            (g, log2_g, (jax.vmap(linearize)(z, carries), carries), steps.active, steps.reset),
+            (g, log2_g, (jax.vmap(linearize)(z, carries), carries), steps.active, steps.reset, steps.cut),
             reverse=not static.reverse,
             unroll=static.unroll,
         )

@@ -29,6 +29,8 @@ class LayerCall:
       context: what the cell was given at every step, or None.
       key: of `jax.random`, from which each step's was drawn, or None.
       batch_shape, time: sizes of the axes.
+      fresh_carry: what a reset puts in the place of the carry; None without resets.
+      layer: the name of the layer in its model.
       final_carry: after the last step.
       ys: outputs, each at the step of its input, `[*batch, time, ...]` each.
     """
@@ -43,6 +45,8 @@ class LayerCall:
     key: Array | None
     batch_shape: tuple[int, ...]
     time: int
+    fresh_carry: Carry = None
+    layer: str = "rnn"
     final_carry: Carry = None
     ys: Any = None
 
@@ -61,4 +65,5 @@ class CallRecorder:
     calls: list[tuple[str, LayerCall]] = dataclasses.field(default_factory=list)
 
     def note(self, call: LayerCall, final_carry: Carry, ys: Any) -> None:
-        self.calls.append((self.name, dataclasses.replace(call, final_carry=final_carry, ys=ys)))
+        call = dataclasses.replace(call, layer=self.name, final_carry=final_carry, ys=ys)
+        self.calls.append((self.name, call))

@@ -150,7 +150,7 @@ def is_inexact(x: Array) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
-def wide_dtype(x: Array) -> jnp.dtype:
+def wide_dtype(x: Array | jax.ShapeDtypeStruct) -> jnp.dtype:
     """Returns the real dtype to measure x in: float64 for double precision, else float32."""
     return jnp.dtype(jnp.float64 if x.dtype in (jnp.float64, jnp.complex128) else jnp.float32)
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rnn_jax.cell import step as step_of
-from rnn_jax.unroll.running_scale import Probe, Record, rescale, times_power_of_two, unscale
+from rnn_jax.unroll.running_scale import Probe, Record, is_inexact, rescale, times_power_of_two, unscale
 
 Array = jax.Array
 Carry = Any
@@ -35,6 +35,7 @@ class Steps(NamedTuple):
       reset: bool `[time, *batch]`, or None.
       probe: the zeros of a `Probe`, or None.
       key: of `jax.random`, `[time]`, or None.
+      cut: bool `[time]`, True where no gradient flows to the step before, or None.
     """
 
     x: PyTree
@@ -42,6 +43,7 @@ class Steps(NamedTuple):
     reset: Array | None
     probe: PyTree
     key: Array | None = None
+    cut: Array | None = None
 
 
 Run = Callable[[State, Steps], tuple[State, Any]]  # all steps, from the state before them
@@ -76,22 +78,37 @@ def scan_cell(
 
     def step(state, inputs):
         (carry, scale_token), operands = state, (cell, inputs.x, fresh_carry, context)
-        active, reset = inputs.active, inputs.reset
         if record is not None:
             operands, scale_token = unscale(operands, scale_token)
         cell_t, x, fresh, context_t = operands
-        old = carry
-        if reset is not None:
-            carry = jax.tree.map(partial(_where_batched, reset), fresh, carry, carry)
-        carry, y = step_of(cell_t, carry, x, context=context_t, key=inputs.key)
-        if active is not None:
-            carry = jax.tree.map(partial(_where_batched, active), carry, old, carry)
-            y = jax.tree.map(lambda part: where(active, part, jnp.zeros_like(part)), y)
+        if inputs.cut is not None:
+            carry = _cut(carry, inputs.cut)
+        carry, y = one_step(cell_t, carry, inputs._replace(x=x), fresh_carry=fresh, context=context_t)
         if record is not None:
             carry, y, scale_token = rescale(record, carry, y, scale_token, inputs.probe)
         return (carry, scale_token), y
 
     return jax.lax.scan(step, state, steps, reverse=reverse, unroll=unroll)
+
+
+def one_step(
+    cell: nnx.RNNCellBase, carry: Carry, inputs: Steps, *, fresh_carry: Carry | None, context: PyTree
+) -> tuple[Carry, Any]:
+    """Runs one step, with its reset before it; a padded step holds the carry and puts out zeros.
+
+    Args:
+      cell, fresh_carry, context: as `scan_cell`.
+      carry: before the step.
+      inputs: of one step, without the axis of time.
+    """
+    old, active = carry, inputs.active
+    if inputs.reset is not None:
+        carry = jax.tree.map(partial(where_batched, inputs.reset), fresh_carry, carry, carry)
+    carry, y = step_of(cell, carry, inputs.x, context=context, key=inputs.key)
+    if active is not None:
+        carry = jax.tree.map(partial(where_batched, active), carry, old, carry)
+        y = jax.tree.map(lambda part: where(active, part, jnp.zeros_like(part)), y)
+    return carry, y
 
 
 def where(condition: Array, x: Array, y: Array) -> Array:
@@ -104,7 +121,7 @@ def has_batch_axes(part: Array, batch_shape: tuple[int, ...]) -> bool:
     return part.shape[: len(batch_shape)] == batch_shape
 
 
-def _where_batched(condition: Array, x: Array, y: Array, shared: Array) -> Array:
+def where_batched(condition: Array, x: Array, y: Array, shared: Array) -> Array:
     """As `where` for a part of the carry that has batch axes; `shared` for one that has none."""
     return where(condition, x, y) if has_batch_axes(x, condition.shape) else shared
 
@@ -159,6 +176,29 @@ def even_size(time: int, max_size: int) -> int:
     max_size = max(1, min(max_size, time))
     even = next((size for size in range(max_size, max_size // 2, -1) if time % size == 0), None)
     return even or -(-time // -(-time // max_size))
+
+
+@jax.custom_vjp
+def _cut(carry: Carry, cut: Array) -> Carry:
+    """Identity whose backward pass stops where `cut` is True. Under `jax.vmap` all cuts share the forward pass."""
+    del cut
+    return carry
+
+
+def _cut_fwd(carry, cut):
+    return carry, cut
+
+
+def _cut_bwd(cut, a):
+    return stopped(cut, a), None
+
+
+_cut.defvjp(_cut_fwd, _cut_bwd)
+
+
+def stopped(cut: Array, adjoint: Carry) -> Carry:
+    """Returns the adjoint, zeros if the scalar `cut` is True."""
+    return jax.tree.map(lambda part: jnp.where(cut, jnp.zeros_like(part), part) if is_inexact(part) else part, adjoint)
 
 
 @jax.custom_vjp

@@ -16,6 +16,27 @@ from rnn_jax.unroll.scan import Run, State, Steps, over_segments
 from rnn_jax.unroll.whole import Whole
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TruncatedAt:
+    """In the place of a layer's probe: the gradient is that of `Truncated(every)`, where `every` may be traced.
+
+    So the gradients of many lengths are one program, and under `jax.vmap` they share one forward pass.
+
+    Attributes:
+      every: steps in a piece, an integer scalar.
+    """
+
+    every: jax.Array
+
+    def cuts(self, time: int, *, reverse: bool) -> jax.Array:
+        """Returns where no gradient flows to the step before, in the order of the run: bool `[time]`."""
+        steps = jnp.arange(time, dtype=jnp.int32)
+        first_of_run = time - 1 if reverse else 0
+        begins = (steps + 1 if reverse else steps) % self.every.astype(jnp.int32) == 0
+        return begins & (steps != first_of_run)
+
+
 @dataclasses.dataclass(frozen=True)
 class Truncated:
     """No gradient flows between pieces of `every` steps; outputs are the same.
