@@ -39,7 +39,8 @@ def _each_call(
 
 
 def _jacobian(call: LayerCall) -> dict[str, jax.Array]:
-    spectrum = flow.jacobian_spectrum(call)
+    # Not from the first step on: at a carry of zeros many a cell has lost directions before anything has happened.
+    spectrum = flow.jacobian_spectrum(call, start=call.time // 4)
     return {
         name: getattr(spectrum, name)
         for name in ("lags", "log10_values", "spectral_radius", "from_orthogonal", "inside")
@@ -51,10 +52,21 @@ def _lyapunov(call: LayerCall) -> dict[str, jax.Array]:
     return {name: getattr(spectrum, name) for name in ("exponents", "standard_error", "dimension", "entropy_rate")}
 
 
+def _truncation(task: tasks.Task, model: Any, batch: tasks.Batch) -> Quantities:
+    bias, noise = flow.truncation_bias(task.loss, model, batch), flow.gradient_noise(task.loss, model, batch)
+    found: Quantities = {}
+    for layer in bias.cosine:
+        found |= {(layer, "every"): bias.every, (layer, "cosine"): bias.cosine[layer]}
+        found |= {(layer, "norm_ratio"): bias.norm_ratio[layer], (layer, "signal_to_noise"): noise.ratio[layer]}
+        found |= {(layer, "noise_scale"): noise.noise_scale[layer]}
+    return found
+
+
 INSTRUMENTS: dict[str, Callable[[tasks.Task, Any, tasks.Batch], Quantities]] = {
     "profile": _profile,
     "jacobian": functools.partial(_each_call, _jacobian),
     "lyapunov": functools.partial(_each_call, _lyapunov),
+    "truncation": _truncation,
 }
 
 

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from rnn_jax.report import read
 from rnn_jax.report.learning import LearningCurve, learning_curves, plot_learning
 from rnn_jax.report.profiles import over_seeds
-from rnn_jax.report.style import COLORS, MARKERS, TEXT_WIDTH, paper, save_figure
+from rnn_jax.report.style import COLORS, MARKERS, TEXT_WIDTH, mark_every, paper, save_figure
 
 # (network, stage, dimension) -> log10 norms [seeds, places]
 GridProfiles = Mapping[tuple[str, str, str], np.ndarray]
@@ -66,9 +66,8 @@ def plot_along(ax: Axes, profiles: GridProfiles, dimension: str, colors: Mapping
             median_P, low_P, high_P = over_seeds(norm_SP - largest)
         lags_P = np.arange(norm_SP.shape[-1])[::-1]
         style: dict[str, Any] = {"color": colors[network], "linestyle": _STAGES[stage], "marker": markers[network]}
-        few = np.isfinite(median_P).sum() <= 12
-        sparse: dict[str, Any] = {"markersize": 3.5, "markevery": None if few else 0.12, "linewidth": 1.3}
-        ax.plot(lags_P, median_P, **style, **sparse, label=f"_{network}, {stage}")
+        style |= {"markersize": 3.5, "markevery": mark_every(len(lags_P)), "linewidth": 1.3}
+        ax.plot(lags_P, median_P, **style, label=f"_{network}, {stage}")
         if stage == "trained" and len(norm_SP) > 1:
             ax.fill_between(lags_P, low_P, high_P, color=colors[network], alpha=0.15, linewidth=0)
     ax.set_xlabel(_LAGS[dimension])
@@ -99,7 +98,8 @@ def grid_figure(
     first, *beside = figure.subplots(1, panels)
     for curve in curves:
         marker = MARKERS[1 + networks.index(curve.cell)] if curve.cell in networks else ""
-        plot_learning(first, curve, color=colors.get(curve.cell, "0.4"), marker=marker, markersize=3.5, markevery=0.12)
+        style = {"marker": marker, "markersize": 3.5, "markevery": mark_every(len(curve.steps))}
+        plot_learning(first, curve, color=colors.get(curve.cell, "0.4"), **style)
     for score in {float(row["baseline_score"]) for row in rows}:
         first.axhline(score, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         first.annotate(

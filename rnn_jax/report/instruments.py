@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from rnn_jax.report import read
 from rnn_jax.report.profiles import plot_profile
-from rnn_jax.report.style import COLORS, COLUMN, MARKERS, TEXT_WIDTH, legend_below, paper, save_figure
+from rnn_jax.report.style import COLORS, COLUMN, MARKERS, TEXT_WIDTH, legend_below, mark_every, paper, save_figure
 
 # cell, stage, layer -> quantity -> [seeds, ...]
 Found = Mapping[tuple[str, str, str], Mapping[str, np.ndarray]]
@@ -46,7 +46,6 @@ def _style(number: int) -> dict[str, Any]:
         "color": COLORS[number % len(COLORS)],
         "marker": MARKERS[1 + number % (len(MARKERS) - 1)],
         "markersize": 3,
-        "markevery": 0.12,
         "linewidth": 1.2,
     }
 
@@ -63,7 +62,7 @@ def _over_all(values: np.ndarray, axes: int = 1) -> tuple[np.ndarray, np.ndarray
 
 def _line(ax: Axes, xs: np.ndarray, values: np.ndarray, label: str, *, band: bool = True, **style: Any) -> None:
     median, low, high = _over_all(values)
-    ax.plot(xs, median, label=label, **style)
+    ax.plot(xs, median, label=label, markevery=mark_every(len(xs)), **style)
     if band:
         ax.fill_between(xs, low, high, color=style["color"], alpha=0.13, linewidth=0)
 
@@ -88,7 +87,8 @@ def profile_figure(found: Found) -> Figure:
     for ax, stage in zip(axes[0], _stages(found)):
         for number, ((cell, layer), name) in enumerate(networks.items()):
             if (cell, stage, layer) in found:
-                plot_profile(ax, found[cell, stage, layer]["log10_norm"], label=name, **_style(number))
+                norm_ST = found[cell, stage, layer]["log10_norm"]
+                plot_profile(ax, norm_ST, label=name, markevery=mark_every(norm_ST.shape[-1]), **_style(number))
         legend_below(ax)
     axes[0, -1].set_ylabel(axes[0, 0].get_ylabel() if axes.shape[1] == 1 else "")
     return figure
@@ -99,7 +99,7 @@ def jacobian_figure(found: Found) -> Figure:
     """Singular values of d carry_lag / d carry_0: the largest, the middle and the smallest; and the local radius."""
     networks = _networks(found)
     figure, axes = _panels(found, 2, 1.7)
-    lowest = 0.0
+    lowest, highest = 0.0, 0.0
     for column, stage in enumerate(_stages(found)):
         values_ax, radius_ax = axes[:, column]
         for number, ((cell, layer), name) in enumerate(networks.items()):
@@ -112,14 +112,16 @@ def jacobian_figure(found: Found) -> Figure:
             for linestyle, place in lines.items():
                 word = {0: "largest", -1: "smallest"}.get(place, "middle")
                 label = name if place == 0 else f"_{name}, {word}"
+                if place == 0:
+                    highest = max(highest, np.nanmax(_over_all(log10_values[..., 0])[2], initial=0.0))
                 _line(values_ax, lags, log10_values[..., place], label, linestyle=linestyle, band=place == 0, **style)
                 lowest = min(lowest, np.nanmin(_over_all(log10_values[..., place])[0], initial=0.0))
             _line(radius_ax, lags, np.where(inside, of["spectral_radius"], np.nan), f"_{name}", **style)
         values_ax.axhline(0, color="0.6", linewidth=0.5, zorder=1)
         radius_ax.axhline(1, color="0.6", linewidth=0.5, zorder=1)
-        radius_ax.set_xlabel("lag  (steps of the run)")
+        radius_ax.set_xlabel("lag  (steps, from a quarter of the run on)")
         legend_below(radius_ax, handles=[*values_ax.get_legend_handles_labels()[0], *_kinds()], ncols=2)
-    axes[0, 0].set_ylim(bottom=max(1.1 * lowest, _FLOOR))
+    axes[0, 0].set_ylim(max(1.1 * lowest, _FLOOR), highest + 0.05 * (highest - max(lowest, _FLOOR)) + 0.1)
     axes[0, 0].set_ylabel("log$_{10}$ singular values")
     axes[1, 0].set_ylabel("spectral radius of a step")
     return figure
@@ -152,6 +154,26 @@ def lyapunov_figure(found: Found) -> Figure:
     return figure
 
 
+@paper()
+def truncation_figure(found: Found) -> Figure:
+    """Cosine and norm ratio of the truncated gradient and the whole one, against the truncation length."""
+    figure = Figure(figsize=(TEXT_WIDTH, 2.4 + 0.13 * len(_networks(found))), layout="constrained")
+    axes = figure.subplots(1, 2)
+    cells = list(dict.fromkeys(cell for cell, _, _ in found))
+    labels = {"cosine": "cosine to the whole gradient", "norm_ratio": "norm / that of the whole gradient"}
+    for ax, (quantity, name) in zip(axes, labels.items()):
+        for (cell, stage, layer), of in sorted(found.items(), key=lambda item: _stages(found).index(item[0][1])):
+            if layer:  # of the whole network alone
+                continue
+            style = {**_style(cells.index(cell)), "linestyle": _STAGE_LINES[stage]}
+            ratio = f"  (signal / noise {np.median(of['signal_to_noise']):.2g})"
+            _line(ax, of["every"][0], of[quantity], f"{cell}, {_TITLES[stage]}{ratio}", **style)
+        ax.axhline(1, color="0.6", linewidth=0.5, zorder=1)
+        ax.set(xscale="log", xlabel="truncation length, steps", ylabel=name)
+    legend_below(axes[0])
+    return figure
+
+
 INSTRUMENTS: dict[str, tuple[Callable[[Found], Figure], str]] = {
     "profile": (
         profile_figure,
@@ -162,7 +184,8 @@ INSTRUMENTS: dict[str, tuple[Callable[[Found], Figure], str]] = {
         jacobian_figure,
         "Above: by which factor the recurrence stretches a small change of the carry, in the direction where it does so"
         " most, least, and in the middle (log10 of singular values of the Jacobian over a growing lag). Near 0 a"
-        " gradient passes undiminished; directions that fall are forgotten. Below: the largest modulus of an eigenvalue"
+        " gradient passes undiminished; directions that fall are forgotten, and those that"
+        " one step loses to rounding are not drawn. Below: the largest modulus of an eigenvalue"
         " of a single step; above 1, the step can magnify.",
     ),
     "lyapunov": (
@@ -170,6 +193,13 @@ INSTRUMENTS: dict[str, tuple[Callable[[Found], Figure], str]] = {
         "Lyapunov exponents of the run on its inputs, by rank: the mean rate at which small changes grow (above 0) or"
         " shrink. A positive largest exponent is chaos: gradients explode. One near 0 remembers; -0.1 forgets a factor"
         " of e in ten steps. Dimension: that of Kaplan and Yorke, how many directions stay alive.",
+    ),
+    "truncation": (
+        truncation_figure,
+        "What truncated backpropagation loses: the cosine between its gradient and the whole one (left), and the ratio"
+        " of their norms (right), for each truncation length. Where the cosine is near 1, longer pieces only cost time."
+        " Signal / noise: the norm of the gradient of this batch over what its examples scatter; near 1, a batch of this"
+        " size says little.",
     ),
 }
 

@@ -140,7 +140,7 @@ def learning_figure(
     ax, *beside = figure.subplots(1, panels, squeeze=False)[0]
 
     for i, curve in enumerate(curves):
-        plot_learning(ax, curve, **line_style(i))
+        plot_learning(ax, curve, **line_style(i, len(curve.steps)))
     baseline = {float(row["baseline_score"]) for row in rows if row.get("baseline_score")}
     for score in baseline:
         ax.axhline(score, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
@@ -297,7 +297,7 @@ def plot_reach(ax: Axes, steps_L: np.ndarray, log10_norm: Mapping[str, np.ndarra
     """
     lags = {layer: reach(profile_LT) for layer, profile_LT in log10_norm.items()}
     for i, (layer, lags_L) in enumerate(lags.items()):
-        ax.plot(steps_L, lags_L, label=layer, **{**line_style(i), "linewidth": 1.4})
+        ax.plot(steps_L, lags_L, label=layer, **{**line_style(i, len(steps_L)), "linewidth": 1.4})
     time = max(profile_LT.shape[-1] for profile_LT in log10_norm.values())
     furthest = max(np.max(lags_L, where=np.isfinite(lags_L), initial=0.0) for lags_L in lags.values())
     if furthest < time / 4:  # to show all steps would flatten it

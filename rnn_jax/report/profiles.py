@@ -133,13 +133,14 @@ def profiles_figure(profiles: read.Profiles, horizons: Sequence[Mapping[str, str
     figure = Figure(figsize=(len(panels) * COLUMN + 0.2, 2.7 + 0.14 * len(curves)), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    reach = _reach(curves)
     for ax, (stage, row) in zip(axes, panels, strict=True):
         for i, curve in enumerate(curves):
             plot_profile(
                 ax,
                 curve.log10_ratio_LST[row],
                 label=curve.label + _horizon(horizons, curve, stage),
-                **line_style(i),
+                **line_style(i, reach),
             )
         for name, level in (("1/e", _E), ("1/1000", _THOUSAND)):
             ax.axhline(level, color="0.4", linewidth=0.5, zorder=1)
@@ -147,7 +148,7 @@ def profiles_figure(profiles: read.Profiles, horizons: Sequence[Mapping[str, str
             ax.annotate(name, (1, level), (4, 0), **place, va="center", fontsize=7, color="0.4")
         ax.set_title(f"{_STAGES[stage]} (step {profiles.steps[row]})")
         ax.set_ylabel(_RATIO if ax is axes[0] else "")
-        ax.set_xlim(0, _reach(curves))
+        ax.set_xlim(0, reach)
         legend_below(ax)
 
     lowest = _lowest(curves)

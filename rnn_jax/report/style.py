@@ -53,16 +53,26 @@ def paper() -> Any:
     return matplotlib.rc_context(_PAPER)
 
 
-def line_style(number: int) -> dict[str, Any]:
-    """Returns color, linestyle and marker of line `number` of a figure; no two of 32 look alike, also in grey."""
+def line_style(number: int, points: int) -> dict[str, Any]:
+    """Returns color, linestyle and marker of line `number` of a figure; no two of 32 look alike, also in grey.
+
+    Args:
+      number: from 0.
+      points: of the line that are seen: where they are many, a marker stands at few of them.
+    """
     turn = number // len(COLORS)
     return {
         "color": COLORS[number % len(COLORS)],
         "linestyle": LINESTYLES[(number + turn) % len(LINESTYLES)],
         "marker": MARKERS[number // len(LINESTYLES) % len(MARKERS)],
         "markersize": 3.5,
-        "markevery": 0.12,  # of the frame: where points are many, a marker stands at few
+        "markevery": mark_every(points),
     }
+
+
+def mark_every(points: int) -> int:
+    """Returns at every which point of a line a marker stands: about eight of them do."""
+    return max(1, points // 8)
 
 
 def legend_below(ax: Axes, **options: Any) -> None:

@@ -150,7 +150,7 @@ def draw_effect(*run_dirs: read.StrPath, out: read.StrPath | None = None) -> pat
         flags = read.load_config(run_dir)["flags"]
         label = f"attention: {flags['attention'] or 'additive'}, {flags['steps']:,} updates"
         rows = load_translations(run_dir)
-        style = line_style(k)
+        style = line_style(k, 1)
         plot_by_length(
             score_ax, by_length(rows), exact=True, label=label, color=style["color"], linestyle=style["linestyle"]
         )
