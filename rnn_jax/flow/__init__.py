@@ -9,6 +9,7 @@ from rnn_jax.flow.grid import GridProfile, grid_profile
 from rnn_jax.flow.horizon import Horizon, horizon
 from rnn_jax.flow.jacobian import JacobianSpectrum, jacobian_spectrum
 from rnn_jax.flow.lyapunov import LyapunovSpectrum, lyapunov_spectrum
+from rnn_jax.flow.memory import MemoryCurve, SignalSpread, memory_curve, signal_spread
 from rnn_jax.flow.profile import GradientProfile, gradient_profile
 from rnn_jax.flow.truncation import TruncationBias, truncation_bias
 
@@ -21,6 +22,8 @@ __all__ = [
     "Horizon",
     "JacobianSpectrum",
     "LyapunovSpectrum",
+    "MemoryCurve",
+    "SignalSpread",
     "TruncationBias",
     "adjoints",
     "check_cell",
@@ -32,5 +35,7 @@ __all__ = [
     "jacobian_spectrum",
     "layer_calls",
     "lyapunov_spectrum",
+    "memory_curve",
+    "signal_spread",
     "truncation_bias",
 ]

@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from rnn_jax.flow import graded
-from rnn_jax.flow.run_order import as_call, check_count, coordinates, in_run_order, push, refuse_nan
+from rnn_jax.flow.run_order import as_call, check_count, check_start, coordinates, in_run_order, push, refuse_nan
 from rnn_jax.unroll.record import LayerCall
 from rnn_jax.unroll.scan import Steps
 
@@ -103,13 +103,10 @@ def jacobian_spectrum(
     count = check_count(k, space.size)
     n, batch_shape, axis = space.size, call.batch_shape, len(call.batch_shape)
 
-    def skip(carry: Carry, inputs: Steps) -> tuple[Carry, None]:
-        return run.step(carry, inputs)[0], None
-
     def at(steps: Steps, first: int, last: int) -> Steps:
         return jax.tree.map(lambda x: x[first:last], steps)
 
-    first_carry, _ = jax.lax.scan(skip, call.carry, at(run.steps, 0, start))
+    first_carry = run.after(start)
     is_lag = jnp.asarray(np.isin(np.arange(1, chosen[-1] + 1), chosen))
 
     def measure(product: graded.Graded, basis: Array, columns: Array) -> Any:
@@ -124,7 +121,7 @@ def jacobian_spectrum(
         carry, product, out, row = state
         steps, wanted = inputs
         basis = product.q
-        carry, _, columns = push(run, space, carry, steps, basis)
+        carry, _, columns, _ = push(run, space, carry, steps, basis)
         product = graded.times(product, columns)
 
         def keep(operands: Any) -> Any:
@@ -156,8 +153,7 @@ def _spectral_radius(matrix: Array) -> Array:
 
 
 def _chosen_lags(lags: Sequence[int] | None, start: int, time: int) -> list[int]:
-    if not 0 <= start < time:
-        raise ValueError(f"start={start} is out of range; allowed: 0 to {time - 1}, as the sequence has {time} steps.")
+    check_start("start", start, time)
     last = time - start
     if lags is None:
         if last <= _EVERY_LAG:

@@ -154,7 +154,7 @@ def lyapunov_spectrum(
             tangents = where(reset, basis, tangents)
             age = jnp.where(reset, 0, age)
             inputs = inputs._replace(reset=None)
-        carry, _, tangents = push(run, space, carry, inputs, tangents)
+        carry, _, tangents, _ = push(run, space, carry, inputs, tangents)
         counts = age >= transient
         if inputs.active is not None:
             counts &= inputs.active

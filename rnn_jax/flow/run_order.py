@@ -45,6 +45,13 @@ class Run:
         call = self.call
         return one_step(call.cell, carry, inputs, fresh_carry=call.fresh_carry, context=call.context)
 
+    def after(self, count: int) -> Carry:
+        """Runs the first steps; returns the carry behind them."""
+        if not count:
+            return self.call.carry
+        steps = jax.tree.map(lambda x: x[:count], self.steps)
+        return jax.lax.scan(lambda carry, inputs: (self.step(carry, inputs)[0], None), self.call.carry, steps)[0]
+
 
 def as_call(cell: nnx.RNNCellBase | LayerCall, xs: PyTree, carry: Carry | None, **how: Any) -> LayerCall:
     """Returns the call that an instrument measures: the one given, or that of a cell on inputs.
@@ -159,11 +166,7 @@ class Coordinates:
 
     def to_vector(self, parts: list[Array]) -> Array:
         """Joins arrays like the parts, `[*batch, ...]` each, to `[*batch, n]`."""
-        rows = []
-        for part in parts:
-            row = part.reshape(*self.batch_shape, -1)
-            rows += [jnp.real(row), jnp.imag(row)] if _is_complex(part) else [row]
-        return jnp.concatenate([row.astype(self.dtype) for row in rows], axis=-1)
+        return vectors_of(parts, self)
 
     def to_parts(self, vector: Array) -> list[Array]:
         """Splits `[*batch, n]` into arrays like the parts."""
@@ -206,7 +209,15 @@ def check_count(k: int | None, size: int) -> int:
     return size if k is None else k
 
 
-def push(run: Run, space: Coordinates, carry: Carry, inputs: Steps, tangents: Array) -> tuple[Carry, PyTree, Array]:
+def check_start(name: str, start: int, time: int) -> None:
+    """Raises ValueError unless a step is one of the run, from 0 on."""
+    if not 0 <= start < time:
+        raise ValueError(f"{name}={start} is out of range; allowed: 0 to {time - 1}, as the sequence has {time} steps.")
+
+
+def push(
+    run: Run, space: Coordinates, carry: Carry, inputs: Steps, tangents: Array
+) -> tuple[Carry, PyTree, Array, Array]:
     """Runs one step and pushes tangent vectors of the carry through it: products with its Jacobian.
 
     The sequences of a batch are independent of each other, so that one derivative of the batched step serves all.
@@ -218,20 +229,28 @@ def push(run: Run, space: Coordinates, carry: Carry, inputs: Steps, tangents: Ar
       tangents: `[*batch, n, k]`, k vectors for each sequence.
 
     Returns:
-      The next carry, the output, and the tangents of the next carry.
+      The next carry, the output, the tangents of the next carry, and those of the output, `[*batch, outputs, k]`.
     """
     parts, merge = space.split(carry)
 
-    def step(parts: list[Array]) -> tuple[list[Array], tuple[Carry, PyTree]]:
+    def step(parts: list[Array]) -> tuple[Any, tuple[Carry, PyTree]]:
         carry, y = run.step(merge(parts), inputs)
-        return space.split(carry)[0], (carry, y)
+        return (space.split(carry)[0], [leaf for leaf in jax.tree.leaves(y) if is_inexact(leaf)]), (carry, y)
 
     _, linear, (carry, y) = jax.linearize(step, parts, has_aux=True)
 
-    def push_one(tangent: Array) -> Array:
-        return space.to_vector(linear(space.to_parts(tangent)))
+    def push_one(tangent: Array) -> tuple[Array, Array]:
+        parts, of_y = linear(space.to_parts(tangent))
+        return space.to_vector(parts), vectors_of(of_y, space)
 
-    return carry, y, jax.vmap(push_one, -1, -1)(tangents)
+    return carry, y, *jax.vmap(push_one, -1, -1)(tangents)
+
+
+def vectors_of(arrays: list[Array], space: Coordinates) -> Array:
+    """Joins arrays `[*batch, ...]` to vectors `[*batch, size]` of the real type of the coordinates."""
+    rows = [array.reshape(*space.batch_shape, -1) for array in arrays]
+    rows = [part for row in rows for part in ([jnp.real(row), jnp.imag(row)] if jnp.iscomplexobj(row) else [row])]
+    return jnp.concatenate([row.astype(space.dtype) for row in rows], axis=-1)
 
 
 def check_finite(call: LayerCall) -> None:
