@@ -9,6 +9,7 @@ task by then is shown beside it.
     python -m experiments.gradient_flow --cells=lstm,gru --learning_rate=1e-2,3e-3,1e-3
     python -m experiments.gradient_flow --task=adding --seq_len=200 --steps=2000 --hidden=128
     python -m experiments.gradient_flow --task=temporal_order --cells=elman,lstm --steps=1000
+    python -m experiments.gradient_flow --cells=elman,lstm --instruments=jacobian,lyapunov,truncation,memory
     python -m experiments.gradient_flow ... --out=runs/mine --resume       (the same flags again: goes on)
 
 It writes a run directory (config.json, metrics.csv, TensorBoard events, gradient_flow.npz and .csv, summary.csv, a
@@ -31,6 +32,7 @@ import tqdm
 from absl import app, flags, logging
 from flax import nnx
 
+from experiments.instruments import INSTRUMENTS, measure_run, parse_instruments
 from rnn_jax import flow, tasks
 from rnn_jax.constant import parameter_count
 from rnn_jax.models import SequenceClassifier
@@ -42,6 +44,7 @@ from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.config import TrainConfig, evenly
 from rnn_jax.training.ensemble import use_cores
 from rnn_jax.training.loop import train_ensemble
+from rnn_jax.training.networks import STAGES
 from rnn_jax.training.optimizers import make_ensemble_optimizer
 from rnn_jax.training.resume import open_run, other_versions, resume_command
 from rnn_jax.training.session import Interrupted, Session, open_session
@@ -67,6 +70,9 @@ _LEARNING_RATE = flags.DEFINE_list("learning_rate", ["2e-3"], "Of Adam; several 
 _CLIP = flags.DEFINE_float("clip", 1.0, "Clip gradients to this global norm; 0 does not clip.", lower_bound=0.0)
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Members of the ensemble: seed, seed + 1, ...", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "The first seed, of parameters and of the order of the data.", lower_bound=0)
+_INSTRUMENTS = flags.DEFINE_list(
+    "instruments", ["profile"], f"Beside the profile, before and after training: {', '.join(INSTRUMENTS)}."
+)
 _OUT = flags.DEFINE_string("out", None, "Folder for the results; runs/gradient_flow-<time> by default.")
 _RESUME = flags.DEFINE_bool("resume", False, "Go on with the run in --out; the other flags must be what they were.")
 
@@ -101,6 +107,7 @@ def main(argv: list[str]) -> None:
     enable_compilation_cache()
     try:
         cells = split_names(_CELLS.value)
+        instruments = [name for name in parse_instruments(_INSTRUMENTS.value) if name != "profile"]
         learning_rates = parse_learning_rates(_LEARNING_RATE.value)
         use_cores(_SEEDS.value * len(learning_rates))
         blanks = _BLANKS.value
@@ -112,7 +119,7 @@ def main(argv: list[str]) -> None:
             jax.eval_shape(lambda cell=cell: make_model(cell, task, nnx.Rngs(0)))
         tasks.batches(task.train, _BATCH.value, _SEED.value)
         given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-        del given["resume"]
+        del given["resume"], given["instruments"]  # which may be added to a run
         given["blanks"] = blanks
         run_dir = open_run(
             "gradient_flow", _OUT.value, given, task.fingerprint, resume=_RESUME.value, question=__doc__.splitlines()[0]
@@ -154,6 +161,11 @@ def main(argv: list[str]) -> None:
             save(run_dir, results)
     print_table(task, results)
     print(f"\nThe run directory is {run_dir}. Look at:")
+    if instruments:
+        try:
+            measure_run(run_dir, instruments, STAGES)
+        except ValueError as error:
+            print(f"Not measured: {error}", file=sys.stderr)
     *figures, report = write_report(run_dir)
     for path in (
         report,

@@ -18,7 +18,9 @@ from rnn_jax.unroll.record import LayerCall
 # (layer, quantity) -> array, of one network; "" is the whole network.
 Quantities = dict[tuple[str, str], jax.Array]
 
-SEQUENCES = 8  # that are measured, where no other number is said
+# Sequences of the training split that are measured, where no other number is said: few where each costs much, many
+# where a regression is fitted to them.
+SEQUENCES = {"profile": 32, "jacobian": 8, "lyapunov": 8, "truncation": 32, "memory": 128}
 
 
 def _profile(task: tasks.Task, model: Any, batch: tasks.Batch) -> Quantities:
@@ -52,6 +54,11 @@ def _lyapunov(call: LayerCall) -> dict[str, jax.Array]:
     return {name: getattr(spectrum, name) for name in ("exponents", "standard_error", "dimension", "entropy_rate")}
 
 
+def _memory(call: LayerCall) -> dict[str, jax.Array]:
+    curve = flow.memory_curve(call)
+    return {"lags": curve.lags, "fit": curve.fit, "capacity": curve.capacity}
+
+
 def _truncation(task: tasks.Task, model: Any, batch: tasks.Batch) -> Quantities:
     bias, noise = flow.truncation_bias(task.loss, model, batch), flow.gradient_noise(task.loss, model, batch)
     found: Quantities = {}
@@ -67,6 +74,7 @@ INSTRUMENTS: dict[str, Callable[[tasks.Task, Any, tasks.Batch], Quantities]] = {
     "jacobian": functools.partial(_each_call, _jacobian),
     "lyapunov": functools.partial(_each_call, _lyapunov),
     "truncation": _truncation,
+    "memory": functools.partial(_each_call, _memory),
 }
 
 
@@ -86,7 +94,7 @@ def parse_instruments(names: Sequence[str]) -> list[str]:
 
 
 def measure_run(
-    run_dir: pathlib.Path, names: Iterable[str], stages: Iterable[str], sequences: int = SEQUENCES
+    run_dir: pathlib.Path, names: Iterable[str], stages: Iterable[str], sequences: int | None = None
 ) -> list[pathlib.Path]:
     """Measures the networks of a run, writes what each instrument showed, and returns the files.
 
@@ -94,7 +102,7 @@ def measure_run(
       run_dir: of the run.
       names: of the instruments.
       stages: "initialization", "trained".
-      sequences: of the training split that are measured.
+      sequences: of the training split that are measured; by default `SEQUENCES` of each instrument.
 
     Raises:
       ValueError: the run has no networks to measure, or one has no recurrent layer; or as the instrument.
@@ -102,14 +110,13 @@ def measure_run(
     paths: dict[str, pathlib.Path] = {}
     for stage in stages:
         task, networks = load_networks(run_dir, stage)
-        batch = probe_batch(task, sequences)
         for cell, models in networks.items():
             if not flow.calls.layer_names(models):
                 raise ValueError(
                     f"--run={str(run_dir)!r}: {cell!r} has no recurrent layer; allowed: a network with one."
                 )
             for name in names:
-                found = _measure(name, task, models, batch)
+                found = _measure(name, task, models, probe_batch(task, sequences or SEQUENCES[name]))
                 arrays = {(cell, stage, layer, quantity): array for (layer, quantity), array in found.items()}
                 paths[name] = run_directory.save_instrument(run_dir, name, arrays)
     return list(paths.values())

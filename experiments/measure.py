@@ -14,7 +14,7 @@ import sys
 
 from absl import app, flags, logging
 
-from experiments.instruments import INSTRUMENTS, SEQUENCES, measure_run, parse_instruments
+from experiments.instruments import INSTRUMENTS, measure_run, parse_instruments
 from rnn_jax.report.run_report import write_report
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.networks import STAGES
@@ -22,7 +22,9 @@ from rnn_jax.training.networks import STAGES
 _RUN = flags.DEFINE_string("run", None, "Run directory of experiments.train or experiments.gradient_flow.")
 _INSTRUMENTS = flags.DEFINE_list("instruments", list(INSTRUMENTS), f"Of {', '.join(INSTRUMENTS)}.")
 _AT = flags.DEFINE_list("at", ["trained"], f"Of {', '.join(STAGES)}: which networks.")
-_SEQUENCES = flags.DEFINE_integer("sequences", SEQUENCES, "Sequences that are measured.", lower_bound=1)
+_SEQUENCES = flags.DEFINE_integer(
+    "sequences", None, "Sequences that are measured; 8 to 128 by default, as the instrument needs.", lower_bound=1
+)
 
 
 def main(argv: list[str]) -> None:

@@ -174,6 +174,23 @@ def truncation_figure(found: Found) -> Figure:
     return figure
 
 
+@paper()
+def memory_figure(found: Found) -> Figure:
+    """How much of the input of each lag a linear map reads back from the carry, the mean over input features."""
+    networks = _networks(found)
+    figure, axes = _panels(found, 1, 2.1)
+    for ax, stage in zip(axes[0], _stages(found)):
+        for number, ((cell, layer), name) in enumerate(networks.items()):
+            if (cell, stage, layer) in found:
+                of = found[cell, stage, layer]
+                remark = f"  (capacity {np.median(of['capacity'].sum(-1)):.3g} of {of['fit'][0].size})"
+                _line(ax, of["lags"][0], of["fit"].mean(-1), name + remark, **_style(number))
+        ax.set(xlabel="lag  (steps before the carry)", ylim=(-0.1, 1.05))
+        legend_below(ax)
+    axes[0, 0].set_ylabel("input read back, R$^2$ on held-out steps")
+    return figure
+
+
 INSTRUMENTS: dict[str, tuple[Callable[[Found], Figure], str]] = {
     "profile": (
         profile_figure,
@@ -198,8 +215,14 @@ INSTRUMENTS: dict[str, tuple[Callable[[Found], Figure], str]] = {
         truncation_figure,
         "What truncated backpropagation loses: the cosine between its gradient and the whole one (left), and the ratio"
         " of their norms (right), for each truncation length. Where the cosine is near 1, longer pieces only cost time."
-        " Signal / noise: the norm of the gradient of this batch over what its examples scatter; near 1, a batch of this"
-        " size says little.",
+        " Signal / noise: the norm of the gradient of this batch over what its examples scatter; near 1, a batch of"
+        " this size says little.",
+    ),
+    "memory": (
+        memory_figure,
+        "How much of the input of an earlier step a linear map reads back from the carry: the share of its variance, on"
+        " held-out steps, the mean over input features. 1 is all of it, 0 and less is nothing. Capacity: the sum over"
+        " lags and features. What is needed and not kept here cannot be learned by the layers above.",
     ),
 }
 
