@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rnn_jax import flow, tasks
@@ -17,6 +18,7 @@ from rnn_jax.unroll.record import LayerCall
 
 # (layer, quantity) -> array, of one network; "" is the whole network.
 Quantities = dict[tuple[str, str], jax.Array]
+Instrument = Callable[[tasks.Task, Any, tasks.Batch], Quantities]
 
 # Sequences of the training split that are measured, where no other number is said: few where each costs much, many
 # where a regression is fitted to them.
@@ -69,7 +71,7 @@ def _truncation(task: tasks.Task, model: Any, batch: tasks.Batch) -> Quantities:
     return found
 
 
-INSTRUMENTS: dict[str, Callable[[tasks.Task, Any, tasks.Batch], Quantities]] = {
+INSTRUMENTS: dict[str, Instrument] = {
     "profile": _profile,
     "jacobian": functools.partial(_each_call, _jacobian),
     "lyapunov": functools.partial(_each_call, _lyapunov),
@@ -107,27 +109,39 @@ def measure_run(
     Raises:
       ValueError: the run has no networks to measure, or one has no recurrent layer; or as the instrument.
     """
-    paths: dict[str, pathlib.Path] = {}
+    networks: dict[tuple[str, str], Any] = {}
     for stage in stages:
-        task, networks = load_networks(run_dir, stage)
-        for cell, models in networks.items():
+        task, of_stage = load_networks(run_dir, stage)
+        for cell, models in of_stage.items():
             if not flow.calls.layer_names(models):
-                raise ValueError(
-                    f"--run={str(run_dir)!r}: {cell!r} has no recurrent layer; allowed: a network with one."
-                )
-            for name in names:
-                found = _measure(name, task, models, probe_batch(task, sequences or SEQUENCES[name]))
-                arrays = {(cell, stage, layer, quantity): array for (layer, quantity), array in found.items()}
-                paths[name] = run_directory.save_instrument(run_dir, name, arrays)
-    return list(paths.values())
+                raise ValueError(f"--run={str(run_dir)!r}: {cell!r} has no recurrent layer; allowed: one that has.")
+            networks[cell, stage] = models
+    paths = []
+    for name in names:
+        batch = probe_batch(task, sequences or SEQUENCES[name])
+        measure = functools.partial(_on, INSTRUMENTS[name], task, batch)
+        over_all = over_members(measure)  # one program for networks that differ in their numbers alone
+        found: dict[tuple[str, str, str, str], Any] = {}
+        for (cell, stage), models in networks.items():
+            quantities = over_all(models)
+            _explain_nan(measure, models, quantities)
+            found |= {(cell, stage, layer, quantity): array for (layer, quantity), array in quantities.items()}
+        paths.append(run_directory.save_instrument(run_dir, name, found))
+    return paths
 
 
-def _measure(name: str, task: tasks.Task, models: Any, batch: tasks.Batch) -> Quantities:
-    """Runs an instrument on all members; where one member alone shows NaN, the instrument itself says what is wrong."""
-    instrument = INSTRUMENTS[name]
-    found = over_members(lambda model: instrument(task, model, batch))(models)
-    if any(np.isnan(array).any() for array in found.values() if np.issubdtype(array.dtype, np.floating)):
-        members = jax.tree.leaves(models)[0].shape[0]
-        if members == 1:
-            instrument(task, jax.tree.map(lambda leaf: leaf[0], models), batch)  # outside of jit it can tell: it raises
-    return found
+def _on(instrument: Instrument, task: tasks.Task, batch: tasks.Batch, model: Any) -> Quantities:
+    return instrument(task, model, batch)
+
+
+def _explain_nan(measure: Callable[[Any], Quantities], models: Any, quantities: Quantities) -> None:
+    """Where a lone network shows NaN, runs its instrument outside of jit, where it says what is wrong.
+
+    A member of several that has diverged stays NaN, and the others are of use.
+
+    Raises:
+      ValueError: as the instrument.
+    """
+    floats = [array for array in quantities.values() if np.issubdtype(array.dtype, np.floating)]
+    if len(floats[0]) == 1 and any(np.isnan(array).any() for array in floats):
+        measure(jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), models))

@@ -55,7 +55,8 @@ def make_task_of(run_dir: run_directory.StrPath, flags: Mapping[str, Any]) -> ta
     Raises:
       ValueError: if that cannot be done, or the data are not those of the run.
     """
-    options = {name: flags[name] for name in tasks.option_names(flags["task"]) if name in flags}
+    # --seed is not of the data, which are the same for every seed.
+    options = {name: flags[name] for name in tasks.option_names(flags["task"]) if name in flags and name != "seed"}
     task = tasks.make_task(flags["task"], **options)
     check_same_data(flags["task"], str(run_dir), flags["data"], task.fingerprint, "allowed")
     return task

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from rnn_jax import tasks
@@ -33,7 +34,7 @@ def load_networks(run_dir: run_directory.StrPath, stage: str) -> tuple[tasks.Tas
         checkpoint where nothing is chosen, for want of a validation split.
 
     Returns:
-      the task, and the networks: every array is `[seeds, ...]`.
+      the task, and the networks: every array is a NumPy array, `[seeds, ...]`.
 
     Raises:
       ValueError: the folder holds no such run, its data are not those of the run, or nothing in it has been trained.
@@ -62,7 +63,7 @@ def load_networks(run_dir: run_directory.StrPath, stage: str) -> tuple[tasks.Tas
     networks: dict[str, Any] = {}
     for name in ready:
         networks |= load(folder, flags, task, name, stage)
-    return task, networks
+    return task, jax.tree.map(np.asarray, networks)  # of no device: what runs them spreads them over several
 
 
 def _has_finished(folder: pathlib.Path, cell: str) -> bool:
