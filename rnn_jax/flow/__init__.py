@@ -3,7 +3,7 @@
 from rnn_jax.flow.adjoint import Adjoints, adjoints
 from rnn_jax.flow.calls import layer_calls
 from rnn_jax.flow.check import CellReport, check_cell
-from rnn_jax.flow.gates import gate_saturation
+from rnn_jax.flow.gates import GateStatistics, gate_saturation, gate_statistics
 from rnn_jax.flow.gradient_noise import GradientNoise, gradient_noise
 from rnn_jax.flow.grid import GridProfile, grid_profile
 from rnn_jax.flow.horizon import Horizon, horizon
@@ -16,6 +16,7 @@ from rnn_jax.flow.truncation import TruncationBias, truncation_bias
 __all__ = [
     "Adjoints",
     "CellReport",
+    "GateStatistics",
     "GradientNoise",
     "GradientProfile",
     "GridProfile",
@@ -28,6 +29,7 @@ __all__ = [
     "adjoints",
     "check_cell",
     "gate_saturation",
+    "gate_statistics",
     "gradient_noise",
     "gradient_profile",
     "grid_profile",

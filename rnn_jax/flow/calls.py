@@ -66,7 +66,7 @@ def with_probes(model: PyTree, probes: Mapping[str, Probe | CallRecorder | Trunc
     return jax.tree_util.tree_map_with_path(replace, model, is_leaf=_is_rnn)
 
 
-def get_probes(model: PyTree) -> dict[str, Probe]:
+def get_probes(model: PyTree) -> dict[str, Any]:
     """Returns the probes of the layers by name."""
     return {name: layer.probe for name, layer in layers_of_model(model).items()}
 

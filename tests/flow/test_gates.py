@@ -30,34 +30,67 @@ LENGTHS = [None, [7, 3, 1]]
 @pytest.mark.parametrize("resets", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_saturation_is_that_of_a_loop_over_true_steps(lengths, reverse, resets):
+def test_statistics_are_those_of_a_loop_over_true_steps(lengths, reverse, resets):
     cell = make_cell("lstm", 2, 5, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     xs = 6 * np.random.default_rng(0).normal(size=(3, 7, 2))
     reset_BT = np.zeros((3, 7), bool)
     reset_BT[:, [2, 4]] = resets
-    found = saturation(
-        RNN(cell, reverse=reverse),
-        jnp.asarray(xs),
-        seq_lengths=None if lengths is None else jnp.asarray(lengths, jnp.int32),
-        resets=jnp.asarray(reset_BT) if resets else None,
-    )
+    layer = RNN(cell, reverse=reverse)
+    how = {
+        "seq_lengths": None if lengths is None else jnp.asarray(lengths, jnp.int32),
+        "resets": jnp.asarray(reset_BT) if resets else None,
+    }
+
+    @reference.quick_jit
+    def measure(layer, xs):
+        ((call,),) = flow.layer_calls(lambda layer: layer(xs, **how), layer).values()
+        return flow.gate_statistics(call), flow.gate_saturation(call)
+
+    found, shares = measure(layer, jnp.asarray(xs))
     kernel, recurrent, bias = (np.asarray(array) for array in cell.weights())
-    near = {gate: [] for gate in ("input", "forget", "candidate", "output")}
+    values = {gate: [[] for _ in range(7)] for gate in ("input", "forget", "candidate", "output")}
     for b, length in enumerate(lengths or [7] * 3):
         c = h = np.zeros(5)
-        for t in range(length)[::-1] if reverse else range(length):
+        for lag, t in enumerate(range(length)[::-1] if reverse else range(length)):
             if reset_BT[b, t]:
                 c = h = np.zeros(5)
             z = np.split(xs[b, t] @ kernel + h @ recurrent + bias, 4)
             i, f, o, g = sigmoid(z[0]), sigmoid(z[1]), sigmoid(z[3]), np.tanh(z[2])
             c = f * c + i * g
             h = o * np.tanh(c)
-            for gate, value, low in (("input", i, 0), ("forget", f, 0), ("candidate", g, -1), ("output", o, 0)):
-                near[gate] += list(is_near(value, low))
-    assert set(found) == set(near)
-    for gate, values in near.items():
-        assert 0 < np.mean(values) < 1
-        np.testing.assert_allclose(found[gate], np.mean(values), rtol=1e-6)
+            for gate, value in (("input", i), ("forget", f), ("candidate", g), ("output", o)):
+                values[gate][lag].append(value)
+    assert set(found) == set(shares) == set(values)
+    for gate, of_steps in values.items():
+        least, result = -1 if gate == "candidate" else 0, found[gate]
+        all_values = np.concatenate([np.array(rows) for rows in of_steps])
+        share = np.mean(is_near(all_values, least))
+        assert 0 < share < 1
+        np.testing.assert_allclose(shares[gate], share, rtol=1e-6)
+        np.testing.assert_array_equal(result.sequences, [len(rows) for rows in of_steps])
+        for t, rows in enumerate(np.array(rows) for rows in of_steps):
+            wanted = (np.mean(rows), np.std(rows), np.mean(rows < least + 0.05), np.mean(rows > 0.95))
+            np.testing.assert_allclose(
+                [result.mean[t], result.std[t], result.low[t], result.high[t]], wanted, atol=1e-12
+            )
+        np.testing.assert_allclose(result.unit_mean, np.mean(all_values, axis=0), rtol=1e-10)
+        if gate == "forget":
+            np.testing.assert_allclose(result.time_constant, -1 / np.mean(np.log(all_values), axis=0), rtol=1e-10)
+        else:
+            assert result.time_constant is None
+
+
+def test_the_update_gate_of_a_gru_with_chrono_biases_implies_their_time_constants():
+    """Kernels of zero leave the gate to its bias ln(k - 1): 1 - 1/k of the state is kept (Tallec, Ollivier 2018)."""
+    cell = reference.make_cell("gru", 1, 3)
+    kept = np.array([0.5, 0.9, 1.0])
+    bias = np.zeros(12)
+    bias[3:6] = [0.0, np.log(9.0), 800.0]
+    cell = reference.with_params(cell, kernel=np.zeros((1, 9)), recurrent_kernel=np.zeros((3, 9)), bias=bias)
+    statistics = flow.gate_statistics(cell, jnp.zeros((2, 5, 1)))
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(statistics["update"].time_constant, np.abs(1 / np.log(kept)), rtol=1e-10)
+    assert statistics["reset"].time_constant is None
 
 
 class OddGates(rnn_jax.Cell):
