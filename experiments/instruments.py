@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ Instrument = Callable[[tasks.Task, Any, tasks.Batch], Quantities]
 
 # Sequences of the training split that are measured, where no other number is said: few where each costs much, many
 # where a regression is fitted to them.
-SEQUENCES = {"profile": 32, "jacobian": 8, "lyapunov": 8, "truncation": 32, "memory": 128}
+SEQUENCES = {"profile": 32, "jacobian": 8, "lyapunov": 8, "gates": 32, "truncation": 32, "memory": 128}
 
 
 def _profile(task: tasks.Task, model: Any, batch: tasks.Batch) -> Quantities:
@@ -56,6 +57,15 @@ def _lyapunov(call: LayerCall) -> dict[str, jax.Array]:
     return {name: getattr(spectrum, name) for name in ("exponents", "standard_error", "dimension", "entropy_rate")}
 
 
+def _gates(call: LayerCall) -> dict[str, jax.Array]:
+    found = {}
+    for gate, statistics in flow.gate_statistics(call).items():
+        for name in ("mean", "low", "high", "time_constant"):
+            if getattr(statistics, name) is not None:
+                found[f"{gate} {name}"] = getattr(statistics, name)
+    return found
+
+
 def _memory(call: LayerCall) -> dict[str, jax.Array]:
     curve = flow.memory_curve(call)
     return {"lags": curve.lags, "fit": curve.fit, "capacity": curve.capacity}
@@ -75,6 +85,7 @@ INSTRUMENTS: dict[str, Instrument] = {
     "profile": _profile,
     "jacobian": functools.partial(_each_call, _jacobian),
     "lyapunov": functools.partial(_each_call, _lyapunov),
+    "gates": functools.partial(_each_call, _gates),
     "truncation": _truncation,
     "memory": functools.partial(_each_call, _memory),
 }
@@ -126,7 +137,10 @@ def measure_run(
             quantities = over_all(models)
             _explain_nan(measure, models, quantities)
             found |= {(cell, stage, layer, quantity): array for (layer, quantity), array in quantities.items()}
-        paths.append(run_directory.save_instrument(run_dir, name, found))
+        if found:
+            paths.append(run_directory.save_instrument(run_dir, name, found))
+        else:
+            print(f"{name}: there is nothing to measure, as no cell of the run names its gates.", file=sys.stderr)
     return paths
 
 
@@ -143,5 +157,5 @@ def _explain_nan(measure: Callable[[Any], Quantities], models: Any, quantities: 
       ValueError: as the instrument.
     """
     floats = [array for array in quantities.values() if np.issubdtype(array.dtype, np.floating)]
-    if len(floats[0]) == 1 and any(np.isnan(array).any() for array in floats):
+    if any(len(array) == 1 and np.isnan(array).any() for array in floats):
         measure(jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), models))

@@ -25,7 +25,7 @@ from rnn_jax.report.style import COLORS, COLUMN, MARKERS, TEXT_WIDTH, legend_bel
 Found = Mapping[tuple[str, str, str], Mapping[str, np.ndarray]]
 
 _TITLES = {"initialization": "at initialization", "trained": "trained"}
-_STAGE_LINES = {"initialization": (0, (4, 2)), "trained": "-"}
+_STAGE_LINES: dict[str, Any] = {"initialization": (0, (4, 2)), "trained": "-"}
 _FLOOR = -16.0  # of log10 of singular values: what lies deeper would flatten the rest
 
 
@@ -155,6 +155,47 @@ def lyapunov_figure(found: Found) -> Figure:
 
 
 @paper()
+def gates_figure(found: Found) -> Figure:
+    """A row for each network: gates over the steps of the run at each stage, and the time constants of its units."""
+    networks, stages = _networks(found), _stages(found)
+    gates = list(dict.fromkeys(name.rpartition(" ")[0] for of in found.values() for name in of))
+    size = (TEXT_WIDTH, 0.6 + 1.6 * len(networks))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(networks), len(stages) + 1, squeeze=False)
+    for row, ((cell, layer), name) in zip(axes, networks.items()):
+        for ax, stage in zip(row, stages):
+            of = found.get((cell, stage, layer), {})
+            for number, gate in enumerate(gates):
+                if f"{gate} mean" not in of:
+                    continue
+                mean_ST, style = of[f"{gate} mean"], _style(number)
+                steps = np.arange(1, mean_ST.shape[-1] + 1)
+                _line(ax, steps, mean_ST, gate, **style)
+                if f"{gate} low" in of:
+                    near_ST = of[f"{gate} low"] + of[f"{gate} high"]
+                    _line(ax, steps, near_ST, f"_{gate}, saturated", band=False, linestyle=":", **style)
+                if f"{gate} time_constant" in of:
+                    constants = np.sort(of[f"{gate} time_constant"].reshape(len(mean_ST), -1), axis=-1)[:, ::-1]
+                    ranks, label = np.arange(1, constants.shape[-1] + 1), f"_{gate}, {_TITLES[stage]}"
+                    _line(row[-1], ranks, constants, label, linestyle=_STAGE_LINES[stage], **style)
+            ax.set(ylabel=name if ax is row[0] else "", ylim=(-1.05, 1.05) if "candidate" in gates else (-0.05, 1.05))
+            ax.set_title(_TITLES[stage] if row is axes[0] else "")
+        if row[-1].lines:
+            row[-1].set(yscale="log", ylabel="steps")
+        else:
+            row[-1].set_axis_off()
+    axes[0, -1].set_title("time constants of units")
+    for ax in axes[-1, :-1]:
+        ax.set_xlabel("step of the run")
+    axes[-1, -1].set_xlabel("rank of the unit")
+    handles = [Line2D([], [], label=gate, **_style(number)) for number, gate in enumerate(gates)]
+    handles.append(Line2D([], [], color="0.3", linestyle=":", label="share of a gate's values near an end"))
+    handles += [Line2D([], [], color="0.3", linestyle=_STAGE_LINES[stage], label=_TITLES[stage]) for stage in stages]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    return figure
+
+
+@paper()
 def truncation_figure(found: Found) -> Figure:
     """Cosine and norm ratio of the truncated gradient and the whole one, against the truncation length."""
     figure = Figure(figsize=(TEXT_WIDTH, 2.4 + 0.13 * len(_networks(found))), layout="constrained")
@@ -210,6 +251,13 @@ INSTRUMENTS: dict[str, tuple[Callable[[Found], Figure], str]] = {
         "Lyapunov exponents of the run on its inputs, by rank: the mean rate at which small changes grow (above 0) or"
         " shrink. A positive largest exponent is chaos: gradients explode. One near 0 remembers; -0.1 forgets a factor"
         " of e in ten steps. Dimension: that of Kaplan and Yorke, how many directions stay alive.",
+    ),
+    "gates": (
+        gates_figure,
+        "Gates over the steps of the run, the mean over sequences and units, and dotted the share of a gate's values"
+        " within 0.05 of an end of its range: a gate that stays there passes no gradient of its own. Right: over how"
+        " many steps each unit forgets to 1/e, as its forget or update gate implies. What lies further back than the largest"
+        " of them is not kept.",
     ),
     "truncation": (
         truncation_figure,
