@@ -162,6 +162,8 @@ def gates_figure(found: Found) -> Figure:
     size = (TEXT_WIDTH, 0.6 + 1.6 * len(networks))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(networks), len(stages) + 1, squeeze=False)
+    for ax in axes[:, :-1].ravel()[1:]:
+        ax.sharey(axes[0, 0])
     for row, ((cell, layer), name) in zip(axes, networks.items()):
         for ax, stage in zip(row, stages):
             of = found.get((cell, stage, layer), {})
@@ -178,12 +180,15 @@ def gates_figure(found: Found) -> Figure:
                     constants = np.sort(of[f"{gate} time_constant"].reshape(len(mean_ST), -1), axis=-1)[:, ::-1]
                     ranks, label = np.arange(1, constants.shape[-1] + 1), f"_{gate}, {_TITLES[stage]}"
                     _line(row[-1], ranks, constants, label, linestyle=_STAGE_LINES[stage], **style)
-            ax.set(ylabel=name if ax is row[0] else "", ylim=(-1.05, 1.05) if "candidate" in gates else (-0.05, 1.05))
-            ax.set_title(_TITLES[stage] if row is axes[0] else "")
-        if row[-1].lines:
-            row[-1].set(yscale="log", ylabel="steps")
+            ax.set_ylabel(name if ax is row[0] else "")
+        spans = [value for line in row[-1].lines for value in np.asarray(line.get_ydata()) if np.isfinite(value)]
+        if spans:
+            is_wide = max(spans) > 10 * min(spans) > 0
+            row[-1].set(ylabel="steps", **({"yscale": "log"} if is_wide else {"ylim": (0, 1.1 * max(spans))}))
         else:
             row[-1].set_axis_off()
+    for ax, stage in zip(axes[0], stages):
+        ax.set_title(_TITLES[stage])
     axes[0, -1].set_title("time constants of units")
     for ax in axes[-1, :-1]:
         ax.set_xlabel("step of the run")
@@ -256,8 +261,8 @@ INSTRUMENTS: dict[str, tuple[Callable[[Found], Figure], str]] = {
         gates_figure,
         "Gates over the steps of the run, the mean over sequences and units, and dotted the share of a gate's values"
         " within 0.05 of an end of its range: a gate that stays there passes no gradient of its own. Right: over how"
-        " many steps each unit forgets to 1/e, as its forget or update gate implies. What lies further back than the largest"
-        " of them is not kept.",
+        " many steps each unit forgets to 1/e, as its forget or update gate implies. What lies much further back than"
+        " the largest of them is not kept.",
     ),
     "truncation": (
         truncation_figure,
