@@ -160,12 +160,12 @@ def main(argv: list[str]) -> None:
                 sys.exit(128 + stop.signal if isinstance(stop, Interrupted) else 130)
             save(run_dir, results)
     print_table(task, results)
-    print(f"\nThe run directory is {run_dir}. Look at:")
     if instruments:
         try:
             measure_run(run_dir, instruments, STAGES)
         except ValueError as error:
             print(f"Not measured: {error}", file=sys.stderr)
+    print(f"\nThe run directory is {run_dir}. Look at:")
     *figures, report = write_report(run_dir)
     for path in (
         report,

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
 from rnn_jax import flow, tasks
 from rnn_jax.training import run_directory
@@ -128,19 +129,23 @@ def measure_run(
                 raise ValueError(f"--run={str(run_dir)!r}: {cell!r} has no recurrent layer; allowed: one that has.")
             networks[cell, stage] = models
     paths = []
+    names = list(names)
+    bar = tqdm.tqdm(total=len(names) * len(networks), unit="network", disable=None)
     for name in names:
-        batch = probe_batch(task, sequences or SEQUENCES[name])
-        measure = functools.partial(_on, INSTRUMENTS[name], task, batch)
+        bar.set_description(name)
+        measure = functools.partial(_on, INSTRUMENTS[name], task, probe_batch(task, sequences or SEQUENCES[name]))
         over_all = over_members(measure)  # one program for networks that differ in their numbers alone
         found: dict[tuple[str, str, str, str], Any] = {}
         for (cell, stage), models in networks.items():
             quantities = over_all(models)
             _explain_nan(measure, models, quantities)
             found |= {(cell, stage, layer, quantity): array for (layer, quantity), array in quantities.items()}
+            bar.update()
         if found:
             paths.append(run_directory.save_instrument(run_dir, name, found))
         else:
             print(f"{name}: there is nothing to measure, as no cell of the run names its gates.", file=sys.stderr)
+    bar.close()
     return paths
 
 

@@ -153,7 +153,7 @@ def learning_figure(
         highest = max(np.max(c.scores_LS, where=np.isfinite(c.scores_LS), initial=0.0) for c in curves)
         frame = _FRAME * max(baseline, default=np.inf)
         lowest = min(np.min(c.scores_LS, where=np.isfinite(c.scores_LS), initial=frame) for c in curves)
-        lowest = min(lowest, *baseline)
+        lowest = min([lowest, *baseline])
         if highest > frame:
             ax.set_ylim(0.7 * lowest, frame)
             note = f"The left frame ends at {frame:.2g}; the highest value is {highest:.2g}."

@@ -134,7 +134,11 @@ def test_a_run_that_was_killed_has_a_report_of_what_is_there(finished, tmp_path)
     assert "has not finished: its last number is of step 20, of 20 steps" in text
     assert text.count("A figure is missing: ") == 2
     assert "The table of summary.csv is missing: " in text
-    (killed / "gradient_flow.npz").unlink()
+    for name in ("gradient_flow.npz", "summary.csv"):  # in the middle of its first cell
+        (killed / name).rename(killed / f"no {name}")
+    assert write_report(killed) == [killed / "figures" / "learning.png", killed / "report.html"]
+    assert "A figure is missing" not in page_of(killed).text
+    (killed / "no summary.csv").rename(killed / "summary.csv")
     assert write_report(killed) == [killed / "figures" / "learning.png", killed / "report.html"]
     assert "elman0.375 [0.25, 0.5]" in page_of(killed).text.replace("rnn", "")
 
