@@ -14,7 +14,7 @@ from rnn_jax.constant import Constant
 from rnn_jax.registry import make_cell
 from rnn_jax.unroll import Checkpointed, Probe, Truncated, Whole, unroll, updates_variables
 from rnn_jax.unroll.inputs import abstract_step, clip_lengths, time_axis
-from rnn_jax.unroll.record import CallRecorder
+from rnn_jax.unroll.record import CallProbes, CallRecorder
 from rnn_jax.unroll.truncated import TruncatedAt
 
 Array = jax.Array
@@ -182,7 +182,7 @@ class RNN(nnx.Module):
         x = abstract_step(inputs, axis)
         return updates_variables(self.cell, x, jax.tree.leaves(x)[0].shape, carry, context)
 
-    def with_probe(self, probe: Probe | CallRecorder | TruncatedAt | None) -> "RNN":
+    def with_probe(self, probe: Probe | CallProbes | CallRecorder | TruncatedAt | None) -> "RNN":
         """Returns the same layer with another probe; the instruments of `rnn_jax.flow` call this."""
         layer = jax.tree.map(lambda x: x, self)
         layer.probe = nnx.data(probe)

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from rnn_jax.layers import RNN
-from rnn_jax.unroll.record import CallRecorder, LayerCall
+from rnn_jax.unroll.record import CallProbes, CallRecorder, LayerCall
 from rnn_jax.unroll.running_scale import Probe
 from rnn_jax.unroll.truncated import TruncatedAt
 
@@ -33,22 +34,23 @@ def layer_calls(function: Callable[[PyTree], Any], model: PyTree) -> dict[str, l
     return by_layer
 
 
-def check_loss(loss_fn: Callable[..., Any], model: PyTree, *args: Any, has_aux: bool = False) -> list[str]:
-    """Returns the names of the recurrent layers of a model; their gradients under a loss can be measured.
+def calls_of_loss(
+    loss_fn: Callable[..., Any], model: PyTree, *args: Any, has_aux: bool = False
+) -> dict[str, list[LayerCall]]:
+    """Returns how a loss calls the recurrent layers of a model, as `layer_calls`, in shapes and types alone.
 
     Raises:
       ValueError: if the model has no `rnn_jax.RNN`, or the loss is not a scalar.
     """
-    names = layer_names(model)
-    if not names:
+    if not layer_names(model):
         raise ValueError(f"model is a {type(model).__name__} without recurrent layers; allowed: one with rnn_jax.RNN.")
-    value = jax.eval_shape(lambda model: loss_fn(model, *args), model)
-    loss = value[0] if has_aux else value
-    shape = getattr(loss, "shape", None)
-    if shape != ():
-        kind = f"an array of shape {shape}" if shape is not None else f"a {type(loss).__name__}"
-        raise ValueError(f"loss_fn returns {kind}; allowed: a scalar{', and more as the second of two' * has_aux}.")
-    return names
+    calls: dict[str, list[LayerCall]] = {}
+    values: list[Any] = []
+    jax.eval_shape(lambda m: calls.update(layer_calls(lambda m: values.append(loss_fn(m, *args)), m)), model)
+    loss = values[0][0] if has_aux else values[0]
+    if jnp.shape(loss) != ():
+        raise ValueError(f"loss_fn returns an array of shape {jnp.shape(loss)}; allowed: a scalar.")
+    return calls
 
 
 def layers_of_model(model: PyTree) -> dict[str, RNN]:
@@ -57,7 +59,7 @@ def layers_of_model(model: PyTree) -> dict[str, RNN]:
     return {_name(path): node for path, node in leaves if _is_rnn(node)}
 
 
-def with_probes(model: PyTree, probes: Mapping[str, Probe | CallRecorder | TruncatedAt | None]) -> PyTree:
+def with_probes(model: PyTree, probes: Mapping[str, Probe | CallProbes | CallRecorder | TruncatedAt | None]) -> PyTree:
     """Returns the model with the probes of its layers replaced."""
 
     def replace(path: tuple[Any, ...], node: Any) -> Any:

@@ -23,12 +23,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rnn_jax.unroll.running_scale import times_power_of_two
 
 Array = jax.Array
 
-_PANEL = 32  # columns; LAPACK's threads, which wait for each other at every call, sleep below 64
+_PANEL = 32  # columns; above twice as many LAPACK makes products on threads, which wait for each other at every call
 _SWEEPS = 40  # Jacobi needs 4 to 8
 
 
@@ -237,11 +238,21 @@ def qr(columns: Array) -> tuple[Array, Array]:
 
 
 def _triangular_factor(v: Array, tau: Array) -> Array:
-    """Returns T with I - V T V^T the product of the reflections I - tau_j v_j v_j^T (Schreiber, Van Loan 1989)."""
-    safe = jnp.where(tau == 0, jnp.ones_like(tau), tau)
-    eye = _eye_like(v, v.shape[-1])[..., : v.shape[-1], :]
-    inverse = jnp.triu(jnp.swapaxes(v, -1, -2) @ v, 1) + (1 / safe)[..., None] * eye
-    return jax.scipy.linalg.solve_triangular(inverse, eye, lower=False)
+    """Returns T with I - V T V^T the product of the reflections I - tau_j v_j v_j^T (Schreiber, Van Loan 1989).
+
+    The factors of two neighbors are joined, [[T1, -T1 V1^T V2 T2], [0, T2]], then of two pairs, and so on.
+    """
+    width = v.shape[-1]
+    products = jnp.swapaxes(v, -1, -2) @ v
+    factor = tau[..., None] * _eye_like(v, width)[..., :width, :]
+    size, index = 1, np.arange(width)
+    while size < width:
+        block = index // size
+        joins = (block[:, None] % 2 == 0) & (block[None, :] == block[:, None] + 1)
+        between = jnp.where(jnp.broadcast_to(joins, products.shape), products, jnp.zeros_like(products))
+        factor = factor - factor @ between @ factor
+        size *= 2
+    return factor
 
 
 def _eye_like(matrix: Array, columns: int | None = None) -> Array:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnn_jax.flow.calls import check_loss, layers_of_model
+from rnn_jax.flow.calls import calls_of_loss, layers_of_model
 from rnn_jax.flow.run_order import has_nan, refuse_gradient
 from rnn_jax.unroll.running_scale import is_inexact
 
@@ -57,7 +57,7 @@ def gradient_noise(loss_fn: Callable[..., Array], model: PyTree, *args: Any) -> 
       ValueError: if the model has no recurrent layer, the loss is not a scalar, there are fewer than two examples or
         arrays of different numbers of them, or a gradient is not finite (where values can be known).
     """
-    check_loss(loss_fn, model, *args)
+    calls_of_loss(loss_fn, model, *args)
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(args)}
     if len(sizes) != 1 or sizes == {()} or next(iter(sizes))[0] < 2:
         raise ValueError(

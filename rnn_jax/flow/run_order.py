@@ -296,6 +296,13 @@ def refuse_nan(call: LayerCall, result: PyTree) -> None:
     )
 
 
+def refuse_inputs(function: Callable[[PyTree], Any], model: PyTree) -> None:
+    """Raises ValueError if an input, a first carry or a context of a layer that the function runs is not finite."""
+    for calls in layer_calls(function, model).values():
+        for call in calls:
+            check_finite(call)
+
+
 def refuse_gradient(function: Callable[[PyTree], Any], model: PyTree) -> None:
     """Raises ValueError for a gradient that is not finite; it says at which input or carry of a layer that begins."""
     for calls in layer_calls(function, model).values():

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnn_jax.flow.calls import check_loss, layer_calls, layers_of_model, with_probes
+from rnn_jax.flow.calls import calls_of_loss, layer_names, layers_of_model, with_probes
 from rnn_jax.flow.run_order import has_nan, refuse_gradient
 from rnn_jax.unroll.running_scale import is_inexact
 from rnn_jax.unroll.truncated import TruncatedAt
@@ -68,9 +68,7 @@ def truncation_bias(
       ValueError: if the model has no recurrent layer, the loss is not a scalar or runs no layer, a length is below 1 or
         beyond the sequence, or an input, a carry or the gradient is not finite (where values can be known).
     """
-    names = check_loss(loss_fn, model, *args)
-    calls: dict[str, list[Any]] = {}
-    jax.eval_shape(lambda m: calls.update(layer_calls(lambda m: loss_fn(m, *args), m)), model)
+    calls, names = calls_of_loss(loss_fn, model, *args), layer_names(model)
     longest = max((call.time for runs in calls.values() for call in runs), default=0)
     if not longest:
         raise ValueError("loss_fn ran no recurrent layer of the model; allowed: one at least.")

@@ -20,7 +20,7 @@ from rnn_jax.unroll.checkpointed import Checkpointed, default_gradient
 from rnn_jax.unroll.fused import hidden_reads_parameters, scan_fused
 from rnn_jax.unroll.inputs import abstract_step, check_context, input_axes
 from rnn_jax.unroll.inputs import check_lengths as check_lengths
-from rnn_jax.unroll.record import CallRecorder, LayerCall
+from rnn_jax.unroll.record import CallProbes, CallRecorder, LayerCall
 from rnn_jax.unroll.running_scale import Probe, is_inexact, zero_like_all
 from rnn_jax.unroll.scan import State, Steps, has_batch_axes, scan_cell, start_of_scale, where
 from rnn_jax.unroll.sharded import BATCH as BATCH
@@ -50,7 +50,7 @@ def unroll(
     unroll: int = 1,
     gradient: Whole | Checkpointed | Truncated | None = None,
     rngs: nnx.Rngs | nnx.RngStream | None = None,
-    probe: Probe | CallRecorder | TruncatedAt | None = None,
+    probe: Probe | CallProbes | CallRecorder | TruncatedAt | None = None,
 ) -> tuple[Carry, Any]:
     """Carries a cell through time: `carry, y_t = cell(carry, x_t)` for every step.
 
@@ -100,6 +100,7 @@ def unroll(
     )
     carry, fresh_carry, lengths = call.carry, call.fresh_carry, call.lengths
     batch_shape, time, time_axis = call.batch_shape, call.time, len(call.batch_shape)
+    probe = probe.of_next_call() if isinstance(probe, CallProbes) else probe
     recorder, probe = (probe, None) if isinstance(probe, CallRecorder) else (None, probe)
     cut = None
     if isinstance(probe, TruncatedAt):
@@ -109,7 +110,8 @@ def unroll(
     obstacle = fused_obstacle(cell, xs, carry)
     if method == "fused" and obstacle is not None:
         raise ValueError(f"method='fused' cannot run this cell, as {obstacle}; allowed: auto, scan.")
-    fast = method != "scan" and obstacle is None
+    shares = None if probe is None else probe.shares
+    fast = method != "scan" and obstacle is None and shares is None
     carry, fresh_carry = _varying((carry, fresh_carry), (cell, xs, carry, context))
     if fast:  # so that the gradient of what all devices share is summed over them, once for each parameter
         cell, xs = _varying((cell, xs), (xs, carry))
@@ -123,7 +125,7 @@ def unroll(
     keys = None
     if key is not None and asks_for(cell, "key"):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(time, dtype=jnp.uint32))
-    steps = Steps(xs, active, resets, None if probe is None else probe.zeros, keys, cut)
+    steps = Steps(xs, active, resets, None if probe is None else probe.zeros, keys, cut, shares)
 
     state = (carry, jnp.zeros((), jnp.float32))
     if probe is not None:

@@ -6,10 +6,13 @@ record need not know of any of this.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
 from flax import nnx
+
+from rnn_jax.unroll.running_scale import Probe
 
 Array = jax.Array
 Carry = Any
@@ -49,6 +52,42 @@ class LayerCall:
     layer: str = "rnn"
     final_carry: Carry = None
     ys: Any = None
+
+
+@jax.tree_util.register_static
+class CallCounter:
+    """Counts the calls of a layer while a loss is traced."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["probes", "counter"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class CallProbes:
+    """The probes of a layer that a loss calls several times, one for each call.
+
+    Attributes:
+      probes: in the order of the calls.
+      counter: of the calls so far.
+    """
+
+    probes: tuple[Probe, ...]
+    counter: CallCounter
+
+    def of_next_call(self) -> Probe:
+        """Returns the probe of the call that begins.
+
+        Raises:
+          ValueError: if there is none left.
+        """
+        self.counter.calls += 1
+        if self.counter.calls > len(self.probes):
+            raise ValueError(
+                f"a layer that loss_fn ran {len(self.probes)} times is run again as its gradient is taken; allowed: a"
+                " loss that is the same whenever it is traced."
+            )
+        return self.probes[self.counter.calls - 1]
 
 
 @jax.tree_util.register_static

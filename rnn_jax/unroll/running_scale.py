@@ -35,7 +35,7 @@ PyTree = Any
 Record = Callable[[PyTree, Array, Array], PyTree]  # of a `Probe`
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["zeros", "count"], meta_fields=["record"])
+@partial(jax.tree_util.register_dataclass, data_fields=["zeros", "count", "shares"], meta_fields=["record"])
 @dataclasses.dataclass(frozen=True)
 class Probe:
     """What to record of the adjoint at every step of an unroll.
@@ -45,11 +45,14 @@ class Probe:
       count: a float32 zero. Its cotangent counts how often the probe ran; more than once, the recording is a sum.
       record: `(adjoint, norms, log2_scale) -> pytree` of the shapes in `zeros`, less the time axis. The true adjoint is
         `adjoint * 2**log2_scale`; norms are `log2_norms(adjoint)`.
+      shares: float32 zeros `[time]`, or None. Their cotangents are log2 of the norm of what each step alone adds to the
+        gradient of the cell's parameters, summed over the batch. The cell then runs by the plain scan.
     """
 
     zeros: PyTree
     count: Array
     record: Record
+    shares: Array | None = None
 
 
 def power_of_two(exponent: Array, dtype: jnp.dtype) -> Array:
@@ -184,6 +187,29 @@ def _unscale_bwd(_, cotangents):
 
 
 unscale.defvjp(_unscale_fwd, _unscale_bwd)
+
+
+@jax.custom_vjp
+def record_share(parameters: PyTree, scale_token: Array, share_t: Array) -> tuple[PyTree, Array]:
+    """Identity on parameters and token; its backward pass records log2 of the norm of the parameters' cotangent.
+
+    It stands between `unscale` and the cell, so that the cotangent is one step's, and at the scale of the adjoint.
+    """
+    del share_t
+    return parameters, scale_token
+
+
+def _record_share_fwd(parameters, scale_token, share_t):
+    del share_t
+    return (parameters, scale_token), None
+
+
+def _record_share_bwd(_, cotangents):
+    parameters, log2_scale = cotangents
+    return parameters, log2_scale, log2_of_whole(log2_norms(parameters)) + log2_scale
+
+
+record_share.defvjp(_record_share_fwd, _record_share_bwd)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rnn_jax.cell import step as step_of
-from rnn_jax.unroll.running_scale import Probe, Record, is_inexact, rescale, times_power_of_two, unscale
+from rnn_jax.unroll.running_scale import Probe, Record, is_inexact, record_share, rescale, times_power_of_two, unscale
 
 Array = jax.Array
 Carry = Any
@@ -36,6 +36,7 @@ class Steps(NamedTuple):
       probe: the zeros of a `Probe`, or None.
       key: of `jax.random`, `[time]`, or None.
       cut: bool `[time]`, True where no gradient flows to the step before, or None.
+      share: the zeros of `Probe.shares`, or None.
     """
 
     x: PyTree
@@ -44,6 +45,7 @@ class Steps(NamedTuple):
     probe: PyTree
     key: Array | None = None
     cut: Array | None = None
+    share: Array | None = None
 
 
 Run = Callable[[State, Steps], tuple[State, Any]]  # all steps, from the state before them
@@ -81,6 +83,8 @@ def scan_cell(
         if record is not None:
             operands, scale_token = unscale(operands, scale_token)
         cell_t, x, fresh, context_t = operands
+        if inputs.share is not None:
+            cell_t, scale_token = record_share(cell_t, scale_token, inputs.share)
         if inputs.cut is not None:
             carry = _cut(carry, inputs.cut)
         carry, y = one_step(cell_t, carry, inputs._replace(x=x), fresh_carry=fresh, context=context_t)
@@ -215,7 +219,8 @@ def _start_fwd(probe, carry, scale_token):
 def _start_bwd(probe, cotangents):
     carry, log2_scale = cotangents
     # A one for each run. It depends on the scale, so that `jax.vmap` maps it wherever it maps the scale.
-    counted = Probe(jax.tree.map(jnp.zeros_like, probe.zeros), 1.0 + 0.0 * log2_scale, probe.record)
+    zeros, shares = jax.tree.map(jnp.zeros_like, (probe.zeros, probe.shares))
+    counted = Probe(zeros, 1.0 + 0.0 * log2_scale, probe.record, shares)
     return counted, times_power_of_two(carry, log2_scale), jnp.zeros_like(log2_scale)
 
 

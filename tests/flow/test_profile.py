@@ -513,6 +513,103 @@ def test_where_the_plain_adjoint_overflows_the_profile_does_not():
     np.testing.assert_allclose(profile.log10_norm["rnn"][:-1], expected, rtol=1e-6)
 
 
+# ------------------------------------------------------------------------------- shares, true ends, several calls
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before", "flax.nnx:LSTMCell", "tests.user_cells:IndRNNCell"])
+def test_the_share_of_a_step_is_the_gradient_of_a_cell_that_this_step_alone_uses(name):
+    """One copy of the cell for each step, in a loop over steps: what the scan adds up."""
+    the_cell, xs, weight = cell(name), inputs(), reference.normal(9, B, T, H)
+
+    def loop(cells):
+        carry, ys = the_cell.initialize_carry((B, F), nnx.Rngs(0)), []
+        for t, cell_t in enumerate(cells):
+            carry, y = cell_t(carry, xs[:, t])
+            ys.append(y)
+        return jnp.sum(jnp.square(jnp.stack(ys, 1)) * weight)
+
+    def floating(tree):  # a cell of Flax has random keys, too
+        return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+    grads = reference.quick_jit(jax.grad(loop, allow_int=True))([the_cell] * T)
+    expected = [np.sqrt(sum(np.sum(np.square(leaf)) for leaf in floating(step))) for step in grads]
+
+    def loss_fn(model, xs):
+        return jnp.sum(jnp.square(model(xs)) * weight)
+
+    profile = profile_of(loss_fn, RNN(the_cell), xs, shares=True)
+    assert profile.log10_share["rnn"].dtype == jnp.float32
+    reference.assert_log10_of(profile.log10_share["rnn"], expected)
+    reference.assert_close(
+        floating(profile.grads.cell), [sum(parts) for parts in zip(*map(floating, grads), strict=True)]
+    )
+
+
+def test_shares_do_not_underflow_and_are_left_out_unless_asked_for():
+    """h' = w h + x v, L = h_T: what step t adds to the gradient of v is w^(T - t) x, and of w w^(T - t) h_{t-1}."""
+    linear = rnn_jax.make_cell("elman", 1, 1, rngs=nnx.Rngs(0), activation="identity", use_bias=False)
+    linear = reference.with_params(linear, kernel=np.ones((1, 1)), recurrent_kernel=np.full((1, 1), 0.5))
+    xs, time = jnp.zeros((1, 2000, 1), jnp.float32).at[0, 0].set(1.0), 2000
+
+    def last(model, xs):
+        return jnp.sum(model(xs, return_carry=True)[0])
+
+    profile = profile_of(last, RNN(linear), xs, shares=True)
+    steps = np.arange(time)
+    of_v = np.where(steps == 0, (time - 1) * np.log10(0.5), -np.inf)  # w^(T - 1) x_1
+    of_w = np.where(steps == 0, -np.inf, (time - 2) * np.log10(0.5))  # w^(T - 1 - t) w^(t - 1)
+    np.testing.assert_allclose(profile.log10_share["rnn"][:120], np.maximum(of_v, of_w)[:120], rtol=1e-6)
+    assert profile_of(last, RNN(linear), xs[:, :5]).log10_share == {}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_from_true_ends_is_the_mean_of_sequences_cut_by_hand(reverse):
+    """Lags count from the last step of each sequence; the mean is over those that are longer than the lag."""
+    the_cell, xs, lengths = cell(), inputs(), np.array([5, 2, 3])
+
+    def loss_fn(model, xs, lengths):
+        final, _ = model(xs, seq_lengths=lengths, reverse=reverse, return_carry=True)
+        return sum(jnp.sum(jnp.sin(part)) for part in jax.tree.leaves(final))
+
+    profile = profile_of(loss_fn, RNN(the_cell), xs, jnp.asarray(lengths), from_true_ends=True)
+    squares = {key: np.zeros(T) for key in ("", "c", "h")}
+    for b, length in enumerate(lengths):
+        of_one = reference.adjoints(
+            lambda final, ys: sum(jnp.sum(jnp.sin(part)) for part in jax.tree.leaves(final)),
+            the_cell,
+            xs[b : b + 1, :length],
+            reverse=reverse,
+        )
+        by_lag = [np.sum(np.square(part[0]), axis=-1)[:: 1 if reverse else -1] for part in jax.tree.leaves(of_one)]
+        for key, square in (("c", by_lag[0]), ("h", by_lag[1]), ("", by_lag[0] + by_lag[1])):
+            squares[key][:length] += square
+    longer = np.array([np.sum(lengths > lag) for lag in range(T)])
+    for key, square in squares.items():
+        found = profile.in_run_order()[f"rnn/{key}" if key else "rnn"]
+        reference.assert_log10_of(found[::-1], np.sqrt(square / longer))
+
+
+def test_a_layer_that_is_called_twice_has_a_profile_for_each_call():
+    """As two layers of the same weights have; the gradients are those of both calls."""
+    xs, other = inputs(), reference.normal(9, B, T + 2, F)
+
+    def loss_of(first, second):
+        return jnp.sum(jnp.square(first(xs)[:, -1] * second(other)[:, 3]))
+
+    for name in ("lstm", "gru_reset_before"):
+        layer = RNN(cell(name))
+        shared = profile_of(lambda m: loss_of(m["a"], m["a"]), {"a": layer}, shares=name != "lstm")
+        apart = profile_of(lambda m: loss_of(m["a"], m["b"]), {"a": layer, "b": layer})
+        names = {"a[0]": "a", "a[1]": "b"}
+        for key, value in shared.log10_norm.items():
+            layer_name, _, part = key.partition("/")
+            np.testing.assert_array_equal(value, apart.log10_norm["/".join([names[layer_name], part]).rstrip("/")])
+        assert [part for part in shared.layers_and_parts if not part[1]] == [("a[0]", ""), ("a[1]", "")]
+        both = jax.tree.map(jnp.add, apart.grads["a"], apart.grads["b"])
+        reference.assert_close(shared.grads["a"], both)
+        assert set(shared.log10_share) == (set() if name == "lstm" else {"a[0]", "a[1]"})
+
+
 # --------------------------------------------------------------------------------------------------------------- errors
 
 
@@ -525,14 +622,19 @@ def test_a_model_without_layers_is_refused():
             flow.gradient_profile(lambda m: jnp.float64(0.0), model)
 
 
-def test_a_layer_that_runs_twice_is_refused():
-    with pytest.raises(ValueError, match=r"loss_fn ran layer 'rnn' 2 times; allowed: once\."):
-        flow.gradient_profile(lambda m, xs: jnp.sum(m(xs)) + jnp.sum(m(xs)), RNN(cell()), inputs())
+def test_a_loss_that_is_no_scalar_is_refused():
+    with pytest.raises(ValueError, match=r"loss_fn returns an array of shape \(3, 5, 3\); allowed: a scalar\."):
+        flow.gradient_profile(lambda m, xs: m(xs), RNN(cell()), inputs())
+
+
+def test_a_nan_in_the_data_is_refused_with_its_place():
+    with pytest.raises(ValueError, match=r"the input of layer 'rnn' is not finite at time step 3 of example 2;"):
+        flow.gradient_profile(last_output_loss, RNN(cell()), inputs().at[2, 3].set(jnp.nan))
 
 
 def test_a_layer_that_never_runs_is_refused():
     model = {"a": RNN(cell()), "b": RNN(cell())}
-    with pytest.raises(ValueError, match=r"loss_fn ran layer 'b' 0 times; allowed: once\."):
+    with pytest.raises(ValueError, match=r"loss_fn ran layer 'b' 0 times; allowed: once or more\."):
         flow.gradient_profile(lambda m, xs: jnp.sum(m["a"](xs)), model, inputs())
 
 
