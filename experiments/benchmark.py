@@ -32,7 +32,8 @@ How it is kept fair:
   torch alone under both policies and takes the better one for torch; if that is not `passive`, it waits 20 ms after
   each turn of torch. `--quick` takes `passive` unseen, and a policy in the environment is left as it is.
 
-It writes config.json, machine.json, benchmark.csv (a row a measurement) and figures/benchmark.png, and prints where.
+It writes config.json, machine.json, benchmark.csv (a row a measurement), figures/benchmark.png and report.html, and
+prints where.
 """
 
 import dataclasses
@@ -55,7 +56,7 @@ from experiments.benchmark_peers import CELL_GATES, LIBRARIES, Workload
 from experiments.benchmark_results import Measurement, print_goal, print_tables, save
 from experiments.benchmark_timing import choose_wait_policy, product_rate, time_workload
 from rnn_jax.memory import check_memory, host_memory
-from rnn_jax.report.benchmark import benchmark as draw
+from rnn_jax.report.run_report import write_report
 from rnn_jax.training import run_directory
 
 _WHAT = flags.DEFINE_enum(
@@ -104,7 +105,12 @@ def main(argv: list[str]) -> None:
     plan = make_plan()
     given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
     out = run_directory.make_default_out("benchmark") if _OUT.value is None else _OUT.value
-    run_dir = run_directory.create(out, {**given, "peers": plan.libraries, "passes": plan.passes})
+    run_dir = run_directory.create(
+        out,
+        {**given, "peers": plan.libraries, "passes": plan.passes},
+        experiment="benchmark",
+        question=__doc__.splitlines()[0],
+    )
     for line in plan.absent:
         print(line)
 
@@ -152,8 +158,8 @@ def main(argv: list[str]) -> None:
     if _WHAT.value == "profile" and not _MEMORY.value:
         print_goal(measurements)
     print(f"\nThe run directory is {run_dir}. Look at:")
-    figure = draw(run_dir)
-    for path in (figure, run_dir / "benchmark.csv", run_dir / "machine.json"):
+    *figures, report = write_report(run_dir)
+    for path in (report, *figures, run_dir / "benchmark.csv", run_dir / "machine.json"):
         print(f"  {path}")
     if refusals:
         refuse(refusals)

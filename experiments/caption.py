@@ -26,6 +26,7 @@ from experiments import running
 from rnn_jax import tasks
 from rnn_jax.models.decoding import attention_map, beam_search, greedy
 from rnn_jax.report.captions import draw_caption
+from rnn_jax.report.run_report import write_report
 from rnn_jax.tasks.captions import CaptionSource, caption_scores, nearest_answers, pixels
 from rnn_jax.tasks.glyphs import FACES, letters, render
 from rnn_jax.tasks.images import load_image
@@ -55,6 +56,7 @@ def main(argv: list[str]) -> None:
         show(run, name, image)
     if task is not None:
         evaluate(run, task)
+    print(f"The report is {write_report(run.run_dir, draw=False)[-1]}.", file=sys.stderr)
 
 
 def read_run(files: list[str]) -> LoadedRun:

@@ -14,9 +14,12 @@ from absl import flags
 
 from experiments import running
 from rnn_jax.report import comparison
+from rnn_jax.report.comparison_report import save_report
 
 _BASELINE = flags.DEFINE_multi_string("baseline", [], "NAME=SCORE, measured elsewhere; may be repeated.")
-_OUT = flags.DEFINE_string("out", None, "Folder for comparison.csv, .md and .png; without it, the table is printed.")
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder for report.html and comparison.csv, .md and .png; without it, the table is printed."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -26,7 +29,7 @@ def main(argv: list[str]) -> None:
     print(f"{compared.task}\n\n{comparison.markdown(compared, baselines)}", end="")
     if out is not None:
         print("\nLook at:")
-        for path in comparison.save(out, compared, baselines):
+        for path in save_report(out, compared, baselines):
             print(f"  {path}")
 
 

@@ -23,6 +23,7 @@ from experiments import running
 from rnn_jax import tasks
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.registry import split_names
+from rnn_jax.report.run_report import write_report
 from rnn_jax.training import run_directory
 from rnn_jax.training.config import TrainConfig
 from rnn_jax.training.ensemble import over_members, use_cores
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> None:
         )
     given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
     out = run_directory.make_default_out("ensembles") if _OUT.value is None else _OUT.value
-    run_dir = run_directory.create(out, given)
+    run_dir = run_directory.create(out, given, experiment="ensembles", question=__doc__.splitlines()[0])
 
     train_alone(cells[0], task, 0, steps=1)  # what JAX does once in a process counts for nobody
     rows: list[dict[str, Any]] = []
@@ -102,7 +103,7 @@ def main(argv: list[str]) -> None:
             f"{row['cell']:24}{row['seconds_together']:>14.1f}{row['seconds_alone']:>14.1f}{row['ratio']:>8.2f}"
             f"{row['largest_difference']:>18.1e}"
         )
-    print(f"\nWritten: {run_dir / 'ensembles.csv'}")
+    print(f"\nWritten: {run_dir / 'ensembles.csv'}, {write_report(run_dir)[-1]}")
     if any(not row["largest_difference"] <= _TOLERANCE for row in rows):
         sys.exit(f"a member differs from its own run by more than {_TOLERANCE:.0e}")
 

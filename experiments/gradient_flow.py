@@ -9,11 +9,13 @@ task by then is shown beside it.
     python -m experiments.gradient_flow --cells=lstm,gru --learning_rate=1e-2,3e-3,1e-3
     python -m experiments.gradient_flow --task=adding --seq_len=200 --steps=2000 --hidden=128
     python -m experiments.gradient_flow --task=temporal_order --cells=elman,lstm --steps=1000
+    python -m experiments.gradient_flow --cells=elman,lstm --instruments=jacobian,lyapunov,truncation,memory
     python -m experiments.gradient_flow ... --out=runs/mine --resume       (the same flags again: goes on)
 
 It writes a run directory (config.json, metrics.csv, TensorBoard events, gradient_flow.npz and .csv, summary.csv, a
-checkpoint for each cell, figures/) and prints where. A cell in training is saved at every tenth of its steps. A run
-that was killed at any moment and resumed ends with the same metrics.csv, profiles and weights as one left alone.
+checkpoint for each cell, figures/, report.html) and prints where. A cell in training is saved at every tenth of its
+steps. A run that was killed at any moment and resumed ends with the same metrics.csv, profiles and weights as one left
+alone.
 """
 
 import dataclasses
@@ -31,19 +33,21 @@ from absl import flags, logging
 from flax import nnx
 
 from experiments import running
+from experiments.instruments import INSTRUMENTS, measure_run, parse_instruments
 from experiments.resume_flag import define_resume_flag
 from rnn_jax import flow, tasks
 from rnn_jax.constant import parameter_count
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.registry import split_names
-from rnn_jax.report.learning import draw_learning
-from rnn_jax.report.profiles import draw_profiles, lag_text
+from rnn_jax.report.profiles import lag_text
+from rnn_jax.report.run_report import write_report
 from rnn_jax.training import checkpoints, run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.config import TrainConfig, check_members, evenly
 from rnn_jax.training.ensemble import use_cores
 from rnn_jax.training.estimate import check_update
 from rnn_jax.training.loop import train_ensemble
+from rnn_jax.training.networks import STAGES
 from rnn_jax.training.nonfinite import NotFinite, describe_diverged, finite_members
 from rnn_jax.training.optimizers import make_ensemble_optimizer
 from rnn_jax.training.resume import load_notes, open_run, other_versions, resume_command
@@ -70,6 +74,9 @@ _LEARNING_RATE = flags.DEFINE_list("learning_rate", ["2e-3"], "Of Adam; several 
 _CLIP = flags.DEFINE_float("clip", 1.0, "Clip gradients to this global norm; 0 does not clip.", lower_bound=0.0)
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Members of the ensemble: seed, seed + 1, ...", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "The first seed, of parameters and of the order of the data.", lower_bound=0)
+_INSTRUMENTS = flags.DEFINE_list(
+    "instruments", ["profile"], f"Beside the profile, before and after training: {', '.join(INSTRUMENTS)}."
+)
 _OUT = flags.DEFINE_string("out", None, "Folder for the results; runs/gradient_flow-<time> by default.")
 _RESUME = define_resume_flag()
 
@@ -104,6 +111,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # JAX and TFDS tell much on the level below
     enable_compilation_cache()
     cells = split_names(_CELLS.value)
+    instruments = [name for name in parse_instruments(_INSTRUMENTS.value) if name != "profile"]
     learning_rates = parse_learning_rates(_LEARNING_RATE.value)
     use_cores(_SEEDS.value * len(learning_rates))
     blanks = _BLANKS.value
@@ -129,9 +137,11 @@ def main(argv: list[str]) -> None:
             seq_len=task.seq_len,
         )
     given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-    del given["resume"]
+    del given["resume"], given["instruments"]  # which may be added to a run
     given["blanks"] = blanks
-    run_dir = open_run("gradient_flow", _OUT.value, given, task.fingerprint, resume=_RESUME.value)
+    run_dir = open_run(
+        "gradient_flow", _OUT.value, given, task.fingerprint, resume=_RESUME.value, question=__doc__.splitlines()[0]
+    )
     notes = load_notes(run_dir, cells)
     results: dict[str, Result] = {}
     for cell, note in notes.items():
@@ -165,10 +175,16 @@ def main(argv: list[str]) -> None:
                 sys.exit(128 + stop.signal if isinstance(stop, Interrupted) else 130)
             save(run_dir, results)
     print_table(task, results)
+    if instruments:
+        try:
+            measure_run(run_dir, instruments, STAGES)
+        except ValueError as error:
+            running.say(f"Not measured: {error}")
     print(f"\nThe run directory is {run_dir}. Look at:")
+    *figures, report = write_report(run_dir)
     for path in (
-        *draw_profiles(run_dir),
-        *draw_learning(run_dir),
+        report,
+        *figures,
         run_dir / "summary.csv",
         run_dir / "gradient_flow.csv",
         run_dir / "metrics.csv",

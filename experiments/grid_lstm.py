@@ -46,7 +46,7 @@ from rnn_jax.constant import parameter_count
 from rnn_jax.flow.calls import layer_names
 from rnn_jax.memory import check_memory
 from rnn_jax.models import GridNetwork, SequenceClassifier
-from rnn_jax.report.grid import draw_grid
+from rnn_jax.report.run_report import write_report
 from rnn_jax.training import checkpoints, run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.config import TrainConfig, check_members, evenly
@@ -123,7 +123,9 @@ def main(argv: list[str]) -> None:
     given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
     del given["resume"]
     given |= task_options()
-    run_dir = open_run("grid_lstm", _OUT.value, given, task.fingerprint, resume=_RESUME.value)
+    run_dir = open_run(
+        "grid_lstm", _OUT.value, given, task.fingerprint, resume=_RESUME.value, question=__doc__.splitlines()[0]
+    )
     notes = load_notes(run_dir, networks)
     if _RESUME.value and (warning := other_versions(run_dir, task.fingerprint)):
         running.say(warning)
@@ -146,7 +148,8 @@ def main(argv: list[str]) -> None:
     rows = save(run_dir, task, results)
     print_table(task, rows)
     print(f"\nThe run directory is {run_dir}. Look at:")
-    for path in (*draw_grid(run_dir), *(run_dir / name for name in ("summary.csv", "grid_profile.csv", "metrics.csv"))):
+    *figures, report = write_report(run_dir)
+    for path in (report, *figures, *(run_dir / name for name in ("summary.csv", "grid_profile.csv", "metrics.csv"))):
         print(f"  {path}")
     try:
         if lost := describe_diverged({name: result["finite"] for name, result in results.items()}, _SEED.value):

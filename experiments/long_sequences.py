@@ -23,6 +23,7 @@ import rnn_jax
 from experiments import running
 from rnn_jax import flow
 from rnn_jax.memory import check_memory
+from rnn_jax.report.run_report import write_report
 from rnn_jax.training import run_directory
 from rnn_jax.training.estimate import bytes_of, device_memory, kept_for_gradient, shapes_of
 
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> None:
     check_sizes(shapes_of(make_layer), lengths[-1])
     given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
     out = run_directory.make_default_out("long_sequences") if _OUT.value is None else _OUT.value
-    run_dir = run_directory.create(out, given)
+    run_dir = run_directory.create(out, given, experiment="long_sequences", question=__doc__.splitlines()[0])
     layer = make_layer()
 
     rows = []
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> None:
             f"{row['steps']:>12,}{row['microseconds_a_step']:>22.2f}{ratio:>14.2f}"
             f"{row['peak_bytes'] / 1e9:>10.2f}{row['log10_adjoint_1']:>14.1f}"
         )
-    print(f"\nWritten: {run_dir / 'long_sequences.csv'}")
+    print(f"\nWritten: {run_dir / 'long_sequences.csv'}, {write_report(run_dir)[-1]}")
 
 
 def parse_lengths(texts: list[str]) -> list[int]:

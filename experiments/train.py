@@ -9,9 +9,10 @@ Trains any cell on any task, evaluates it, and shows the gradient flow before, d
     python -m experiments.train ... --out=runs/mine --resume       (the same flags again: goes on where it stopped)
 
 It writes a run directory (config.json, metrics.csv, timing.csv, TensorBoard events, gradient_flow.npz and .csv,
-summary.csv, checkpoints/last and best, figures/) and prints where. A run that was killed at any moment and resumed ends
-with the same metrics.csv and the same weights as one left alone. Files that were damaged meanwhile are said, and come
-back from the checkpoints. A cell of your own that was edited meanwhile is refused; --resume=force goes on with it.
+summary.csv, checkpoints/last and best, figures/, report.html) and prints where. A run that was killed at any moment and
+resumed ends with the same metrics.csv and the same weights as one left alone. Files that were damaged meanwhile are
+said, and come back from the checkpoints. A cell of your own that was edited meanwhile is refused; --resume=force goes
+on with it.
 """
 
 import math
@@ -32,9 +33,9 @@ from experiments.resume_flag import define_resume_flag
 from rnn_jax import batch_mesh, flow, tasks
 from rnn_jax.constant import parameter_count
 from rnn_jax.models.encoder_decoder import ATTENTION
-from rnn_jax.report.learning import draw_training
-from rnn_jax.report.profiles import draw_profiles, lag_text
+from rnn_jax.report.profiles import lag_text
 from rnn_jax.report.read import load_metrics, load_profiles, load_table
+from rnn_jax.report.run_report import write_report
 from rnn_jax.tasks.bucketing import padding_share
 from rnn_jax.tasks.embeddings import load_embeddings
 from rnn_jax.tasks.subwords import SubwordVocabulary
@@ -143,7 +144,9 @@ def main(argv: list[str]) -> None:
     )
     embedding = None if _EMBEDDINGS.value is None else read_embeddings(task)
     check(task, optimizer, config, embedding)
-    run_dir = open_run("train", _OUT.value, given_flags(), task.fingerprint, resume=_RESUME.value)
+    run_dir = open_run(
+        "train", _OUT.value, given_flags(), task.fingerprint, resume=_RESUME.value, question=__doc__.splitlines()[0]
+    )
     save_interface(run_dir, task)
     finished = is_finished(run_dir)
 
@@ -364,11 +367,9 @@ def show(run_dir: pathlib.Path, task: tasks.Task) -> None:
         print(f"  {name:{width}}{text}")
     files = ["summary.csv", "metrics.csv", "timing.csv", "checkpoints/last", "checkpoints/best", "gradient_flow.csv"]
     files += [f"samples/{path.name}" for path in sorted((run_dir / "samples").glob("*"))[-1:]]
-    figures = draw_training(run_dir)
-    if (run_dir / "gradient_flow.npz").exists():
-        figures += draw_profiles(run_dir)
+    *figures, report = write_report(run_dir)
     print(f"\nThe run directory is {run_dir}. Diagnostics at:")
-    for path in (*figures, *(run_dir / name for name in files if (run_dir / name).exists())):
+    for path in (report, *figures, *(run_dir / name for name in files if (run_dir / name).exists())):
         print(f"  {path}")
 
 

@@ -22,6 +22,7 @@ from experiments import running
 from rnn_jax import tasks
 from rnn_jax.models.decoding import attention_map, beam_search, greedy
 from rnn_jax.report import translation as report
+from rnn_jax.report.run_report import write_report
 from rnn_jax.tasks.subwords import SubwordVocabulary
 from rnn_jax.tasks.task import END
 from rnn_jax.tasks.translation import corpus_scores
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> None:
         show(run, text, tokens)
     if task is not None:
         evaluate(run, task)
+    print(f"The report is {write_report(run.run_dir, draw=False)[-1]}.", file=sys.stderr)
 
 
 def read_run(texts: list[str]) -> LoadedRun:

@@ -8,6 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rnn_jax.report.style import paper, save_figure
+
+_CAPTION = (
+    "The image, and then once for each word of the caption: the redder a place, the more weight it had when the word"
+    " was written."
+)
 _COLUMNS = 8  # panels in a row
 
 
@@ -29,10 +35,12 @@ def plot_look(ax: Axes, image: np.ndarray, weights: np.ndarray | None = None) ->
     if weights is not None:
         strength = weights / weights.max()
         ax.imshow(strength, cmap="Reds", alpha=0.75 * strength, extent=extent, interpolation="bilinear", vmin=0, vmax=1)
+    ax.spines[["top", "right"]].set_visible(True)
     ax.set(xticks=[], yticks=[], xlim=(0, columns), ylim=(rows, 0))
     return ax
 
 
+@paper()
 def draw_caption(
     path: pathlib.Path, image: np.ndarray, words: Sequence[str], weights: np.ndarray, *, title: str | None = None
 ) -> pathlib.Path:
@@ -50,13 +58,11 @@ def draw_caption(
     grid = weights.reshape(len(words), *((side, side) if side**2 == places else (places, 1)))
     rows = -(-(len(words) + 1) // _COLUMNS)
     columns = -(-(len(words) + 1) // rows)
-    figure = Figure(figsize=(1.35 * columns, 1.6 * rows), layout="constrained")
+    figure = Figure(figsize=(0.86 * columns, 1.05 * rows), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for ax in axes[len(words) + 1 :]:
         ax.set_axis_off()
-    plot_look(axes[0], image).set_title(title or "", fontsize=9)
+    plot_look(axes[0], image).set_title(title or "", fontsize=7)
     for ax, word, of_word in zip(axes[1:], words, grid):
-        plot_look(ax, image, of_word).set_title(word, fontsize=9)
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+        plot_look(ax, image, of_word).set_title(word, fontsize=7)
+    return save_figure(figure, path, caption=_CAPTION)

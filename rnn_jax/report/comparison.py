@@ -1,4 +1,11 @@
-"""Several runs side by side: what each network came to over its seeds, from run directories of `experiments.train`."""
+"""Several runs side by side: what each network came to over its seeds, from run directories of `experiments.train`.
+
+docs/results.png was drawn from its table:
+
+    python -c "from rnn_jax.report.comparison import draw_scores
+    draw_scores('docs/results.csv', 'docs/results.png',
+                {'TF-IDF of characters': 0.930, 'TF-IDF of words': 0.858})"
+"""
 
 import collections
 import csv
@@ -7,7 +14,7 @@ import io
 import math
 import os
 import pathlib
-import shlex
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,11 +23,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rnn_jax.report import read
+from rnn_jax.report.command import command
+from rnn_jax.report.hover import say
+from rnn_jax.report.learning import SHARES
+from rnn_jax.report.style import COLORS, MARKERS, TEXT_WIDTH, legend_below, paper, save_figure
 
 _OF_A_RUN = ("seed", "out", "resume")  # flags in which runs of one network may differ
 _STAGES = ("initialization", "trained")
 _LEVELS = ("horizon_e", "horizon_1000")
-_COLOR = "#0072B2"
+_CAPTION = (
+    "The score of each network on the same test examples: a mark at the mean over its seeds, a line from the least to"
+    " the largest of them; the best on top. Upright lines are what other methods reach. Networks whose lines overlap"
+    " cannot be told apart by these seeds."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +59,7 @@ class Result:
       label: the cell, and the flags that set the network apart.
       command: what made the runs, less --seed and --out.
       seeds: of the runs.
+      run_dirs: their folders, in this order.
       test_S, validation_S: scores on the splits, `[seeds]`; NaN where there is no validation split.
       seconds_S: of training and evaluation, compilation included.
       parameters: of the network.
@@ -55,6 +71,7 @@ class Result:
     label: str
     command: str
     seeds: tuple[int, ...]
+    run_dirs: tuple[read.StrPath, ...]
     test_S: np.ndarray
     validation_S: np.ndarray
     seconds_S: np.ndarray
@@ -148,61 +165,152 @@ def markdown(comparison: Comparison, baselines: Mapping[str, float] | None = Non
     header = ["network", f"test {comparison.metric}", "validation", "parameters", "seconds", "to 1/e", "to 1/1000"]
     lines = ["| " + " | ".join(header) + " |", "| --- " + "| ---: " * (len(header) - 1) + "|"]
     for result in comparison.results:
-        horizons = [
-            " → ".join(str(result.horizons[level, stage]) for stage in _STAGES if (level, stage) in result.horizons)
-            for level in _LEVELS
-        ]
-        cells = [result.label, _spread(result.test_S), _spread(result.validation_S), f"{result.parameters:,}"]
+        horizons = horizon_texts(result)
+        cells = [result.label, spread(result.test_S), spread(result.validation_S), f"{result.parameters:,}"]
         lines.append("| " + " | ".join([*cells, f"{np.median(result.seconds_S):.0f}", *horizons]) + " |")
     for name, score in ({} if baselines is None else baselines).items():
         lines.append(f"| {name} | {score:.3f} |  |  |  |  |  |")
     lines.append(f"| ignoring the input | {comparison.baseline_score:.3f} |  |  |  |  |  |")
-    seeds = sorted({seed for result in comparison.results for seed in result.seeds})
-    lines += [
-        "",
-        f"Mean over the seeds {', '.join(map(str, seeds))}, the least and the most in brackets; seconds of a run, the"
-        f" median, compilation included, on {comparison.machine}. To 1/e and to 1/1000: the lags at which the gradient"
-        " with respect to the carry has fallen so far, before → after training, in the layer where it reaches"
-        " furthest, the median over seeds; ≥ where it never falls so far.",
-        "",
-    ]
+    lines += ["", table_note(comparison), ""]
     lines += [f"- {result.label}: `{result.command}`" for result in comparison.results]
     return "\n".join(lines) + "\n"
 
 
-def plot_scores(ax: Axes, comparison: Comparison, baselines: Mapping[str, float] | None = None) -> Axes:
-    """Draws the test score of each network, a dot a seed and a bar at their mean, with baselines as lines.
+def horizon_texts(result: Result) -> list[str]:
+    """Writes for 1/e and for 1/1000 the horizon before → after training."""
+    return [
+        " → ".join(str(result.horizons[level, stage]) for stage in _STAGES if (level, stage) in result.horizons)
+        for level in _LEVELS
+    ]
+
+
+def table_note(comparison: Comparison) -> str:
+    """Says what the columns of the table are."""
+    seeds = sorted({seed for result in comparison.results for seed in result.seeds})
+    return (
+        f"Mean over the seeds {', '.join(map(str, seeds))}, the least and the most in brackets; seconds of a run, the"
+        f" median, compilation included, on {comparison.machine}. To 1/e and to 1/1000: the lags at which the gradient"
+        " with respect to the carry has fallen so far, before → after training, in the layer where it reaches"
+        " furthest, the median over seeds; ≥ where it never falls so far."
+    )
+
+
+def plot_scores(
+    ax: Axes, table: Sequence[Mapping[str, Any]], baselines: Mapping[str, float] | None = None, *, score: str = "test"
+) -> Axes:
+    """Draws the score of each network as its mean and the range over its seeds, the best on top, baselines as lines.
+
+    At the left stand the cells and, a column each, the flags in which the networks differ; at the right the scores.
 
     Args:
       ax: where to draw.
-      comparison: the results.
+      table: as `rows` makes it, or as comparison.csv has it.
       baselines: name -> score.
+      score: of the split: "test" or "validation".
     """
-    results = comparison.results
-    for row, result in enumerate(results):
-        ax.plot(result.test_S, np.full(len(result.test_S), row), "o", color=_COLOR, alpha=0.6, markersize=6)
-        mean = float(result.test_S.mean())
-        ax.plot([mean, mean], [row - 0.3, row + 0.3], color=_COLOR, linewidth=2)
-    lines = {**({} if baselines is None else baselines), "ignoring the input": comparison.baseline_score}
-    for k, (name, score) in enumerate(sorted(lines.items(), key=lambda item: item[1])):
-        ax.axvline(score, color="0.35", linewidth=1, linestyle=("--", ":", "-.")[k % 3], zorder=1, label=name)
-    ax.set_yticks(range(len(results)), [result.label for result in results])
-    ax.set_ylim(len(results) - 0.5, -0.5)
-    ax.set_xlabel(f"test {comparison.metric}")
-    ax.grid(axis="y", color="0.93")
-    ax.set_axisbelow(True)
-    ax.tick_params(axis="y", length=0)
-    ax.spines[["top", "right", "left"]].set_visible(False)
+    metric = table[0]["metric"]
+    ordered = sorted(table, key=lambda row: float(row[f"{score}_mean"]), reverse=metric in SHARES)
+    networks = [_words(row["network"]) for row in ordered]
+    cells = list(dict.fromkeys(words["cell"].partition("(")[0] for words in networks))
+    for place, (row, words) in enumerate(zip(ordered, networks)):
+        mean, least, most = (float(row[f"{score}_{what}"]) for what in ("mean", "least", "most"))
+        kind = cells.index(words["cell"].partition("(")[0])
+        color, marker = COLORS[kind % len(COLORS)], MARKERS[1 + kind % (len(MARKERS) - 1)]
+        ax.axhline(place, color="0.93", linewidth=0.6, zorder=0)
+        ax.plot([least, most], [place, place], color=color, linewidth=1.4)
+        (mark,) = ax.plot([mean], [place], marker, color=color, markersize=4.5)
+        spread = "" if least == most else f" [{least:.3f}, {most:.3f}]"
+        say(mark, [f"{row['network']}\n{score} {metric} {mean:.4g}{spread}\nseeds {row['seeds']}"])
+        _write(ax, f"{mean:.3f}{spread}", 1, place, 5, ha="left")
+    lines = {**({} if baselines is None else baselines), "ignoring the input": float(table[0]["baseline_score"])}
+    _draw_baselines(ax, ordered, lines, score)
+    _write_columns(ax, networks)
+    ax.set_yticks([])
+    ax.set_ylim(len(ordered) - 0.5, -0.5)
+    ax.set_xlabel(f"{score} {metric}")
+    ax.spines["left"].set_visible(False)
     return ax
 
 
-def comparison_figure(comparison: Comparison, baselines: Mapping[str, float] | None = None) -> Figure:
+def _draw_baselines(ax: Axes, table: Sequence[Mapping[str, Any]], scores: Mapping[str, float], score: str) -> None:
+    """Draws baselines as lines, those too far away from the networks as words in the legend alone."""
+    ends = [float(row[f"{score}_{what}"]) for row in table for what in ("least", "most")]
+    low, high = min(ends), max(ends)
+    room = max(high - low, 0.02 * abs(high))
+    styles = iter(("--", ":", "-.", (0, (1, 3))) * len(scores))
+    seen = [low, high]
+    for name, value in sorted(scores.items(), key=lambda item: item[1]):
+        if low - room <= value <= high + room:
+            seen.append(value)
+            ax.axvline(
+                value, color="0.35", linewidth=0.9, linestyle=next(styles), zorder=1, label=f"{name}: {value:.3f}"
+            )
+        else:
+            ax.plot([], [], " ", label=f"{name}: {value:.3f}, {'left' if value < low else 'right'} of the frame")
+    ax.set_xlim(min(seen) - 0.06 * room, max(seen) + 0.06 * room)
+
+
+def _write_columns(ax: Axes, networks: Sequence[Mapping[str, str]]) -> None:
+    """Writes the flags of each network at the left of its line, a column a flag."""
+    names = list(dict.fromkeys(name for words in networks for name in words))
+    right = -8.0
+    for name in reversed(names):
+        texts = [words.get(name, "") for words in networks]
+        _write(ax, name, 0, -0.85, right, ha="right", color="0.4")
+        for place, text in enumerate(texts):
+            _write(ax, text, 0, place, right, ha="right")
+        right -= 3.8 * max(map(len, [name, *texts])) + 8
+
+
+def _write(ax: Axes, text: str, side: float, place: float, points: float, **style: Any) -> None:
+    ax.annotate(
+        text, (side, place), (points, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
+        fontsize=7, annotation_clip=False, **style,
+    )  # fmt: skip
+
+
+def _words(network: str) -> dict[str, str]:
+    """Takes the name of a network apart: its cell, and flag -> value; "✓" for a flag that is only named."""
+    cell, *flags = re.split(r", (?![^()]*\))", network)
+    words = {"cell": cell}
+    for flag in flags:
+        name, equals, value = flag.partition("=")
+        words[name] = re.sub(r"^(\d+)\.0$", r"\1", value) if equals else "\N{CHECK MARK}"
+    return words
+
+
+@paper()
+def comparison_figure(
+    table: Sequence[Mapping[str, Any]], baselines: Mapping[str, float] | None = None, *, score: str = "test"
+) -> Figure:
     """The figure of `plot_scores`, with its legend."""
-    figure = Figure(figsize=(8, 1.7 + 0.36 * len(comparison.results)), dpi=150, layout="constrained")
-    plot_scores(figure.subplots(), comparison, baselines)
-    figure.suptitle(comparison.task, fontsize=11)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure = Figure(
+        figsize=(TEXT_WIDTH, 1.0 + 0.2 * len(table) + 0.14 * (1 + len(baselines or ()))), layout="constrained"
+    )
+    ax = plot_scores(figure.subplots(), table, baselines, score=score)
+    legend_below(ax)
     return figure
+
+
+def draw_scores(
+    table: read.StrPath,
+    path: read.StrPath,
+    baselines: Mapping[str, float] | None = None,
+    *,
+    score: str = "test",
+    source: str = "",
+) -> pathlib.Path:
+    """Draws a comparison.csv to `path`, a PNG file (and an SVG file beside it), and returns it.
+
+    Args:
+      table: the file.
+      path: of the figure.
+      baselines, score: as in `plot_scores`.
+      source: the command that made the table.
+    """
+    with pathlib.Path(table).open(newline="", encoding="utf-8") as file:
+        figure = comparison_figure(list(csv.DictReader(file)), baselines, score=score)
+    return save_figure(figure, pathlib.Path(path), caption=_CAPTION, source=source)
 
 
 def save(
@@ -232,9 +340,7 @@ def save(
         writer.writerows(written)
         _replace(paths[0], text.getvalue().encode())
         _replace(paths[1], markdown(comparison, baselines).encode())
-        figure = io.BytesIO()
-        comparison_figure(comparison, baselines).savefig(figure, dpi="figure", format="png")
-        _replace(paths[2], figure.getvalue())
+        draw_scores(paths[0], paths[2], baselines)
     except OSError as error:
         raise ValueError(
             f"--out={os.fspath(folder)!r} cannot be written ({error.strerror}); allowed: a writable folder."
@@ -361,8 +467,9 @@ def _result(label: str, runs: Sequence[_Run]) -> Result:
                 horizons[level, stage] = Horizon(lag, not lag >= runs[0].time)
     return Result(
         label=label,
-        command=_command(runs[0]),
+        command=command(runs[0].config, without=_OF_A_RUN),
         seeds=tuple(run.seed for run in runs),
+        run_dirs=tuple(run.folder for run in runs),
         test_S=np.array([run.score("test") for run in runs]),
         validation_S=np.array([run.score("validation") for run in runs]),
         seconds_S=np.array([float(run.table[0]["seconds"]) for run in runs]),
@@ -390,17 +497,8 @@ def _labels(runs: Sequence[_Run]) -> list[str]:
     return labels
 
 
-def _command(run: _Run) -> str:
-    kept, skip = [], False
-    for argument in run.config["argv"][1:]:
-        name, equals, _ = argument.lstrip("-").partition("=")
-        if not skip and name not in _OF_A_RUN:
-            kept.append(argument)
-        skip = not skip and name in ("seed", "out") and not equals  # the value stands behind
-    return shlex.join(["python", "-m", "experiments.train", *kept])
-
-
-def _spread(scores_S: np.ndarray) -> str:
+def spread(scores_S: np.ndarray) -> str:
+    """Writes the mean of scores and, of several, the least and the most; nothing where there are none."""
     if np.isnan(scores_S).all():
         return ""
     if len(scores_S) == 1:

@@ -18,12 +18,18 @@ from matplotlib.ticker import MaxNLocator
 
 from rnn_jax.report import read
 from rnn_jax.report.learning import LearningCurve, learning_curves, plot_learning
-from rnn_jax.report.profiles import COLORS, over_seeds
+from rnn_jax.report.profiles import over_seeds
+from rnn_jax.report.style import COLORS, MARKERS, TEXT_WIDTH, mark_every, paper, save_figure
 
 # (network, stage, dimension) -> log10 norms [seeds, places]
 GridProfiles = Mapping[tuple[str, str, str], np.ndarray]
 
 _STAGES = {"initialization": (0, (4, 2)), "trained": "-"}  # the lines
+_CAPTION = (
+    "Left: the score on held-out examples along training, a line for each network. Beside it: how much of the gradient"
+    " reaches each place along each dimension of the grid, over its largest value, before training (dashed) and after"
+    " it (solid), the median over seeds. A line that stays near 0 is a dimension along which the gradient lives."
+)
 _LAGS = {
     "time": "steps back from the end",
     "rows": "rows back from the last",
@@ -51,6 +57,7 @@ def load_grid_profiles(run_dir: read.StrPath) -> dict[tuple[str, str, str], np.n
 
 def plot_along(ax: Axes, profiles: GridProfiles, dimension: str, colors: Mapping[str, str]) -> Axes:
     """Draws the profiles along one dimension, each over its largest value: dashed before training, solid after."""
+    markers = dict(zip(colors, MARKERS[1:] * len(colors)))
     for (network, stage, of), norm_SP in profiles.items():
         if of != dimension:
             continue
@@ -58,18 +65,18 @@ def plot_along(ax: Axes, profiles: GridProfiles, dimension: str, colors: Mapping
         with np.errstate(invalid="ignore"):  # a profile of zeros has no largest value
             median_P, low_P, high_P = over_seeds(norm_SP - largest)
         lags_P = np.arange(norm_SP.shape[-1])[::-1]
-        style: dict[str, Any] = {"color": colors[network], "linestyle": _STAGES[stage]}
-        few = np.isfinite(median_P).sum() <= 12
-        ax.plot(lags_P, median_P, marker="o" if few else "", markersize=4, linewidth=1.6, **style)
+        style: dict[str, Any] = {"color": colors[network], "linestyle": _STAGES[stage], "marker": markers[network]}
+        style |= {"markersize": 3.5, "markevery": mark_every(len(lags_P)), "linewidth": 1.3}
+        ax.plot(lags_P, median_P, **style, label=f"_{network}, {stage}")
         if stage == "trained" and len(norm_SP) > 1:
             ax.fill_between(lags_P, low_P, high_P, color=colors[network], alpha=0.15, linewidth=0)
     ax.set_xlabel(_LAGS[dimension])
-    ax.set_title(f"gradient along {dimension}", fontsize=11)
+    ax.set_title(f"gradient along {dimension}")
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
+@paper()
 def grid_figure(
     curves: Sequence[LearningCurve], rows: Sequence[Mapping[str, str]], profiles: GridProfiles, title: str = ""
 ) -> Figure:
@@ -86,19 +93,20 @@ def grid_figure(
     dimensions = [dimension for dimension in _LAGS if dimension in seen]
     colors = {network: COLORS[k % len(COLORS)] for k, network in enumerate(networks)}
     panels = 1 + len(dimensions)
-    figure = Figure(figsize=(1 + 3.6 * panels, 4.0), dpi=150, layout="constrained")
+    figure = Figure(figsize=(TEXT_WIDTH, 2.6), layout="constrained")
     figure.suptitle(title)
     first, *beside = figure.subplots(1, panels)
     for curve in curves:
-        plot_learning(first, curve, color=colors.get(curve.cell, "0.4"))
+        marker = MARKERS[1 + networks.index(curve.cell)] if curve.cell in networks else ""
+        style = {"marker": marker, "markersize": 3.5, "markevery": mark_every(len(curve.steps))}
+        plot_learning(first, curve, color=colors.get(curve.cell, "0.4"), **style)
     for score in {float(row["baseline_score"]) for row in rows}:
         first.axhline(score, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         first.annotate(
             f"ignoring the input: {score:.3g}", (1, score), (0, 4), xycoords=("axes fraction", "data"),
-            textcoords="offset points", ha="right", fontsize=8, color="0.4",
+            textcoords="offset points", ha="right", fontsize=7, color="0.4",
         )  # fmt: skip
-    first.set_title("what was learned", fontsize=11)
-    first.spines[["top", "right"]].set_visible(False)
+    first.set_title("what was learned")
     first.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     for ax, dimension in zip(beside, dimensions, strict=True):
         plot_along(ax, profiles, dimension, colors)
@@ -106,7 +114,7 @@ def grid_figure(
     handles, labels = first.get_legend_handles_labels()
     handles += [first.plot([], [], color="0.4", linestyle=style)[0] for style in _STAGES.values()]
     labels += ["gradient before training", "gradient after training"]
-    figure.legend(handles, labels, loc="outside lower center", ncols=4 if panels > 2 else 2, frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -128,6 +136,4 @@ def draw_grid(run_dir: read.StrPath) -> list[pathlib.Path]:
     named = [LearningCurve(sizes.get(c.cell, c.cell), c.metric, c.steps, c.scores_LS) for c in curves]
     figure = grid_figure(named, rows, profiles, title)
     path = pathlib.Path(run_dir) / "figures" / "grid_lstm.png"
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi="figure", metadata={"Source": " ".join(config.get("argv", []))})
-    return [path]
+    return [save_figure(figure, path, caption=_CAPTION, source=" ".join(config.get("argv", [])))]

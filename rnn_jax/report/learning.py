@@ -11,6 +11,7 @@ import math
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,13 +20,28 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from rnn_jax.report import read
-from rnn_jax.report.profiles import COLORS, LINESTYLES, over_seeds, run_title
+from rnn_jax.report.profiles import over_seeds, run_title
+from rnn_jax.report.style import COLORS, COLUMN, TEXT_WIDTH, legend_below, line_style, paper, save_figure
 
 _HORIZONS = {"horizon_e": ("o", "1/e"), "horizon_1000": ("D", "1/1000")}  # of summary.csv: marker and name
 _STAGES = ("initialization", "trained")
 _NAME = re.compile(r"(?P<cell>.+)/seed(?P<seed>\d+)/held_out_(?P<metric>.+)")
 _FRAME = 30  # times the baseline score: where the axis ends if a network's errors explode
-_LINEAR = ("accuracy",)  # metrics whose axis is linear; errors fall by powers of ten, and theirs is logarithmic
+# Metrics that are shares: the larger, the better, on a linear axis. Errors fall by powers of ten, on a logarithmic one.
+SHARES = ("accuracy", "exact match", "word overlap")
+
+_LEARNING_CAPTION = (
+    "Left: the score on held-out examples along training, the median over seeds and, as a band, their range; the dashed"
+    " line is the score of ignoring the input, and who does not leave it has learned nothing. Right: the lag at which"
+    " the gradient has fallen to 1/e and to 1/1000, before training (open) and after it (filled), a line from the least"
+    " to the largest seed. Who must remember needs a gradient that reaches back to what is to be remembered."
+)
+_TRAINING_CAPTION = (
+    "From left to right, as far as the run has it: the loss on training batches; the score on the validation split, and"
+    " on the test split where a diamond stands, against that of ignoring the input (dashed); and how far back the"
+    " gradient reached, each layer's lag at which it has fallen to 1/e. A loss that falls while the validation score"
+    " turns is a network that learns its examples by heart."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +75,7 @@ def learning_curves(metrics: Mapping[str, Mapping[int, float]]) -> list[Learning
     return curves
 
 
-def plot_learning(ax: Axes, curve: LearningCurve, *, color: str, linestyle: str = "-") -> Axes:
+def plot_learning(ax: Axes, curve: LearningCurve, *, color: str, **style: Any) -> Axes:
     """Draws a score against the training step: a line for the median over seeds, a band for their range.
 
     Seeds whose score is not finite are left out, and counted in the legend.
@@ -67,7 +83,7 @@ def plot_learning(ax: Axes, curve: LearningCurve, *, color: str, linestyle: str 
     median_L, low_L, high_L = over_seeds(np.where(np.isfinite(curve.scores_LS), curve.scores_LS, np.nan).T)
     seeds, lost = curve.scores_LS.shape[1], int(np.sum(~np.isfinite(curve.scores_LS[-1:])))
     label = curve.cell + (f"  (diverged: {lost} of {seeds} seeds)" if lost else "")
-    ax.plot(curve.steps, median_L, label=label, color=color, linestyle=linestyle, linewidth=1.8)
+    ax.plot(curve.steps, median_L, label=label, color=color, **{"linewidth": 1.4, **style})
     if seeds > 1:
         ax.fill_between(curve.steps, low_L, high_L, color=color, alpha=0.15, linewidth=0)
     ax.set_xlabel("training step")
@@ -86,7 +102,7 @@ def plot_horizons(ax: Axes, rows: Sequence[Mapping[str, str]], *, y: float, colo
       y: where.
       color: of the marks.
     """
-    for k, (column, (marker, _)) in enumerate(_HORIZONS.items()):
+    for k, (column, (marker, name)) in enumerate(_HORIZONS.items()):
         for j, stage in enumerate(_STAGES):
             seen = [row for row in rows if row["stage"] == stage and (stage == _STAGES[0] or _finite(row))]
             lags_S = [float(row[column]) for row in seen if float(row[column]) >= 0]
@@ -94,13 +110,15 @@ def plot_horizons(ax: Axes, rows: Sequence[Mapping[str, str]], *, y: float, colo
                 continue
             height = y + 0.08 - 0.26 * k - 0.12 * j
             face = color if stage == "trained" else "white"
-            ax.plot([min(lags_S), max(lags_S)], [height, height], color=color, linewidth=1.2, zorder=2)
+            ax.plot([min(lags_S), max(lags_S)], [height, height], color=color, linewidth=1.0, zorder=2)
             ax.plot(
-                [np.median(lags_S)], [height], marker, color=color, markerfacecolor=face, markersize=5, clip_on=False
-            )
+                [np.median(lags_S)], [height], marker, color=color, markerfacecolor=face, markersize=4, clip_on=False,
+                label=f"_{rows[0]['cell']}, to {name}, {stage}",
+            )  # fmt: skip
     return ax
 
 
+@paper()
 def learning_figure(
     curves: Sequence[LearningCurve], rows: Sequence[Mapping[str, str]], time: int | None = None, title: str = ""
 ) -> Figure:
@@ -116,36 +134,33 @@ def learning_figure(
     layers = _layers(rows)
     panels = 2 if layers else 1
     figure = Figure(
-        figsize=(1 + 5 * panels, 2.8 + 0.55 * max(len(curves), len(layers), 3)), dpi=150, layout="constrained"
+        figsize=(COLUMN * panels + 0.2, 1.7 + 0.34 * max(len(curves), len(layers), 3)), layout="constrained"
     )
     figure.suptitle(title)
     ax, *beside = figure.subplots(1, panels, squeeze=False)[0]
 
     for i, curve in enumerate(curves):
-        plot_learning(
-            ax, curve, color=COLORS[i % len(COLORS)], linestyle=LINESTYLES[i // len(COLORS) % len(LINESTYLES)]
-        )
+        plot_learning(ax, curve, **line_style(i, len(curve.steps)))
     baseline = {float(row["baseline_score"]) for row in rows if row.get("baseline_score")}
     for score in baseline:
         ax.axhline(score, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         ax.annotate(
             f"ignoring the input: {score:.4g}", (1, score), (0, 4), xycoords=("axes fraction", "data"),
-            textcoords="offset points", ha="right", fontsize=8, color="0.4",
+            textcoords="offset points", ha="right", fontsize=7, color="0.4",
         )  # fmt: skip
-    if not any(curve.metric in _LINEAR or np.any(curve.scores_LS <= 0) for curve in curves):
+    if not any(curve.metric in SHARES or np.any(curve.scores_LS <= 0) for curve in curves):
         ax.set_yscale("log")
         highest = max(np.max(c.scores_LS, where=np.isfinite(c.scores_LS), initial=0.0) for c in curves)
         frame = _FRAME * max(baseline, default=np.inf)
         lowest = min(np.min(c.scores_LS, where=np.isfinite(c.scores_LS), initial=frame) for c in curves)
-        lowest = min(lowest, *baseline)
+        lowest = min([lowest, *baseline])
         if highest > frame:
             ax.set_ylim(0.7 * lowest, frame)
             note = f"The left frame ends at {frame:.2g}; the highest value is {highest:.2g}."
-            figure.supxlabel(note, fontsize=8, color="0.4")
+            figure.supxlabel(note, fontsize=7, color="0.4")
     ax.set_xlim(0, max(curve.steps.max(initial=1) for curve in curves))
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False, fontsize=9, handlelength=3)
-    ax.set_title("what was learned", fontsize=11)
+    legend_below(ax)
+    ax.set_title("what was learned")
 
     if beside:
         colors = {curve.cell: COLORS[i % len(COLORS)] for i, curve in enumerate(curves)}
@@ -162,12 +177,13 @@ def _draw_horizons(
         plot_horizons(ax, rows, y=-i, color=colors.get(cell, "0.4"))
         ax.annotate(
             labels[i], (0, 0.5 - i), (4, -2), xycoords=("axes fraction", "data"), textcoords="offset points",
-            va="top", fontsize=9, color=colors.get(cell, "0.4"),
+            va="top", fontsize=7, color=colors.get(cell, "0.4"),
         )  # fmt: skip
     ax.set_yticks([])
     ax.set_ylim(-len(labels) + 0.5, 0.5)
-    ax.set_title("how far back the gradient reaches", fontsize=11)
-    ax.set_xlabel("horizon: lag at which ‖∂L/∂carry$_t$‖ has fallen  (steps back from the end)")
+    ax.fmt_ydata = lambda _: ""
+    ax.set_title("how far back the gradient reaches")
+    ax.set_xlabel("horizon: lag at which ‖∂L/∂carry$_t$‖ has fallen")
     for boundary in range(1, len(labels)):
         ax.axhline(0.5 - boundary, color="0.9", linewidth=0.8, zorder=0)
     if time is not None:
@@ -175,16 +191,16 @@ def _draw_horizons(
         ax.set_xlim(0, time)
         ax.annotate(
             f"never within {time} steps", (time, 0.5), (-5, -3), textcoords="offset points",
-            ha="right", va="top", fontsize=8, color="0.4",
+            ha="right", va="top", fontsize=7, color="0.4",
         )  # fmt: skip
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.spines["left"].set_visible(False)
     keys = [
         Line2D([], [], color="0.3", marker=marker, linestyle="", markerfacecolor=face, label=f"to {name}, {stage}")
         for marker, name in _HORIZONS.values()
         for stage, face in (("before training", "white"), ("after", "0.3"))
     ]
-    ax.legend(handles=keys, loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False, fontsize=9, ncols=2)
+    legend_below(ax, handles=keys, ncols=2, handlelength=1.2, columnspacing=1)
 
 
 def draw_learning(run_dir: read.StrPath, *others: read.StrPath, out: read.StrPath | None = None) -> list[pathlib.Path]:
@@ -199,7 +215,7 @@ def draw_learning(run_dir: read.StrPath, *others: read.StrPath, out: read.StrPat
       out: another path for the figure.
 
     Raises:
-      ValueError: a run directory has no config.json, no metrics.csv or no gradient_flow.npz.
+      ValueError: a run directory has no config.json or no metrics.csv.
     """
     run_dirs = (run_dir, *others)
     configs = [read.load_config(folder) for folder in run_dirs]
@@ -215,19 +231,20 @@ def draw_learning(run_dir: read.StrPath, *others: read.StrPath, out: read.StrPat
         rows += [{**row, "cell": row["cell"] + suffix} for row in read.load_table(folder)]
     if not curves:
         return []
-    profiles = read.load_profiles(run_dir)
-    time = max(array.shape[-1] for parts in profiles.log10_norm.values() for array in parts.values())
-    figure = learning_figure(curves, rows, time, run_title(configs[0].get("flags", {}), profiles))
+    time, title = None, ""
+    if (pathlib.Path(run_dir) / "gradient_flow.npz").exists():
+        profiles = read.load_profiles(run_dir)
+        time = max(array.shape[-1] for parts in profiles.log10_norm.values() for array in parts.values())
+        title = run_title(configs[0].get("flags", {}), profiles)
+    figure = learning_figure(curves, rows, time, title)
     path = pathlib.Path(run_dir) / "figures" / "learning.png" if out is None else pathlib.Path(out)
-    path.parent.mkdir(exist_ok=True)
     source = "; ".join(" ".join(config.get("argv", [])) for config in configs)
-    figure.savefig(path, dpi="figure", metadata={"Source": source})
-    return [path]
+    return [save_figure(figure, path, caption=_LEARNING_CAPTION, source=source)]
 
 
 def plot_loss(ax: Axes, steps: Sequence[int], losses: Sequence[float]) -> Axes:
     """Draws the training loss against the training step, on a logarithmic axis if it falls below a tenth."""
-    ax.plot(steps, losses, color=COLORS[0], linewidth=1.8)
+    ax.plot(steps, losses, color=COLORS[0], linewidth=1.4, label="_loss")
     _scale(ax, losses)
     ax.set_xlabel("training step")
     ax.set_ylabel("loss on training batches")
@@ -253,14 +270,14 @@ def plot_scores(
     """
     if validation:
         steps, scores = list(validation), list(validation.values())
-        ax.plot(steps, scores, color=COLORS[0], linewidth=1.8, marker=".", label="validation")
+        ax.plot(steps, scores, color=COLORS[0], linewidth=1.4, marker=".", label="validation")
     if test is not None:
         label = f"test, at step {test[0]}: {test[1]:.4g}"
-        ax.plot(*([value] for value in test), "D", color=COLORS[1], markersize=6, clip_on=False, label=label)
+        ax.plot(*([value] for value in test), "D", color=COLORS[1], markersize=5, clip_on=False, label=label)
     if baseline is not None:
         label = f"ignoring the input: {baseline:.4g}"
         ax.axhline(baseline, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1, label=label)
-    if metric not in _LINEAR:
+    if metric not in SHARES:
         others = [*([] if test is None else test[1:]), *([] if baseline is None else [baseline])]
         _scale(ax, [*validation.values(), *others])
     ax.set_xlabel("training step")
@@ -280,8 +297,7 @@ def plot_reach(ax: Axes, steps_L: np.ndarray, log10_norm: Mapping[str, np.ndarra
     """
     lags = {layer: reach(profile_LT) for layer, profile_LT in log10_norm.items()}
     for i, (layer, lags_L) in enumerate(lags.items()):
-        color, linestyle = COLORS[i % len(COLORS)], LINESTYLES[(i + i // len(COLORS)) % len(LINESTYLES)]
-        ax.plot(steps_L, lags_L, color=color, linestyle=linestyle, linewidth=1.8, marker=".", label=layer)
+        ax.plot(steps_L, lags_L, label=layer, **{**line_style(i, len(steps_L)), "linewidth": 1.4})
     time = max(profile_LT.shape[-1] for profile_LT in log10_norm.values())
     furthest = max(np.max(lags_L, where=np.isfinite(lags_L), initial=0.0) for lags_L in lags.values())
     if furthest < time / 4:  # to show all steps would flatten it
@@ -291,7 +307,7 @@ def plot_reach(ax: Axes, steps_L: np.ndarray, log10_norm: Mapping[str, np.ndarra
         ax.axhline(time, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         ax.annotate(
             f"never within {time} steps", (1, time), (0, 4), xycoords=("axes fraction", "data"),
-            textcoords="offset points", ha="right", fontsize=8, color="0.4",
+            textcoords="offset points", ha="right", fontsize=7, color="0.4",
         )  # fmt: skip
     ax.set_xlabel("training step")
     ax.set_ylabel(f"horizon: lag, of {time} steps, at which\n‖∂L/∂carry$_t$‖ has fallen to 1/e")
@@ -314,6 +330,7 @@ def reach(log10_norm: np.ndarray) -> np.ndarray:
     return np.where(largest[..., 0] < np.inf, lags, np.nan)
 
 
+@paper()
 def training_figure(
     metrics: Mapping[str, Mapping[int, float]],
     rows: Sequence[Mapping[str, str]],
@@ -330,13 +347,13 @@ def training_figure(
     """
     metric = next((name.partition("/")[2] for name in metrics if name.startswith(("validation/", "test/"))), None)
     panels = 1 + (metric is not None) + (profiles is not None)
-    figure = Figure(figsize=(1 + 4.4 * panels, 4.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=((TEXT_WIDTH if panels > 1 else COLUMN), 2.9), layout="constrained")
     figure.suptitle(title)
     ax, *beside = figure.subplots(1, panels, squeeze=False)[0]
 
     losses = metrics.get("train/loss", {})
     plot_loss(ax, list(losses), list(losses.values()))
-    ax.set_title("training loss", fontsize=11)
+    ax.set_title("training loss")
     if metric is not None:
         ax = beside.pop(0)
         test, baseline = None, None
@@ -344,20 +361,19 @@ def training_figure(
             test = int(rows[0]["best_step"]), float(rows[0]["test_score"])
             baseline = float(rows[0]["baseline_score"])
         plot_scores(ax, metric, metrics.get(f"validation/{metric}", {}), test=test, baseline=baseline)
-        ax.set_title("what was learned", fontsize=11)
+        ax.set_title("what was learned")
     if profiles is not None:
         (network,) = profiles.log10_norm
         layers = profiles.whole_carries(network)
         plot_reach(beside[0], profiles.steps, {layer: array_LST[:, 0] for layer, array_LST in layers.items()})
-        beside[0].set_title("how far back the gradient reaches", fontsize=11)
+        beside[0].set_title("reach of the gradient")
 
     last = max((step for values in metrics.values() for step in values), default=0)
     for ax in figure.axes:
         ax.set_xlim(0, max(last, 1))
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        ax.spines[["top", "right"]].set_visible(False)
         if len(ax.get_legend_handles_labels()[0]) > (ax in beside):  # the name of a lone layer says nothing
-            ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False, fontsize=9, handlelength=3)
+            legend_below(ax)
     return figure
 
 
@@ -373,11 +389,9 @@ def draw_training(run_dir: read.StrPath) -> list[pathlib.Path]:
     profiles = read.load_profiles(folder) if (folder / "gradient_flow.npz").exists() else None
     network = flags["cell"] if flags["recurrent"] else "bag of embeddings"
     title = f"{flags['task']}, {network}" + (f", {flags['hidden']} hidden units" if flags["recurrent"] else "")
-    path = folder / "figures" / "learning.png"
-    path.parent.mkdir(exist_ok=True)
+    path, source = folder / "figures" / "learning.png", " ".join(config.get("argv", []))
     figure = training_figure(metrics, rows, profiles, title)
-    figure.savefig(path, dpi="figure", metadata={"Source": " ".join(config.get("argv", []))})
-    return [path]
+    return [save_figure(figure, path, caption=_TRAINING_CAPTION, source=source)]
 
 
 def _scale(ax: Axes, values: Sequence[float]) -> None:

@@ -19,6 +19,7 @@ from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike
 
 from rnn_jax.report import read
+from rnn_jax.report.style import COLUMN, legend_below, line_style, paper, save_figure
 
 _FLOOR = -12.0
 _E, _THOUSAND = -math.log10(math.e), -3.0  # where the horizons are read off: 1/e and 1/1000
@@ -28,9 +29,17 @@ _RATIO = f"log$_{{10}}$ of {_NORM} / its largest value"
 # What a panel is called, for each value of the column "stage" of summary.csv.
 _STAGES = {"initialization": "at initialization", "trained": "after training"}
 
-# Okabe and Ito's colors, which differ for every eye, without their yellow: too pale for a line on white.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
-LINESTYLES = ("-", "--", "-.", ":")
+_PROFILES_CAPTION = (
+    "How large the gradient of the loss with respect to the carry is, against the lag: how many steps before the end."
+    " Each line is the median over seeds, each band their range, over the largest value along the sequence. A line that"
+    " falls steeply is a gradient that vanishes: what happened so long ago cannot be learned from. A flat line reaches"
+    " back over all steps. The legend has the lag at which it has fallen to 1/1000."
+)
+_TRAINING_CAPTION = (
+    "The same gradient along training: a row for each logged step, from the first at the bottom, the lag to the right;"
+    " the darker, the smaller. A white mark stands where a row falls below 1/1000 of its largest value for good: if it"
+    " moves to the right on the way up, the network has learned to reach further back."
+)
 
 
 class _Curve(NamedTuple):
@@ -42,7 +51,7 @@ class _Curve(NamedTuple):
     log10_ratio_LST: np.ndarray
 
 
-def plot_profile(ax: Axes, log10_norm_ST: np.ndarray, *, label: str, color: str, linestyle: str = "-") -> Axes:
+def plot_profile(ax: Axes, log10_norm_ST: np.ndarray, *, label: str, color: str, **style: Any) -> Axes:
     """Draws a gradient profile against the lag: a line for the median over seeds, a band for their range.
 
     Exact zeros (-inf; always at t = T when the loss reads outputs only) and NaN are left out.
@@ -52,11 +61,11 @@ def plot_profile(ax: Axes, log10_norm_ST: np.ndarray, *, label: str, color: str,
       log10_norm_ST: [seeds, time].
       label: the line's name in a legend.
       color: of line and band.
-      linestyle: of the line.
+      **style: of the line.
     """
     lags_T = _lags(log10_norm_ST)
     median_T, low_T, high_T = over_seeds(log10_norm_ST)
-    ax.plot(lags_T, median_T, label=label, color=color, linestyle=linestyle, linewidth=1.8)
+    ax.plot(lags_T, median_T, label=label, color=color, **{"linewidth": 1.4, **style})
     if len(log10_norm_ST) > 1:
         ax.fill_between(lags_T, low_T, high_T, color=color, alpha=0.15, linewidth=0)
     ax.set_xlabel(_LAG)
@@ -94,6 +103,7 @@ def plot_training(ax: Axes, steps_L: np.ndarray, log10_ratio_LST: np.ndarray, *,
             ax.vlines(last + 0.5, row - 0.5, row + 0.5, color="white", linewidth=1.2)
     ticks = np.unique(np.linspace(0, rows - 1, min(rows, 6)).round().astype(int))
     ax.set_yticks(ticks, [str(step) for step in np.asarray(steps_L)[ticks]])
+    ax.fmt_ydata = lambda row: f"training step {steps_L[round(row)]}"
     return image
 
 
@@ -105,6 +115,7 @@ def lag_text(lags: ArrayLike, time_steps: int) -> str:
     return f"{lag:g}" if lag < time_steps else "never"
 
 
+@paper()
 def profiles_figure(profiles: read.Profiles, horizons: Sequence[Mapping[str, str]], title: str = "") -> Figure:
     """Profiles over their largest value, at the first logged step and at the last, a line for each layer.
 
@@ -119,56 +130,57 @@ def profiles_figure(profiles: read.Profiles, horizons: Sequence[Mapping[str, str
     panels = [("initialization", 0), ("trained", -1)]
     if len(profiles.steps) == 1:
         panels = panels[:1] if profiles.steps[0] == 0 else panels[1:]
-    figure = Figure(figsize=(1 + 5 * len(panels), 4 + 0.2 * len(curves)), dpi=150, layout="constrained")
+    figure = Figure(figsize=(len(panels) * COLUMN + 0.2, 2.7 + 0.14 * len(curves)), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    reach = _reach(curves)
     for ax, (stage, row) in zip(axes, panels, strict=True):
         for i, curve in enumerate(curves):
             plot_profile(
                 ax,
                 curve.log10_ratio_LST[row],
                 label=curve.label + _horizon(horizons, curve, stage),
-                color=COLORS[i % len(COLORS)],
-                linestyle=LINESTYLES[(i + i // len(COLORS)) % len(LINESTYLES)],
+                **line_style(i, reach),
             )
         for name, level in (("1/e", _E), ("1/1000", _THOUSAND)):
-            ax.axhline(level, color="0.4", linewidth=0.7, zorder=1)
+            ax.axhline(level, color="0.4", linewidth=0.5, zorder=1)
             place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-            ax.annotate(name, (1, level), (4, 0), **place, va="center", fontsize=8, color="0.4")
-        ax.set_title(f"{_STAGES[stage]} (step {profiles.steps[row]})", fontsize=11)
+            ax.annotate(name, (1, level), (4, 0), **place, va="center", fontsize=7, color="0.4")
+        ax.set_title(f"{_STAGES[stage]} (step {profiles.steps[row]})")
         ax.set_ylabel(_RATIO if ax is axes[0] else "")
-        ax.set_xlim(0, _reach(curves))
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False, fontsize=9, handlelength=3)
+        ax.set_xlim(0, reach)
+        legend_below(ax)
 
     lowest = _lowest(curves)
     axes[0].set_ylim(np.clip(lowest, _FLOOR, _THOUSAND - 0.5), 0.3)
     if lowest < _FLOOR:
         note = f"The frame ends at 10$^{{{_FLOOR:.0f}}}$; the lowest value is 10$^{{{lowest:.0f}}}$."
-        figure.supxlabel(note, fontsize=8, color="0.4")
+        figure.supxlabel(note, fontsize=7, color="0.4")
     return figure
 
 
+@paper()
 def training_figure(profiles: read.Profiles, title: str = "") -> Figure:
     """Profiles over their largest value, all along training: a heat map a layer, all on one color scale."""
     curves = _curves(profiles)
     rows = math.ceil(len(curves) / 4)
     columns = math.ceil(len(curves) / rows)
-    figure = Figure(figsize=(2.0 + 2.8 * max(columns, 1.4), 1.2 + 2.4 * rows), dpi=150, layout="constrained")
+    figure = Figure(figsize=((1.0 + 1.5 * max(columns, 1.6)), 0.9 + 1.5 * rows), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     lowest = _lowest(curves)
     for i, (ax, curve) in enumerate(zip(axes, curves, strict=False)):
         image = plot_training(ax, profiles.steps, curve.log10_ratio_LST, floor=np.clip(lowest, _FLOOR, _THOUSAND - 0.5))
-        ax.set_title(curve.label, fontsize=10)
+        ax.set_title(curve.label)
+        ax.spines[["top", "right"]].set_visible(True)
         ax.tick_params(labelbottom=i + columns >= len(curves))
         ax.set_ylabel("" if i % columns else "training step")
     for ax in axes[len(curves) :]:
         ax.remove()
     axes[0].set_xlim(-0.5, _reach(curves) + 0.5)
-    figure.supxlabel(f"{_LAG}\nwhite: below 1/1000 from here on    grey: exactly zero, or NaN", fontsize=10)
+    figure.supxlabel(f"{_LAG}\nwhite: below 1/1000 from here on    grey: exactly zero, or NaN")
     bar = figure.colorbar(image, ax=list(axes[: len(curves)]), extend="min" if lowest < _FLOOR else "neither")
-    bar.set_label(_RATIO, fontsize=9)
+    bar.set_label(_RATIO, fontsize=7)
     return figure
 
 
@@ -184,15 +196,16 @@ def draw_profiles(run_dir: read.StrPath) -> list[pathlib.Path]:
     config = read.load_config(run_dir)
     profiles = read.load_profiles(run_dir)
     title = run_title(config.get("flags", {}), profiles)
-    figures = {"gradient_flow.png": profiles_figure(profiles, read.load_table(run_dir), title)}
+    figures = {
+        "gradient_flow.png": (profiles_figure(profiles, read.load_table(run_dir), title), _PROFILES_CAPTION),
+    }
     if len(profiles.steps) > 1:
-        figures["gradient_flow_training.png"] = training_figure(profiles, title)
-
+        figures["gradient_flow_training.png"] = training_figure(profiles, title), _TRAINING_CAPTION
     folder = pathlib.Path(run_dir) / "figures"
-    folder.mkdir(exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(folder / name, dpi="figure", metadata={"Source": " ".join(config.get("argv", []))})
-    return [folder / name for name in figures]
+    return [
+        save_figure(figure, folder / name, caption=caption, source=" ".join(config.get("argv", [])))
+        for name, (figure, caption) in figures.items()
+    ]
 
 
 def _curves(profiles: read.Profiles) -> list[_Curve]:

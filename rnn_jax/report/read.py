@@ -83,6 +83,16 @@ def load_profiles(run_dir: StrPath) -> Profiles:
     return Profiles(steps, log10_norm)
 
 
+def load_instrument(run_dir: StrPath, name: str) -> dict[tuple[str, str, str], dict[str, np.ndarray]]:
+    """Reads <name>.npz, by cell, stage and layer: quantity -> `[seeds, ...]`; raises ValueError if there is none."""
+    found: dict[tuple[str, str, str], dict[str, np.ndarray]] = {}
+    with np.load(_existing(run_dir, f"{name}.npz")) as arrays:
+        for key in arrays.files:
+            cell, stage, layer, quantity = key.split("|")
+            found.setdefault((cell, stage, layer), {})[quantity] = arrays[key]
+    return found
+
+
 def load_metrics(run_dir: StrPath) -> dict[str, dict[int, float]]:
     """Reads metrics.csv, as name -> step -> value; raises ValueError if the run wrote none, or it is damaged.
 

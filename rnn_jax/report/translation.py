@@ -17,9 +17,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rnn_jax.report import read
-from rnn_jax.report.profiles import COLORS, LINESTYLES, plot_profile
+from rnn_jax.report.profiles import plot_profile
+from rnn_jax.report.style import TEXT_WIDTH, legend_below, line_style, paper, save_figure
 
 _TABLE = "translations.csv"
+_MAP_CAPTION = (
+    "Where the decoder looked: for each token of the answer (row), the weight that each token of the source (column)"
+    " had; the darker, the more."
+)
+_EFFECT_CAPTION = (
+    "Left: the share of sources that are answered exactly, against their length. Beside it: the gradient that reaches"
+    " each step of the encoder, before training and after it. Attention gives every step of the source a short way."
+)
 _GROUPS = 6  # of sources by length
 
 
@@ -91,22 +100,24 @@ def plot_attention(ax: Axes, weights_US: np.ndarray, source: Sequence[str], answ
     if max(map(len, source)) > 2:
         ax.tick_params(axis="x", labelrotation=90)
     ax.xaxis.tick_top()
+    ax.spines[["top", "right"]].set_visible(True)
+    ax.fmt_xdata = lambda at: f"source: {_shown(source[round(at)])}"
+    ax.fmt_ydata = lambda at: f"answer: {_shown(answer[round(at)])}"
     ax.tick_params(length=0)
     return ax
 
 
+@paper()
 def draw_attention(
     path: pathlib.Path, weights_US: np.ndarray, source: Sequence[str], answer: Sequence[str]
 ) -> pathlib.Path:
     """Saves the figure of `plot_attention`."""
-    size = 0.26
-    figure = Figure(figsize=(1.6 + size * len(source), 1.4 + size * len(answer)), layout="constrained")
+    size = 0.17
+    figure = Figure(figsize=(1.0 + size * len(source), 0.9 + size * len(answer)), layout="constrained")
     ax = plot_attention(figure.add_subplot(), weights_US, source, answer)
     ax.set_ylabel("answer, token by token")
     ax.set_xlabel("source; the darker, the more weight")
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+    return save_figure(figure, path, caption=_MAP_CAPTION)
 
 
 def _shown(symbol: str) -> str:
@@ -117,12 +128,13 @@ def _shown(symbol: str) -> str:
 def plot_by_length(ax: Axes, groups: Sequence[LengthGroup], *, exact: bool, **style: Any) -> Axes:
     """Draws exact match, or else chrF, against the mean length of the sources of a group."""
     middle = [(group.shortest + group.longest) / 2 for group in groups]
-    ax.plot(middle, [group.exact if exact else group.chrf for group in groups], marker="o", **style)
+    ax.plot(middle, [group.exact if exact else group.chrf for group in groups], **{"marker": "o", **style})
     ax.set_xlabel("length of the source, tokens")
     ax.set_ylabel("exact match" if exact else "chrF")
     return ax
 
 
+@paper()
 def draw_effect(*run_dirs: read.StrPath, out: read.StrPath | None = None) -> pathlib.Path:
     """Saves the figure of what attention does: score against length, and the gradient in the encoder.
 
@@ -133,15 +145,17 @@ def draw_effect(*run_dirs: read.StrPath, out: read.StrPath | None = None) -> pat
     Raises:
       ValueError: if a folder holds no such run.
     """
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(TEXT_WIDTH, 3.0), layout="constrained")
     score_ax, start_ax, trained_ax = figure.subplots(1, 3)
     start_ax.sharey(trained_ax)
     for k, run_dir in enumerate(run_dirs):
         flags = read.load_config(run_dir)["flags"]
         label = f"attention: {flags['attention'] or 'additive'}, {flags['steps']:,} updates"
         rows = load_translations(run_dir)
-        style = {"color": COLORS[k % len(COLORS)], "linestyle": LINESTYLES[k % len(LINESTYLES)]}
-        plot_by_length(score_ax, by_length(rows), exact=True, label=label, **style)
+        style = line_style(k, 1)
+        plot_by_length(
+            score_ax, by_length(rows), exact=True, label=label, color=style["color"], linestyle=style["linestyle"]
+        )
         profiles = read.load_profiles(run_dir)
         (cell,) = profiles.log10_norm
         layers = profiles.whole_carries(cell)
@@ -151,9 +165,6 @@ def draw_effect(*run_dirs: read.StrPath, out: read.StrPath | None = None) -> pat
     score_ax.set(ylim=(-0.03, 1.03), title="score on the test split")
     start_ax.set_title("encoder, at initialization")
     trained_ax.set(title="encoder, after training", ylabel="")
-    score_ax.legend(loc="center left")
+    legend_below(score_ax)
     folder = pathlib.Path(run_dirs[0]) / "figures" if out is None else pathlib.Path(out)
-    folder.mkdir(exist_ok=True)
-    path = folder / "translation_attention.png"
-    figure.savefig(path, dpi=150)
-    return path
+    return save_figure(figure, folder / "translation_attention.png", caption=_EFFECT_CAPTION)

@@ -120,7 +120,7 @@ def find_checkpoint(run_dir: StrPath, name: str, *, newest: bool = False) -> Che
     raise Damaged(f"{_describe(*faults[0])}{also}; allowed: {whole} new run.{use}")
 
 
-def restore_checkpoint(run_dir: StrPath, name: str, like: _Tree, *, newest: bool = False) -> _Tree:
+def restore_checkpoint(run_dir: StrPath, name: str, like: _Tree, *, newest: bool = False, part: str = "") -> _Tree:
     """Reads checkpoints/<name>, or the one before it as `find_checkpoint`, into the structure of `like`.
 
     Args:
@@ -129,15 +129,18 @@ def restore_checkpoint(run_dir: StrPath, name: str, like: _Tree, *, newest: bool
       like: a pytree with the leaves that were saved, or with `jax.ShapeDtypeStruct`s of them. JAX arrays come
         back with its sharding; where `like` has a NumPy array or a Python number, a NumPy array comes back.
       newest: as `find_checkpoint`.
+      part: the path of `like` in what was saved, as `jax.tree_util.keystr` writes it; all of it by default.
 
     Raises:
       ValueError: as `find_checkpoint`, or it differs from `like` in a leaf's name, shape or dtype.
     """
     path = find_checkpoint(run_dir, name, newest=newest).path
-    wanted = {key: _restored_as(leaf) for key, leaf in _named_leaves(like).items()}
+    wanted = {part + key: _restored_as(leaf) for key, leaf in _named_leaves(like).items()}
     with _without_orbax_chatter(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         metadata = checkpointer.metadata(path).item_metadata.tree
         found = {key: (tuple(leaf.shape), np.dtype(leaf.dtype)) for key, leaf in metadata.items()}
+        others = {key: _restored_as(np.empty(*found[key])) for key in found if not key.startswith(part)}
+        found = {key: form for key, form in found.items() if key not in others}
         for key in sorted(wanted.keys() | found.keys()):
             ours = (tuple(wanted[key].shape), np.dtype(wanted[key].dtype)) if key in wanted else None
             if found.get(key) != ours:
@@ -145,10 +148,10 @@ def restore_checkpoint(run_dir: StrPath, name: str, like: _Tree, *, newest: bool
                     f"checkpoint {name!r} has leaf {key!r} as {_show(found.get(key))}, `like` has it as "
                     f"{_show(ours)}; allowed: the same leaves, shapes and dtypes"
                 )
-        leaves = checkpointer.restore(path, args=ocp.args.StandardRestore(wanted))
+        leaves = checkpointer.restore(path, args=ocp.args.StandardRestore(wanted | others))
 
     def unstored(key_path: jax.tree_util.KeyPath, leaf: Any) -> Any:
-        array = leaves[jax.tree_util.keystr(key_path)]
+        array = leaves[part + jax.tree_util.keystr(key_path)]
         if _is_key(leaf):
             return jax.random.wrap_key_data(array, impl=jax.random.key_impl(jnp.empty((), leaf.dtype)))
         return array

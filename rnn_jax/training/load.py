@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -47,10 +48,20 @@ class LoadedRun:
         Raises:
           ValueError: if that cannot be done, or the data are not those of the run.
         """
-        options = {name: self.flags[name] for name in tasks.option_names(self.flags["task"]) if name in self.flags}
-        task = tasks.make_task(self.flags["task"], **options)
-        check_same_data(self.flags["task"], str(self.run_dir), self.flags.get("data", {}), task.fingerprint, "allowed")
-        return task
+        return make_task_of(self.run_dir, self.flags)
+
+
+def make_task_of(run_dir: run_directory.StrPath, flags: Mapping[str, Any]) -> tasks.Task:
+    """Makes the task of a run again, with its data, from the flags of the run.
+
+    Raises:
+      ValueError: if that cannot be done, or the data are not those of the run.
+    """
+    # --seed is not of the data, which are the same for every seed.
+    options = {name: flags[name] for name in tasks.option_names(flags["task"]) if name in flags and name != "seed"}
+    task = tasks.make_task(flags["task"], **options)
+    check_same_data(flags["task"], str(run_dir), flags.get("data", {}), task.fingerprint, "allowed")
+    return task
 
 
 def save_interface(run_dir: run_directory.StrPath, task: tasks.Task) -> None:

@@ -20,7 +20,13 @@ Resume = bool | Literal["force"]
 
 
 def open_run(
-    experiment: str, out: str | None, flags: Mapping[str, Any], data: Mapping[str, str], *, resume: Resume
+    experiment: str,
+    out: str | None,
+    flags: Mapping[str, Any],
+    data: Mapping[str, str],
+    *,
+    resume: Resume,
+    question: str = "",
 ) -> pathlib.Path:
     """Makes the run directory, or finds the run there and holds its flags, its data and its cells against these.
 
@@ -33,6 +39,7 @@ def open_run(
       data: the fingerprint of the task; entries that are the version of a package may differ.
       resume: whether to go on with a run that is there; "force" goes on, and notes it in config.json, where the source
         of a user's cell has changed.
+      question: that the run is to answer.
 
     Raises:
       ValueError: if the folder cannot be used, or, with `resume`, is not named, or a flag, the data or the source of a
@@ -45,7 +52,7 @@ def open_run(
     cells = [flags["cell"]] if "cell" in flags else split_names(flags["cells"]) if "cells" in flags else []
     source = describe_source(cells)
     if not (resume and (folder / "config.json").exists()):
-        return run_directory.create(out, {**flags, "data": data}, source)
+        return run_directory.create(out, {**flags, "data": data}, source, experiment=experiment, question=question)
     lock.hold(folder)
     if (folder / "metrics.csv").exists() and not any((folder / "checkpoints").glob("*")):
         print(f"The run in {out!r} has no checkpoint: it begins again.", file=sys.stderr)

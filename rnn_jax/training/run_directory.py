@@ -1,12 +1,14 @@
 """The run directory: what an experiment leaves on disk. A killed run loses nothing that it had finished.
 
-    config.json           flags, versions, device, git, argv, start_time_utc, cpu_count; of a run that can be resumed
-                          also source (of its cells), and forced: what --resume=force went on in spite of
+    config.json           experiment, question, flags, versions, device, git, argv, start_time_utc, cpu_count; of a
+                          run that can be resumed also source (of its cells), and forced: what --resume=force
+                          went on in spite of
     metrics.csv           step,name,value: one row a number, flushed at each write; holds no times
     timing.csv            step,seconds,examples_per_second: of a training run
     events.out.tfevents*  the same numbers for TensorBoard
     gradient_flow.npz     "steps" [L] and, for each "<cell>|<layer>|<part>", log10 adjoint norms [L, seeds, time]
     gradient_flow.csv     cell,layer,part,step,seed,t,lag,log10_norm: the same numbers, t = 1..T and lag = T - t
+    <instrument>.npz      of experiments.measure: "<cell>|<stage>|<layer>|<quantity>", [seeds, ...]
     summary.csv           one row a result, columns chosen by the experiment
     checkpoints/<name>/   Orbax, with checksums (`rnn_jax.training.checkpoints`); <name>.previous/ is the one before
     .lock                 who writes here (`rnn_jax.training.lock`); no data
@@ -74,13 +76,22 @@ def make_default_out(name: str) -> str:
     raise AssertionError("unreachable")
 
 
-def create(out: str, config: Mapping[str, object], source: Mapping[str, object] | None = None) -> pathlib.Path:
+def create(
+    out: str,
+    config: Mapping[str, object],
+    source: Mapping[str, object] | None = None,
+    *,
+    experiment: str = "",
+    question: str = "",
+) -> pathlib.Path:
     """Makes the folder `out`, with its parents, holds it for this process, and writes its config.json.
 
     Args:
       out: where; `~` is expanded.
       config: the flags of the run; it stands under "flags" in config.json.
       source: of the code, as `rnn_jax.training.source` describes it; it stands under "source".
+      experiment: the name of what makes the run.
+      question: that the run is to answer.
 
     Raises:
       ValueError: `out` is empty, is a file, cannot be written, is being written by another process, or already holds
@@ -92,7 +103,8 @@ def create(out: str, config: Mapping[str, object], source: Mapping[str, object] 
     if str(run_dir).startswith("~"):
         raise ValueError(f"--out={out!r} names the home of an unknown user; {_ALLOWED}")
     _check_free(out, run_dir)
-    text = json.dumps(_describe_run(config, source), indent=2, default=_as_json)
+    about = {"experiment": experiment, "question": question, **_describe_run(config, source)}
+    text = json.dumps(about, indent=2, default=_as_json)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a null character in `out`
@@ -307,6 +319,33 @@ def save_profile_table(run_dir: StrPath) -> pathlib.Path:
                 for seed, profile_T in enumerate(profile_ST):
                     for t, value in enumerate(profile_T, start=1):
                         writer.writerow([*names, step, seed, t, len(profile_T) - t, value])
+    return path
+
+
+def save_instrument(run_dir: StrPath, name: str, arrays: Mapping[tuple[str, str, str, str], Any]) -> pathlib.Path:
+    """Writes what an instrument showed to <name>.npz; what it holds of other cells and stages stays.
+
+    Args:
+      run_dir: the run directory.
+      name: of the instrument.
+      arrays: by cell, stage ("initialization" or "trained"), layer and quantity, `[seeds, ...]`.
+
+    Raises:
+      ValueError: a name contains "|".
+    """
+    path = pathlib.Path(run_dir) / f"{name}.npz"
+    kept: dict[str, np.ndarray] = {}
+    if path.exists():
+        measured = {key[:2] for key in arrays}
+        with np.load(path) as before:
+            others = [key for key in before.files if tuple(key.split(_KEY_SEPARATOR)[:2]) not in measured]
+            kept = {key: before[key] for key in others}
+    for key, array in arrays.items():
+        if any(_KEY_SEPARATOR in word for word in key):
+            raise ValueError(f"{name} {key!r}: allowed: names without {_KEY_SEPARATOR!r}")
+        kept[_KEY_SEPARATOR.join(key)] = np.asarray(array)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **kept)  # type: ignore[arg-type]
     return path
 
 

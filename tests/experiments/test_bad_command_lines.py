@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from rnn_jax import tasks
-from rnn_jax.training import run_directory
+from rnn_jax.training import checkpoints, run_directory
 from rnn_jax.training.build import ModelSettings, make_model
 from rnn_jax.training.load import save_interface
 from tests.experiments import bad_command_lines as table
@@ -60,7 +60,7 @@ def write_run(out, name, **options):
         run_dir = run_directory.create(str(out), flags)
         save_interface(run_dir, task)
         model = jax.jit(lambda: make_model(task.interface, ModelSettings.of_flags(flags), nnx.Rngs(0)))()
-        run_directory.save_checkpoint(run_dir, "best", model, {"step": 1})
+        checkpoints.save_checkpoint(run_dir, "best", model, {"step": 1})
 
 
 def write_finished_run(out):

@@ -30,35 +30,37 @@ def make_run(folder, rows=ROWS, **flags):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that `benchmark` draws."""
+    """The figures that `draw_benchmark` draws."""
     figures = []
     right = benchmark.ratios_figure
     monkeypatch.setattr(benchmark, "ratios_figure", lambda *a, **k: figures.append(right(*a, **k)) or figures[-1])
     return figures
 
 
-def test_each_point_shows_the_chosen_ratio_between_its_quartiles(tmp_path, drawn):
-    path = benchmark.benchmark(make_run(tmp_path / "run"))
+def test_a_line_shows_the_chosen_ratio_at_each_point_and_their_geometric_mean(tmp_path, drawn):
+    (path,) = benchmark.draw_benchmark(make_run(tmp_path / "run"))
     assert path == tmp_path / "run" / "figures" / "benchmark.png"
     with Image.open(path) as image:
         assert image.info["Source"]
     (ax,) = drawn[0].axes
-    torch, keras = ax.containers
-    points, _, (bars,) = torch
-    np.testing.assert_allclose(points.get_xdata(), [2.0, 0.5])
-    np.testing.assert_allclose([segment[:, 0] for segment in bars.get_segments()], [[1.5, 4.0], [0.25, 0.75]])
-    assert len(keras[0].get_xdata()) == 0
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["8x4x3x4", "1x9x3x4"]
+    _, marks, bar = ax.lines  # the first is the line at 1; keras has no ratio
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["torch", "keras"]
+    np.testing.assert_allclose(marks.get_xydata(), [(2.0, 0), (0.5, 0)])
+    np.testing.assert_allclose(bar.get_xdata(), [1.0, 1.0])
+    assert [text.get_text() for text in ax.texts] == ["1.00", "gru"]
+    said = path.with_suffix(".svg").read_text()
+    assert "torch, gru, gradient\n8x4x3x4\n2.00 (1.50 to 4.00)</title>" in said
+    assert "1x9x3x4\n0.50 (0.25 to 0.75)</title>" in said
 
 
 @pytest.mark.parametrize(("memory", "says"), [(False, "ours is faster"), (True, "ours needs less")])
 def test_the_figure_says_what_is_compared_with_which_version_of_ours(tmp_path, drawn, memory, says):
-    benchmark.benchmark(make_run(tmp_path / "run", memory=memory))
+    benchmark.draw_benchmark(make_run(tmp_path / "run", memory=memory))
     assert says in drawn[0].get_supxlabel()
-    assert drawn[0].legends[0].get_title().get_text().startswith(f"rnn_jax 1.2.3 = 1, on {os.cpu_count()} cores")
+    assert drawn[0].get_suptitle().startswith(f"rnn_jax 1.2.3 = 1, on {os.cpu_count()} cores")
 
 
 def test_a_run_without_a_table_is_told(tmp_path):
     run_dir = run_directory.create(str(tmp_path / "run"), {})
     with pytest.raises(ValueError, match=r"run' has no benchmark.csv; allowed: a run of experiments.benchmark."):
-        benchmark.benchmark(run_dir)
+        benchmark.draw_benchmark(run_dir)

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rnn_jax.report import comparison
+from rnn_jax.report.comparison_report import save_report
 from rnn_jax.training import run_directory
 
 FLAGS = {
@@ -146,17 +147,50 @@ def test_a_task_without_a_validation_split_has_no_score_of_it(finished):
     assert "| lstm | 0.500 |  | 1,234 |" in comparison.markdown(compared)
 
 
-def test_the_figure_has_a_dot_a_seed_and_a_line_a_baseline(finished):
+def test_the_figure_has_a_mark_a_network_the_best_on_top_and_its_flags_in_columns(finished):
     runs = [finished(str(seed), score, seed=seed) for seed, score in enumerate((0.5, 0.8))]
-    compared = comparison.compare([*runs, finished("b", 0.25, cell="gru")])
+    runs += [finished("b", 0.25, cell="gru", pool="max"), finished("c", 0.7, cell="gru", bidirectional=True, hidden=16)]
     ax = Figure().subplots()
-    assert comparison.plot_scores(ax, compared, {"TF-IDF": 0.93}) is ax
-    dots = [(*line.get_xdata(), *line.get_ydata()) for line in ax.lines if line.get_marker() == "o"]
-    assert dots == [(0.5, 0.8, 0, 0), (0.25, 1)]
-    upright = {line.get_label(): line.get_xdata()[0] for line in ax.lines if not line.get_label().startswith("_")}
-    assert upright == {"TF-IDF": 0.93, "ignoring the input": 0.05}
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["lstm", "gru"]
+    assert comparison.plot_scores(ax, comparison.rows(comparison.compare(runs)), {"TF-IDF": 0.93}) is ax
+    marks = {line.get_marker(): [] for line in ax.lines if line.get_marker() not in ("None", " ")}
+    for line in ax.lines:
+        if line.get_marker() in marks:
+            marks[line.get_marker()].append((*line.get_xdata(), *line.get_ydata()))
+    assert list(marks.values()) == [[(0.7, 0), (0.25, 2)], [(0.65, 1)]]  # gru, lstm
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
+    upright = {line.get_label(): line.get_xdata() for line in ax.lines if not line.get_label().startswith("_")}
+    assert upright["TF-IDF: 0.930"][0] == 0.93
+    assert list(upright) == ["ignoring the input: 0.050", "TF-IDF: 0.930"]
+    texts = [text.get_text() for text in ax.texts]
+    assert texts[:3] == ["0.700", "0.650 [0.500, 0.800]", "0.250"]
+    columns = [texts[start : start + 4] for start in range(3, len(texts), 4)]
+    assert columns[::-1] == [
+        ["cell", "gru", "lstm", "gru"],
+        ["hidden", "16", "", ""],
+        ["bidirectional", "✓", "", ""],
+        ["pool", "", "", "max"],
+    ]
+
+
+def test_a_baseline_far_from_all_networks_does_not_flatten_them(finished):
+    table = comparison.rows(comparison.compare([finished("a", 0.90), finished("b", 0.91, cell="gru")]))
+    ax = Figure().subplots()
+    comparison.plot_scores(ax, table)
+    assert ax.get_xlim()[0] > 0.8
+    assert "ignoring the input: 0.050, left of the frame" in [line.get_label() for line in ax.lines]
+
+
+def test_one_report_of_several_runs_has_their_figures_table_and_commands(finished, tmp_path):
+    runs = [finished("a", 0.5), finished("<b>", 0.25, cell="gru<script>")]
+    *_, learning, report = save_report(tmp_path / "made", comparison.compare(runs), {"TF & IDF": 0.93})
+    assert (learning.name, report.name) == ("learning.png", "report.html")
+    page = report.read_text(encoding="utf-8")
+    assert page.count("<figcaption>") == 2
+    assert [page.index(f"<td>{name}</td>") for name in ("TF &amp; IDF", "lstm", "gru&lt;script&gt;")] == sorted(
+        page.index(f"<td>{name}</td>") for name in ("TF &amp; IDF", "lstm", "gru&lt;script&gt;")
+    )
+    assert "python -m experiments.train --task=language_id --cell=lstm" in page
+    assert "gru<script>" not in page
 
 
 def test_a_comparison_is_saved_as_table_text_and_figure(finished, tmp_path):
@@ -168,7 +202,7 @@ def test_a_comparison_is_saved_as_table_text_and_figure(finished, tmp_path):
     assert text.read_text(encoding="utf-8") == comparison.markdown(compared, {"TF-IDF": 0.93})
     with Image.open(figure) as image:
         assert image.format == "PNG"
-        assert min(image.size) > 300
+        assert min(image.size) > 200
 
 
 def test_a_comparison_replaces_an_earlier_one_and_no_other_file(finished, tmp_path):

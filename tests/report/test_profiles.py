@@ -197,7 +197,7 @@ def test_the_title_says_what_the_config_knows(tmp_path, monkeypatch, flags, titl
     folder = run_directory.create(str(tmp_path / "run"), flags)
     run_directory.save_profiles(folder, [0], {"lstm": {("rnn", ""): decaying(1, 2, 4, 0.1)}})
     drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure.get_suptitle()))
+    monkeypatch.setattr(figures, "save_figure", lambda figure, *_, **__: drawn.append(figure.get_suptitle()))
     figures.draw_profiles(folder)
     assert drawn == [title]
 

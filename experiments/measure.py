@@ -1,0 +1,54 @@
+r"""What do the instruments show of the networks of a run?
+
+Measures the networks of a finished run of experiments.train or experiments.gradient_flow, as they were trained or as
+they were drawn, on sequences of the training split.
+
+    python -m experiments.measure --run=runs/mine                                       (every instrument; a minute)
+    python -m experiments.measure --run=runs/mine --instruments=jacobian,lyapunov --at=initialization,trained
+
+It writes a file an instrument (jacobian.npz, ...) and the figures into the run directory, and makes report.html again.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+
+from experiments.instruments import INSTRUMENTS, measure_run, parse_instruments
+from rnn_jax.report.run_report import write_report
+from rnn_jax.training.compilation_cache import enable_compilation_cache
+from rnn_jax.training.networks import STAGES
+
+_RUN = flags.DEFINE_string("run", None, "Run directory of experiments.train or experiments.gradient_flow.")
+_INSTRUMENTS = flags.DEFINE_list("instruments", list(INSTRUMENTS), f"Of {', '.join(INSTRUMENTS)}.")
+_AT = flags.DEFINE_list("at", ["trained"], f"Of {', '.join(STAGES)}: which networks.")
+_SEQUENCES = flags.DEFINE_integer(
+    "sequences", None, "Sequences that are measured; 8 to 128 by default, as the instrument needs.", lower_bound=1
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
+    logging.set_verbosity(logging.WARNING)
+    enable_compilation_cache()
+    try:
+        names = parse_instruments(_INSTRUMENTS.value)
+        if _RUN.value is None:
+            raise ValueError("--run is missing; allowed: a run directory of experiments.train or gradient_flow.")
+        wrong = [stage for stage in _AT.value if stage not in STAGES]
+        if wrong or not _AT.value:
+            raise ValueError(f"--at={','.join(_AT.value)} is no choice of networks; allowed: {', '.join(STAGES)}.")
+        run_dir = pathlib.Path(_RUN.value).expanduser()
+        paths = measure_run(run_dir, names, _AT.value, _SEQUENCES.value)
+    except ValueError as error:
+        sys.exit(str(error))
+    *figures, report = write_report(run_dir)
+    print(f"The run directory is {run_dir}. Look at:")
+    measured = [path for path in figures if path.stem in names]
+    for path in (report, *measured, *paths):
+        print(f"  {path}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,301 @@
+"""Figures of the instruments that `experiments.measure` has run over the networks of a run, a figure for each.
+
+    python -c "from rnn_jax.report.instruments import draw_instruments; draw_instruments('runs/...')"
+
+Each network (a cell; where it has several layers, each of them) has a color and a marker of its own. Lines are medians
+over seeds and sequences, bands reach from the tenth to the ninetieth percentile.
+"""
+
+import pathlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from rnn_jax.report import read
+from rnn_jax.report.profiles import plot_profile
+from rnn_jax.report.style import COLORS, COLUMN, MARKERS, TEXT_WIDTH, legend_below, mark_every, paper, save_figure
+
+# cell, stage, layer -> quantity -> [seeds, ...]
+Found = Mapping[tuple[str, str, str], Mapping[str, np.ndarray]]
+
+_TITLES = {"initialization": "at initialization", "trained": "trained"}
+_STAGE_LINES: dict[str, Any] = {"initialization": (0, (4, 2)), "trained": "-"}
+_FLOOR = -16.0  # of log10 of singular values: what lies deeper would flatten the rest
+
+
+def _networks(found: Found) -> dict[tuple[str, str], str]:
+    """Names each layer of each cell, in their order; the layer is left out where a cell has one alone."""
+    layers = list(dict.fromkeys((cell, layer) for cell, _, layer in found))
+    cells = [cell for cell, _ in layers]
+    return {(cell, layer): cell if cells.count(cell) == 1 else f"{cell} {layer}" for cell, layer in layers}
+
+
+def _stages(found: Found) -> list[str]:
+    return [stage for stage in _TITLES if any(of == stage for _, of, _ in found)]
+
+
+def _style(number: int) -> dict[str, Any]:
+    """Color and marker of a network; its linestyle says something else."""
+    return {
+        "color": COLORS[number % len(COLORS)],
+        "marker": MARKERS[1 + number % (len(MARKERS) - 1)],
+        "markersize": 3,
+        "linewidth": 1.2,
+    }
+
+
+def _over_all(values: np.ndarray, axes: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Median, tenth and ninetieth percentile over all axes but the last `axes`; NaN where nothing is finite."""
+    flat = np.asarray(values, np.float64).reshape(-1, *values.shape[values.ndim - axes :])
+    flat = np.where(np.isfinite(flat), flat, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of places without a finite value
+        low, median, high = np.nanpercentile(flat, [10, 50, 90], axis=0)
+    return median, low, high
+
+
+def _line(ax: Axes, xs: np.ndarray, values: np.ndarray, label: str, *, band: bool = True, **style: Any) -> None:
+    median, low, high = _over_all(values)
+    ax.plot(xs, median, label=label, markevery=mark_every(len(xs)), **style)
+    if band:
+        ax.fill_between(xs, low, high, color=style["color"], alpha=0.13, linewidth=0)
+
+
+def _panels(found: Found, rows: int, height: float) -> tuple[Figure, np.ndarray]:
+    """A figure with a column for each stage; axes `[rows, stages]`."""
+    stages = _stages(found)
+    legend = 0.15 * len(_networks(found)) + 0.5
+    width = TEXT_WIDTH if len(stages) > 1 else COLUMN + 0.4
+    figure = Figure(figsize=(width, rows * height + legend), layout="constrained")
+    axes = figure.subplots(rows, len(stages), sharex="row", sharey="row", squeeze=False)
+    for ax, stage in zip(axes[0], stages):
+        ax.set_title(_TITLES[stage])
+    return figure, axes
+
+
+@paper()
+def profile_figure(found: Found) -> Figure:
+    """The gradient profile of whole carries."""
+    networks = _networks(found)
+    figure, axes = _panels(found, 1, 2.1)
+    for ax, stage in zip(axes[0], _stages(found)):
+        for number, ((cell, layer), name) in enumerate(networks.items()):
+            if (cell, stage, layer) in found:
+                norm_ST = found[cell, stage, layer]["log10_norm"]
+                plot_profile(ax, norm_ST, label=name, markevery=mark_every(norm_ST.shape[-1]), **_style(number))
+        legend_below(ax)
+    axes[0, -1].set_ylabel(axes[0, 0].get_ylabel() if axes.shape[1] == 1 else "")
+    return figure
+
+
+@paper()
+def jacobian_figure(found: Found) -> Figure:
+    """Singular values of d carry_lag / d carry_0: the largest, the middle and the smallest; and the local radius."""
+    networks = _networks(found)
+    figure, axes = _panels(found, 2, 1.7)
+    lowest, highest = 0.0, 0.0
+    for column, stage in enumerate(_stages(found)):
+        values_ax, radius_ax = axes[:, column]
+        for number, ((cell, layer), name) in enumerate(networks.items()):
+            if (cell, stage, layer) not in found:
+                continue
+            of = found[cell, stage, layer]
+            lags, inside, style = of["lags"][0], of["inside"], _style(number)
+            log10_values = np.where(inside[..., None], of["log10_values"], np.nan)
+            lines = {"-": 0, "--": log10_values.shape[-1] // 2, ":": -1}
+            for linestyle, place in lines.items():
+                word = {0: "largest", -1: "smallest"}.get(place, "middle")
+                label = name if place == 0 else f"_{name}, {word}"
+                if place == 0:
+                    highest = max(highest, np.nanmax(_over_all(log10_values[..., 0])[2], initial=0.0))
+                _line(values_ax, lags, log10_values[..., place], label, linestyle=linestyle, band=place == 0, **style)
+                lowest = min(lowest, np.nanmin(_over_all(log10_values[..., place])[0], initial=0.0))
+            _line(radius_ax, lags, np.where(inside, of["spectral_radius"], np.nan), f"_{name}", **style)
+        values_ax.axhline(0, color="0.6", linewidth=0.5, zorder=1)
+        radius_ax.axhline(1, color="0.6", linewidth=0.5, zorder=1)
+        radius_ax.set_xlabel("lag  (steps, from a quarter of the run on)")
+        legend_below(radius_ax, handles=[*values_ax.get_legend_handles_labels()[0], *_kinds()], ncols=2)
+    axes[0, 0].set_ylim(max(1.1 * lowest, _FLOOR), highest + 0.05 * (highest - max(lowest, _FLOOR)) + 0.1)
+    axes[0, 0].set_ylabel("log$_{10}$ singular values")
+    axes[1, 0].set_ylabel("spectral radius of a step")
+    return figure
+
+
+def _kinds() -> list[Line2D]:
+    words: dict[Any, str] = {"-": "largest", "--": "middle", ":": "smallest"}
+    return [Line2D([], [], color="0.3", linestyle=line, label=word) for line, word in words.items()]
+
+
+@paper()
+def lyapunov_figure(found: Found) -> Figure:
+    """Lyapunov exponents by their rank."""
+    networks = _networks(found)
+    figure, axes = _panels(found, 1, 2.1)
+    for ax, stage in zip(axes[0], _stages(found)):
+        for number, ((cell, layer), name) in enumerate(networks.items()):
+            if (cell, stage, layer) not in found:
+                continue
+            of = found[cell, stage, layer]
+            exponents = of["exponents"]
+            largest = _over_all(exponents)[0][0]
+            remark = f"  (largest {largest:.3g}, dimension {np.median(of['dimension']):.3g})"
+            _line(ax, np.arange(1, exponents.shape[-1] + 1), exponents, name + remark, **_style(number))
+        ax.axhline(0, color="0.6", linewidth=0.5, zorder=1)
+        ax.set_xlabel("rank of the exponent")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        legend_below(ax)
+    axes[0, 0].set_ylabel("exponent, nats a step")
+    return figure
+
+
+@paper()
+def gates_figure(found: Found) -> Figure:
+    """A row for each network: gates over the steps of the run at each stage, and the time constants of its units."""
+    networks, stages = _networks(found), _stages(found)
+    gates = list(dict.fromkeys(name.rpartition(" ")[0] for of in found.values() for name in of))
+    size = (TEXT_WIDTH, 0.6 + 1.6 * len(networks))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(networks), len(stages) + 1, squeeze=False)
+    for ax in axes[:, :-1].ravel()[1:]:
+        ax.sharey(axes[0, 0])
+    for row, ((cell, layer), name) in zip(axes, networks.items()):
+        for ax, stage in zip(row, stages):
+            of = found.get((cell, stage, layer), {})
+            for number, gate in enumerate(gates):
+                if f"{gate} mean" not in of:
+                    continue
+                mean_ST, style = of[f"{gate} mean"], _style(number)
+                steps = np.arange(1, mean_ST.shape[-1] + 1)
+                _line(ax, steps, mean_ST, gate, **style)
+                if f"{gate} low" in of:
+                    near_ST = of[f"{gate} low"] + of[f"{gate} high"]
+                    _line(ax, steps, near_ST, f"_{gate}, saturated", band=False, linestyle=":", **style)
+                if f"{gate} time_constant" in of:
+                    constants = np.sort(of[f"{gate} time_constant"].reshape(len(mean_ST), -1), axis=-1)[:, ::-1]
+                    ranks, label = np.arange(1, constants.shape[-1] + 1), f"_{gate}, {_TITLES[stage]}"
+                    _line(row[-1], ranks, constants, label, linestyle=_STAGE_LINES[stage], **style)
+            ax.set_ylabel(name if ax is row[0] else "")
+        spans = [value for line in row[-1].lines for value in np.asarray(line.get_ydata()) if np.isfinite(value)]
+        if spans:
+            is_wide = max(spans) > 10 * min(spans) > 0
+            row[-1].set(ylabel="steps", **({"yscale": "log"} if is_wide else {"ylim": (0, 1.1 * max(spans))}))
+        else:
+            row[-1].set_axis_off()
+    for ax, stage in zip(axes[0], stages):
+        ax.set_title(_TITLES[stage])
+    axes[0, -1].set_title("time constants of units")
+    for ax in axes[-1, :-1]:
+        ax.set_xlabel("step of the run")
+    axes[-1, -1].set_xlabel("rank of the unit")
+    handles = [Line2D([], [], label=gate, **_style(number)) for number, gate in enumerate(gates)]
+    handles.append(Line2D([], [], color="0.3", linestyle=":", label="share of a gate's values near an end"))
+    handles += [Line2D([], [], color="0.3", linestyle=_STAGE_LINES[stage], label=_TITLES[stage]) for stage in stages]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    return figure
+
+
+@paper()
+def truncation_figure(found: Found) -> Figure:
+    """Cosine and norm ratio of the truncated gradient and the whole one, against the truncation length."""
+    figure = Figure(figsize=(TEXT_WIDTH, 2.4 + 0.13 * len(_networks(found))), layout="constrained")
+    axes = figure.subplots(1, 2)
+    cells = list(dict.fromkeys(cell for cell, _, _ in found))
+    labels = {"cosine": "cosine to the whole gradient", "norm_ratio": "norm / that of the whole gradient"}
+    for ax, (quantity, name) in zip(axes, labels.items()):
+        for (cell, stage, layer), of in sorted(found.items(), key=lambda item: _stages(found).index(item[0][1])):
+            if layer:  # of the whole network alone
+                continue
+            style = {**_style(cells.index(cell)), "linestyle": _STAGE_LINES[stage]}
+            ratio = f"  (signal / noise {np.median(of['signal_to_noise']):.2g})"
+            _line(ax, of["every"][0], of[quantity], f"{cell}, {_TITLES[stage]}{ratio}", **style)
+        ax.axhline(1, color="0.6", linewidth=0.5, zorder=1)
+        ax.set(xscale="log", xlabel="truncation length, steps", ylabel=name)
+    legend_below(axes[0])
+    return figure
+
+
+@paper()
+def memory_figure(found: Found) -> Figure:
+    """How much of the input of each lag a linear map reads back from the carry, the mean over input features."""
+    networks = _networks(found)
+    figure, axes = _panels(found, 1, 2.1)
+    for ax, stage in zip(axes[0], _stages(found)):
+        for number, ((cell, layer), name) in enumerate(networks.items()):
+            if (cell, stage, layer) in found:
+                of = found[cell, stage, layer]
+                remark = f"  (capacity {np.median(of['capacity'].sum(-1)):.3g} of {of['fit'][0].size})"
+                _line(ax, of["lags"][0], of["fit"].mean(-1), name + remark, **_style(number))
+        ax.set(xlabel="lag  (steps before the carry)", ylim=(-0.1, 1.05))
+        legend_below(ax)
+    axes[0, 0].set_ylabel("input read back, R$^2$ on held-out steps")
+    return figure
+
+
+INSTRUMENTS: dict[str, tuple[Callable[[Found], Figure], str]] = {
+    "profile": (
+        profile_figure,
+        "How large the gradient of the loss with respect to the carry is, against the lag. A line that falls steeply is"
+        " a gradient that vanishes, one that rises a gradient that explodes.",
+    ),
+    "jacobian": (
+        jacobian_figure,
+        "Above: by which factor the recurrence stretches a small change of the carry, in the direction where it does so"
+        " most, least, and in the middle (log10 of singular values of the Jacobian over a growing lag). Near 0 a"
+        " gradient passes undiminished; directions that fall are forgotten, and those that"
+        " one step loses to rounding are not drawn. Below: the largest modulus of an eigenvalue"
+        " of a single step; above 1, the step can magnify.",
+    ),
+    "lyapunov": (
+        lyapunov_figure,
+        "Lyapunov exponents of the run on its inputs, by rank: the mean rate at which small changes grow (above 0) or"
+        " shrink. A positive largest exponent is chaos: gradients explode. One near 0 remembers; -0.1 forgets a factor"
+        " of e in ten steps. Dimension: that of Kaplan and Yorke, how many directions stay alive.",
+    ),
+    "gates": (
+        gates_figure,
+        "Gates over the steps of the run, the mean over sequences and units, and dotted the share of a gate's values"
+        " within 0.05 of an end of its range: a gate that stays there passes no gradient of its own. Right: over how"
+        " many steps each unit forgets to 1/e, as its forget or update gate implies. What lies much further back than"
+        " the largest of them is not kept.",
+    ),
+    "truncation": (
+        truncation_figure,
+        "What truncated backpropagation loses: the cosine between its gradient and the whole one (left), and the ratio"
+        " of their norms (right), for each truncation length. Where the cosine is near 1, longer pieces only cost time."
+        " Signal / noise: the norm of the gradient of this batch over what its examples scatter; near 1, a batch of"
+        " this size says little.",
+    ),
+    "memory": (
+        memory_figure,
+        "How much of the input of an earlier step a linear map reads back from the carry: the share of its variance, on"
+        " held-out steps, the mean over input features. 1 is all of it, 0 and less is nothing. Capacity: the sum over"
+        " lags and features. What is needed and not kept here cannot be learned by the layers above.",
+    ),
+}
+
+
+def draw_instruments(run_dir: read.StrPath) -> list[pathlib.Path]:
+    """Draws what each instrument left in a run directory into its figures/ and returns the paths written.
+
+    Raises:
+      ValueError: the run directory has no config.json.
+    """
+    config, folder = read.load_config(run_dir), pathlib.Path(run_dir)
+    source = " ".join(config.get("argv", []))
+    paths = []
+    for name, (draw, caption) in INSTRUMENTS.items():
+        if (folder / f"{name}.npz").exists():
+            figure = draw(read.load_instrument(folder, name))
+            paths.append(save_figure(figure, folder / "figures" / f"{name}.png", caption=caption, source=source))
+    return paths
+
+
+def measured(run_dir: pathlib.Path) -> bool:
+    """Whether an instrument has left something in a run directory."""
+    return any((run_dir / f"{name}.npz").exists() for name in INSTRUMENTS)

@@ -1,0 +1,154 @@
+"""Instruments on the networks of runs that stand on disk, as `experiments.measure` and `gradient_flow` measure them."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments import instruments
+from rnn_jax import tasks
+from rnn_jax.report.read import load_instrument
+from rnn_jax.report.run_report import write_report
+from rnn_jax.training import checkpoints, run_directory
+from rnn_jax.training.build import ModelSettings, make_model
+from rnn_jax.training.config import TrainConfig
+from rnn_jax.training.networks import STAGES, load_networks
+from rnn_jax.training.optimizers import make_optimizer
+from rnn_jax.training.step import make_ensemble
+from rnn_jax.training.update import initial_state
+from rnn_jax.training.watch import probe_batch
+
+OPTIONS = {"seq_len": 8, "train_size": 64, "test_size": 16}
+
+
+@pytest.fixture(scope="module")
+def task():
+    return tasks.make_task("adding", **OPTIONS)
+
+
+def moved(model):
+    """Weights that training might have led to."""
+    return jax.tree.map(lambda leaf: leaf + 0.25 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, model)
+
+
+def make_run(folder, made, **flags):
+    """A run of `experiments.train`, whose network at step 5 is known; returns its folder and the network."""
+    flags = {"task": "adding", **OPTIONS, "cell": "elman", "hidden": 4, "recurrent": True, "seed": 3, **flags}
+    run_dir = run_directory.create(
+        str(folder), {**flags, "data": made.fingerprint}, experiment="train", question="What?"
+    )
+    model = moved(make_model(made.interface, ModelSettings.of_flags(flags), nnx.Rngs(flags["seed"])))
+    checkpoints.save_checkpoint(run_dir, "best", model, {"step": 5})
+    return run_dir, model
+
+
+def norms_by_brute_force(task, model, batch):
+    """log10 of the batch's root mean square of |dL/d h_t|, one `jax.grad` a step, in float64."""
+    model = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
+    batch = {**batch, "xs": jnp.asarray(batch["xs"], jnp.float64)}
+    zeros = jnp.zeros((len(batch["xs"]), 4))
+
+    def loss(change, t):
+        def network(xs):
+            carry = zeros
+            for step in range(xs.shape[1]):
+                carry, _ = model.rnn.cell(carry, xs[:, step])
+                carry = carry + change if step == t else carry
+            return model.head(carry)
+
+        return task.loss(network, batch)
+
+    adjoints_TBH = jnp.stack([jax.grad(loss)(zeros, t) for t in range(batch["xs"].shape[1])])
+    return 0.5 * jnp.log10(jnp.mean(jnp.sum(adjoints_TBH**2, axis=-1), axis=-1))
+
+
+def test_every_instrument_measures_the_trained_network_and_the_one_it_began_as(task, tmp_path):
+    run_dir, _ = make_run(tmp_path / "run", task)
+    paths = instruments.measure_run(run_dir, list(instruments.INSTRUMENTS), STAGES, sequences=16)
+    assert paths == [run_dir / f"{name}.npz" for name in instruments.INSTRUMENTS]
+    for name in instruments.INSTRUMENTS:
+        found = load_instrument(run_dir, name)
+        layers = {"", "rnn"} if name == "truncation" else {"rnn"}
+        assert set(found) == {("elman", stage, layer) for stage in STAGES for layer in layers}
+        for quantities in found.values():
+            assert all(len(array) == 1 for array in quantities.values())  # one seed
+            assert not any(np.isnan(array).any() for array in quantities.values())
+
+    *figures, report = write_report(run_dir)
+    drawn = [path.stem for path in figures]
+    assert drawn == list(instruments.INSTRUMENTS)
+    text = report.read_text()
+    assert text.count("<figcaption>") == len(drawn)
+    assert "A figure is missing" not in text
+
+
+def test_several_seeds_are_measured_each_and_other_stages_stay(task, tmp_path):
+    flags = {"task": "adding", **OPTIONS, "cells": "elman,gru", "hidden": 4, "seeds": 2, "seed": 7}
+    flags |= {"learning_rate": ["1e-2", "1e-3"], "data": task.fingerprint}
+    run_dir = run_directory.create(str(tmp_path / "run"), flags, experiment="gradient_flow")
+    make = functools.partial(make_model, task.interface, ModelSettings(cell="elman", hidden=4))
+    models = moved(make_ensemble(make, [1, 2, 3, 4]))
+    checkpoints.save_checkpoint(run_dir, "elman", models, {"finished": {}, "step": 9})
+    checkpoints.save_checkpoint(run_dir, "gru", {"in": jnp.zeros(2)}, {"step": 3})  # in training
+
+    for stage in reversed(STAGES):
+        instruments.measure_run(run_dir, ["profile"], [stage], sequences=16)
+    found = load_instrument(run_dir, "profile")
+    labels = {"initialization": ["elman"], "trained": ["elman at 0.01", "elman at 0.001"]}
+    assert set(found) == {(cell, stage, "rnn") for stage in STAGES for cell in labels[stage]}
+    member = jax.tree.map(lambda leaf: leaf[3], models)
+    expected_T = norms_by_brute_force(task, member, probe_batch(task, 16))
+    measured_T = found["elman at 0.001", "trained", "rnn"]["log10_norm"][1]
+    np.testing.assert_allclose(measured_T[:-1], expected_T[:-1], atol=1e-4)
+    assert measured_T[-1] == -np.inf  # no further step reads the last carry
+
+
+def test_a_run_without_a_best_network_is_measured_at_its_last_checkpoint(task, tmp_path):
+    run_dir, model = make_run(tmp_path / "run", task)
+    (run_dir / "checkpoints" / "best").rename(tmp_path / "gone")
+    config = TrainConfig(steps=5, batch_size=8, eval_at=frozenset(), look_at=frozenset())
+    state = initial_state(task, model, make_optimizer("adam", 1e-3), config)
+    checkpoints.save_checkpoint(run_dir, "last", state, {"step": 5})
+    _, networks = load_networks(run_dir, "trained")
+    jax.tree.map(lambda one, saved: np.testing.assert_array_equal(one[0], saved), networks["elman"], model)
+
+
+def test_what_cannot_be_measured_is_said_in_one_sentence(tmp_path):
+    (tmp_path / "none").mkdir()
+    other = run_directory.create(str(tmp_path / "other"), {"seeds": 3})
+    empty = run_directory.create(str(tmp_path / "empty"), {"cell": "elman", "recurrent": True})
+    known = ", ".join(instruments.INSTRUMENTS)
+    for wrong, said in (
+        (
+            lambda: instruments.parse_instruments(["jacobian", "spectrum"]),
+            f"--instruments=jacobian,spectrum: 'spectrum' is no instrument; allowed: {known}.",
+        ),
+        (lambda: instruments.parse_instruments([]), f"--instruments= names none; allowed: {known}."),
+        (
+            lambda: load_networks(tmp_path / "none", "trained"),
+            f"--run={str(tmp_path / 'none')!r} holds no run; allowed: the folder of a run.",
+        ),
+        (
+            lambda: load_networks(other, "trained"),
+            f"--run={str(other)!r} has no networks that can be made again; allowed: a run of experiments.train or of"
+            " experiments.gradient_flow.",
+        ),
+        (
+            lambda: load_networks(empty, "initialization"),
+            f"--run={str(empty)!r} has no trained network yet; allowed: experiments.train after a checkpoint,"
+            " experiments.gradient_flow after its first cell.",
+        ),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            wrong()
+
+
+def test_a_network_without_recurrent_layers_is_refused(tmp_path):
+    tokens = tasks.make_task("temporal_order", **OPTIONS)
+    run_dir, _ = make_run(tmp_path / "run", tokens, task="temporal_order", recurrent=False, emb_size=4)
+    with pytest.raises(ValueError, match="'bag of embeddings' has no recurrent layer; allowed: one that has"):
+        instruments.measure_run(run_dir, ["profile"], ["trained"])
