@@ -4,23 +4,16 @@ import ast
 import csv
 import json
 import pathlib
-import subprocess
-import sys
 import sysconfig
 
 import pytest
 
 from rnn_jax.tasks.vocabulary import Vocabulary
+from tests.experiments.command import run
 
-ROOT = pathlib.Path(__file__).parents[2]
 _PACKAGES = ("asyncio", "email", "xml")
 _ROWS = 100  # of each
 _WORDS = 20  # at least, so that all batches have one width: the time of this test is that of compiling the update
-
-
-def run(*flags):
-    command = [sys.executable, "-m", "experiments.train", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def docstrings(package):
@@ -46,6 +39,7 @@ def table(tmp_path_factory):
 
 def test_a_csv_goes_from_file_to_a_reported_model_in_one_command(table, tmp_path):
     done = run(
+        "train",
         f"--task=csv:{table}",
         "--text_column=docstring",
         "--label_column=package",
@@ -73,7 +67,7 @@ def test_a_csv_goes_from_file_to_a_reported_model_in_one_command(table, tmp_path
 
 def test_what_is_wrong_with_a_table_is_one_sentence_and_leaves_no_folder(table, tmp_path):
     out = tmp_path / "run"
-    done = run(f"--task=csv:{table}", f"--out={out}")
+    done = run("train", f"--task=csv:{table}", f"--out={out}")
     assert done.returncode == 1
     assert done.stderr == (f"text_column='text': {table} has no column of this name; it has: 'docstring', 'package'.\n")
     assert done.stdout == ""
