@@ -185,8 +185,9 @@ class MetricWriter:
     """
 
     def __init__(self, run_dir: StrPath, position: int | None = None):
-        import tensorboardX  # here: it imports torch where torch is installed, which takes a second
-        from tensorboardX.proto import event_pb2, summary_pb2
+        with _hidden("torch"):  # tensorboardX imports it where it can, which takes seconds, and works without
+            import tensorboardX
+            from tensorboardX.proto import event_pb2, summary_pb2
 
         path = pathlib.Path(run_dir) / "metrics.csv"
         self._file = path.open("a+", newline="", encoding="utf-8")
@@ -386,6 +387,19 @@ def save_table(run_dir: StrPath, rows: Sequence[Mapping[str, object]], name: str
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Makes `import <module>` fail where it has not been imported yet."""
+    absent = module not in sys.modules
+    if absent:
+        sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules[module]
 
 
 @contextlib.contextmanager

@@ -1,25 +1,15 @@
 """Captions through the command line: a run, its captions in a fresh process, and what is refused."""
 
 import csv
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
+from tests.experiments import command
 from tests.tasks.test_images import folder_of_images
 
-ROOT = pathlib.Path(__file__).parents[2]
 
-
-def run(experiment, *flags):
-    done = subprocess.run(
-        [sys.executable, "-m", f"experiments.{experiment}", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def run(experiment, *arguments):
+    done = command.run(experiment, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

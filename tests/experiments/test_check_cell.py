@@ -1,11 +1,6 @@
 """Claims about `python -m experiments.check_cell`, through its command line."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.experiments.command import run
 
 MY_CELL = '''
 from rnn_jax.cells.elman import ElmanCell
@@ -20,11 +15,7 @@ class Mine(ElmanCell):
 
 
 def check_cell(*flags, pythonpath=""):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(pythonpath)))}
-    command = [sys.executable, "-m", "experiments.check_cell", *flags]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert "Traceback" not in done.stdout + done.stderr
-    return done
+    return run("check_cell", *flags, PYTHONPATH=str(pythonpath))
 
 
 def test_a_cell_of_the_catalogue_passes():

@@ -1,24 +1,15 @@
 """Runs of `experiments.train` compared through the command line, from their directories alone."""
 
 import csv
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.experiments.command import run
+
 FLAGS = [
     "--task=adding", "--seq_len=8", "--cell=elman", "--hidden=4", "--batch=8", "--steps=4",
     "--train_size=64", "--test_size=32",
 ]  # fmt: skip
-
-
-def run(module, *arguments):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,13 @@
 """Claims about `python -m experiments.ensembles`, through its command line."""
 
 import csv
-import pathlib
-import subprocess
-import sys
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def ensembles(*flags):
-    command = [sys.executable, "-m", "experiments.ensembles", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert "Traceback" not in done.stdout + done.stderr
-    return done
+from tests.experiments.command import run
 
 
 def test_an_ensemble_is_its_members_and_both_are_timed(tmp_path):
     out = tmp_path / "run"
-    done = ensembles("--cells=elman", "--seeds=2", "--steps=3", "--hidden=4", "--batch=4", f"--out={out}")
+    done = run("ensembles", "--cells=elman", "--seeds=2", "--steps=3", "--hidden=4", "--batch=4", f"--out={out}")
     assert done.returncode == 0, done.stderr
     with (out / "ensembles.csv").open(newline="") as table:
         (row,) = csv.DictReader(table)

@@ -1,21 +1,12 @@
 """Claims about text generation: from a text of the user to a model that continues it, in two processes."""
 
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 from rnn_jax.report.read import load_table
+from tests.experiments.command import run
 
-ROOT = pathlib.Path(__file__).parents[2]
 SENTENCE = "the carry goes on → and on; "  # \N{RIGHTWARDS ARROW} is three bytes of UTF-8
-
-
-def run(experiment, *arguments):
-    command = [sys.executable, "-m", f"experiments.{experiment}", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

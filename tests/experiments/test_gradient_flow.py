@@ -1,6 +1,7 @@
 """The experiment as a person runs it: through its command line, on the real digits."""
 
 import csv
+import functools
 import itertools
 import json
 import os
@@ -20,15 +21,13 @@ from rnn_jax import tasks
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.training.checkpoints import restore_checkpoint
 from rnn_jax.training.step import make_ensemble
+from tests.experiments import command
 from tests.experiments.refusals import refusals
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "experiments.gradient_flow", *arguments]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+run = functools.partial(command.run, "gradient_flow")
 
 
 def rows(path: pathlib.Path) -> list[dict[str, str]]:

@@ -1,30 +1,17 @@
 """The experiment as a person runs it: through its command line."""
 
 import csv
+import functools
 import json
-import os
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from rnn_jax.report.grid import load_grid_profiles
+from tests.experiments import command
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def run(*arguments, cache):
-    command = [sys.executable, "-m", "experiments.grid_lstm", *arguments]
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+run = functools.partial(command.run, "grid_lstm")
 
 
 def rows(path):
@@ -41,7 +28,7 @@ FLAGS = [
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grid")
-    done = run(*FLAGS, f"--out={folder / 'out'}", cache=folder / "cache")
+    done = run(*FLAGS, f"--out={folder / 'out'}")
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -74,7 +61,7 @@ def test_a_run_resumed_ends_the_same(trained):
     summary = rows(out / "summary.csv")
     shutil.rmtree(out / "checkpoints" / "tanh")
     (out / "summary.csv").unlink()
-    done = run(*FLAGS, f"--out={out}", "--resume", cache=folder / "cache")
+    done = run(*FLAGS, f"--out={out}", "--resume")
     assert done.returncode == 0, done.stderr
     assert {name: (out / name).read_bytes() for name in before} == before
     again = rows(out / "summary.csv")
@@ -85,7 +72,7 @@ def test_a_run_resumed_ends_the_same(trained):
 def test_an_image_has_a_profile_along_each_dimension(tmp_path, data_dir):
     out = tmp_path / "out"
     flags = ["--task=digits", "--patch=4", "--depth=1", "--hidden=3", "--steps=1", "--batch=4", f"--out={out}"]
-    done = run(*flags, f"--data_dir={data_dir}", cache=tmp_path / "cache")
+    done = run(*flags, f"--data_dir={data_dir}")
     assert done.returncode == 0, done.stderr
     places = {("grid_lstm", "rows"): 2, ("grid_lstm", "columns"): 2, ("stacked_lstm", "rows"): 8}
     places |= {("grid_lstm", "depth"): 1, ("stacked_lstm", "depth"): 1}

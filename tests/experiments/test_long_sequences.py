@@ -1,23 +1,13 @@
 """Claims about `python -m experiments.long_sequences`, through its command line."""
 
 import csv
-import pathlib
-import subprocess
-import sys
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def long_sequences(*flags):
-    command = [sys.executable, "-m", "experiments.long_sequences", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert "Traceback" not in done.stdout + done.stderr
-    return done
+from tests.experiments.command import run
 
 
 def test_a_row_for_each_length_and_a_gradient_below_what_float32_holds(tmp_path):
     out = tmp_path / "run"
-    done = long_sequences("--cell=lstm", "--hidden=4", "--lengths=10,2000", f"--out={out}")
+    done = run("long_sequences", "--cell=lstm", "--hidden=4", "--lengths=10,2000", f"--out={out}")
     assert done.returncode == 0, done.stderr
     with (out / "long_sequences.csv").open(newline="") as table:
         short, long = csv.DictReader(table)

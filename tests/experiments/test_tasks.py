@@ -1,26 +1,15 @@
 """Claims about `python -m experiments.tasks`, through its command line."""
 
-import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
 from rnn_jax import tasks
-
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def run(*flags):
-    command = [sys.executable, "-m", "experiments.tasks", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert "Traceback" not in done.stdout + done.stderr
-    return done
+from tests.experiments.command import run
 
 
 def show(*flags):
-    done = run(*flags)
+    done = run("tasks", *flags)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

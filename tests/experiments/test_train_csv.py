@@ -4,23 +4,16 @@ import ast
 import csv
 import json
 import pathlib
-import subprocess
-import sys
 import sysconfig
 
 import pytest
 
 from rnn_jax.tasks.vocabulary import Vocabulary
+from tests.experiments.command import run
 
-ROOT = pathlib.Path(__file__).parents[2]
 _PACKAGES = ("asyncio", "email", "xml")
 _ROWS = 100  # of each
 _WORDS = 20  # at least, so that all batches have one width: the time of this test is that of compiling the update
-
-
-def run(*flags):
-    command = [sys.executable, "-m", "experiments.train", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def docstrings(package):
@@ -46,6 +39,7 @@ def table(tmp_path_factory):
 
 def test_a_csv_goes_from_file_to_a_reported_model_in_one_command(table, tmp_path):
     done = run(
+        "train",
         f"--task=csv:{table}",
         "--text_column=docstring",
         "--label_column=package",

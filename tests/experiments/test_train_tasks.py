@@ -2,16 +2,12 @@
 
 import csv
 import json
-import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
 from rnn_jax import tasks
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.experiments.command import run
 
 
 @pytest.mark.parametrize(
@@ -24,12 +20,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 )
 def test_a_run_trains_on_one_length_and_is_tested_on_another(flags, test_seq_len, data_dir, tmp_path):
     out = tmp_path / "run"
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "experiments.train", *flags, f"--data_dir={data_dir}", "--steps=20", "--hidden=4",
-            "--batch=4", "--train_size=64", "--test_size=32", "--profile_every=0", f"--out={out}",
-        ],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    done = run(
+        "train", *flags, f"--data_dir={data_dir}", "--steps=20", "--hidden=4", "--batch=4", "--train_size=64",
+        "--test_size=32", "--profile_every=0", f"--out={out}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"Tested on sequences of {test_seq_len} steps." in done.stdout

@@ -1,20 +1,13 @@
 """experiments.translate: a run of experiments.train, read again in another process."""
 
 import csv
-import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.experiments.command import run
+
 ANIMALS = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen")
-
-
-def run(experiment, *flags):
-    command = [sys.executable, "-m", f"experiments.{experiment}", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,8 @@ def test_scores_are_means_over_all_examples_of_any_length():
     model = SequenceClassifier("lstm", 7, 4, 3, emb_size=5, rngs=nnx.Rngs(0))
     for score in (accuracy, nats):
         task = make_task(source, out_features=3, score=score)
-        one_by_one = [score(model, tasks.collate([source[k]], ragged=False))[0] for k in range(45)]
+        score_one = jax.jit(score)
+        one_by_one = [score_one(model, tasks.collate([source[k]], ragged=False))[0] for k in range(45)]
         evaluate = Evaluator(task)
         evaluate._size = 16  # so that the last batch has to be filled up
         np.testing.assert_allclose(evaluate(model, source), np.mean(one_by_one), rtol=1e-5)
@@ -53,10 +54,10 @@ def test_a_language_model_is_scored_with_the_state_it_carries_over(monkeypatch):
     task, model = language()
     monkeypatch.setattr("rnn_jax.training.evaluation._STREAMS", 3)
     found = Evaluator(task)(model, task.test)
-    nats = []
+    nats, run = [], jax.jit(model)
     for start, stop in ((0, 42), (42, 84), (84, 120)):  # 20 pieces of 6 in streams of 7
         stream = task.test.tokens[start : stop + 1]
-        logits = model(stream[None, :-1])[0]
+        logits = run(stream[None, :-1])[0]
         nats += list(optax.losses.softmax_cross_entropy_with_integer_labels(logits, stream[1:]))
     assert len(nats) == 120
     np.testing.assert_allclose(found, np.mean(nats), rtol=1e-5)

@@ -45,9 +45,9 @@ def _promotion_as_optax_needs_it():
 def test_a_run_is_plain_gradient_steps_on_its_batches(tmp_path):
     task, model, optimizer, chosen = regression(), small_model(), optax.sgd(0.1), config()
     result = train(task, model, optimizer, run_dir := new_run(tmp_path), chosen)
-    plain, losses = model, []
+    plain, losses, loss_and_grads = model, [], jax.jit(jax.value_and_grad(task.loss))
     for _, batch in zip(range(12), batches_of(task, chosen)):
-        loss, grads = jax.value_and_grad(task.loss)(plain, batch)
+        loss, grads = loss_and_grads(plain, batch)
         losses.append(float(loss))
         plain = jax.tree.map(lambda p, g: p - 0.1 * g, plain, grads)
     last = checkpoints.restore_checkpoint(run_dir, "last", initial_state(task, model, optimizer, chosen))
