@@ -206,9 +206,10 @@ def _check_literal(cell: str, argument: str, value: Any, hint: Any) -> None:
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if isinstance(value, float):
         check_finite(argument, value)
-    # What has no literal (a function) cannot be meant; of a type that is none of these, the cell is to judge.
     plain = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", type(None): "None"}
-    if Any in kinds or not set(kinds) & set(plain):
+    others = [kind for kind in kinds if kind not in plain]
+    # A function has no literal, and cannot be meant; of a type that is none of these, the cell is to judge.
+    if not all(typing.get_origin(kind) is Callable or kind is jax.nn.initializers.Initializer for kind in others):
         return
     fits = type(value) in kinds or (type(value) is int and float in kinds)
     if not fits:
