@@ -28,8 +28,11 @@ SEQUENCES = {"profile": 32, "jacobian": 8, "lyapunov": 8, "gates": 32, "truncati
 
 
 def _profile(task: tasks.Task, model: Any, batch: tasks.Batch) -> Quantities:
-    profile = flow.gradient_profile(task.loss, model, batch)
-    return {(layer, f"log10_norm {part}".strip()): norm for (layer, part), norm in profile.by_layer_and_part().items()}
+    profile = flow.gradient_profile(task.loss, model, batch, shares=True, from_true_ends="lengths" in batch)
+    found = {(layer, f"log10_norm {part}".strip()): norm for (layer, part), norm in profile.by_layer_and_part().items()}
+    for layer, share in profile.log10_share.items():
+        found[layer, "log10_share"] = jnp.flip(share) if layer in profile.reversed_parts else share
+    return found
 
 
 def _each_call(

@@ -81,16 +81,21 @@ def _panels(found: Found, rows: int, height: float) -> tuple[Figure, np.ndarray]
 
 @paper()
 def profile_figure(found: Found) -> Figure:
-    """The gradient profile of whole carries."""
+    """The gradient profile of whole carries, and what each step adds to the gradient of the parameters."""
     networks = _networks(found)
-    figure, axes = _panels(found, 1, 2.1)
-    for ax, stage in zip(axes[0], _stages(found)):
+    figure, axes = _panels(found, 2, 1.7)
+    for column, stage in enumerate(_stages(found)):
+        norm_ax, share_ax = axes[:, column]
         for number, ((cell, layer), name) in enumerate(networks.items()):
-            if (cell, stage, layer) in found:
-                norm_ST = found[cell, stage, layer]["log10_norm"]
-                plot_profile(ax, norm_ST, label=name, markevery=mark_every(norm_ST.shape[-1]), **_style(number))
-        legend_below(ax)
-    axes[0, -1].set_ylabel(axes[0, 0].get_ylabel() if axes.shape[1] == 1 else "")
+            if (cell, stage, layer) not in found:
+                continue
+            norm_ST, share_ST = (found[cell, stage, layer][word] for word in ("log10_norm", "log10_share"))
+            style = {"markevery": mark_every(norm_ST.shape[-1]), **_style(number)}
+            plot_profile(norm_ax, norm_ST, label=name, **style)
+            plot_profile(share_ax, share_ST, label=name, **style)
+        norm_ax.set(xlabel="", ylabel="" if column else "log$_{10}$ ‖∂L/∂carry$_t$‖")
+        share_ax.set_ylabel("" if column else "log$_{10}$ ‖share of ∂L/∂θ‖")
+        legend_below(share_ax)
     return figure
 
 
@@ -240,8 +245,9 @@ def memory_figure(found: Found) -> Figure:
 INSTRUMENTS: dict[str, tuple[Callable[[Found], Figure], str]] = {
     "profile": (
         profile_figure,
-        "How large the gradient of the loss with respect to the carry is, against the lag. A line that falls steeply is"
-        " a gradient that vanishes, one that rises a gradient that explodes.",
+        "Above: how large the gradient of the loss with respect to the carry is, against the lag. A line that falls"
+        " steeply is a gradient that vanishes, one that rises a gradient that explodes. Below: the norm of what each"
+        " step alone adds to the gradient of the cell's parameters: from which lags learning really comes.",
     ),
     "jacobian": (
         jacobian_figure,

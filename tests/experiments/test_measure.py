@@ -148,7 +148,7 @@ def test_what_cannot_be_measured_is_said_in_one_sentence(tmp_path):
 
 
 def test_a_network_without_recurrent_layers_is_refused(tmp_path):
-    tokens = tasks.make_task("temporal_order", **OPTIONS)
-    run_dir, _ = make_run(tmp_path / "run", tokens, task="temporal_order", recurrent=False, emb_size=4)
+    tokens = tasks.make_task("temporal_order", **{**OPTIONS, "seq_len": 12})
+    run_dir, _ = make_run(tmp_path / "run", tokens, task="temporal_order", seq_len=12, recurrent=False, emb_size=4)
     with pytest.raises(ValueError, match="'bag of embeddings' has no recurrent layer; allowed: one that has"):
         instruments.measure_run(run_dir, ["profile"], ["trained"])
