@@ -10,10 +10,10 @@ It writes a file an instrument (jacobian.npz, ...) and the figures into the run 
 """
 
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 
+from experiments import running
 from experiments.instruments import INSTRUMENTS, measure_run, parse_instruments
 from rnn_jax.report.run_report import write_report
 from rnn_jax.training.compilation_cache import enable_compilation_cache
@@ -28,21 +28,16 @@ _SEQUENCES = flags.DEFINE_integer(
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     logging.set_verbosity(logging.WARNING)
     enable_compilation_cache()
-    try:
-        names = parse_instruments(_INSTRUMENTS.value)
-        if _RUN.value is None:
-            raise ValueError("--run is missing; allowed: a run directory of experiments.train or gradient_flow.")
-        wrong = [stage for stage in _AT.value if stage not in STAGES]
-        if wrong or not _AT.value:
-            raise ValueError(f"--at={','.join(_AT.value)} is no choice of networks; allowed: {', '.join(STAGES)}.")
-        run_dir = pathlib.Path(_RUN.value).expanduser()
-        paths = measure_run(run_dir, names, _AT.value, _SEQUENCES.value)
-    except ValueError as error:
-        sys.exit(str(error))
+    names = parse_instruments(_INSTRUMENTS.value)
+    if _RUN.value is None:
+        raise ValueError("--run is missing; allowed: a run directory of experiments.train or gradient_flow.")
+    wrong = [stage for stage in _AT.value if stage not in STAGES]
+    if wrong or not _AT.value:
+        raise ValueError(f"--at={','.join(_AT.value)} is no choice of networks; allowed: {', '.join(STAGES)}.")
+    run_dir = pathlib.Path(_RUN.value).expanduser()
+    paths = measure_run(run_dir, names, _AT.value, _SEQUENCES.value)
     *figures, report = write_report(run_dir)
     print(f"The run directory is {run_dir}. Look at:")
     measured = [path for path in figures if path.stem in names]
@@ -51,4 +46,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main)

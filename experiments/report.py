@@ -6,23 +6,16 @@ r"""What does a run show so far? Its report.html and its figures, made again fro
 Nothing is computed again. Every run writes its report at its end; several runs in one report: experiments.compare.
 """
 
-import sys
-
-from absl import app
-
+from experiments import running
 from rnn_jax.report.run_report import write_report
 
 
 def main(argv: list[str]) -> None:
     if len(argv) < 2:
-        sys.exit("there is no run to report on; allowed: one run directory or more.")
+        raise ValueError("there is no run to report on; allowed: one run directory or more.")
     for run_dir in argv[1:]:
-        try:
-            paths = write_report(run_dir)
-        except ValueError as error:
-            sys.exit(str(error))
-        print(paths[-1])
+        print(write_report(run_dir)[-1])
 
 
 if __name__ == "__main__":
-    app.run(main)
+    running.run(main, takes_words=True)

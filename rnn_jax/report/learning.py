@@ -32,9 +32,9 @@ SHARES = ("accuracy", "exact match", "word overlap")
 
 _LEARNING_CAPTION = (
     "Left: the score on held-out examples along training, the median over seeds and, as a band, their range; the dashed"
-    " line is the score of ignoring the input, and who does not leave it has learned nothing. Right: the lag at which"
+    " line is the score of ignoring the input: a curve that stays there has learned nothing. Right: the lag at which"
     " the gradient has fallen to 1/e and to 1/1000, before training (open) and after it (filled), a line from the least"
-    " to the largest seed. Who must remember needs a gradient that reaches back to what is to be remembered."
+    " to the largest seed. What is to be remembered must lie within this reach of the gradient."
 )
 _TRAINING_CAPTION = (
     "From left to right, as far as the run has it: the loss on training batches; the score on the validation split, and"

@@ -417,6 +417,26 @@ COMPARE = {
     "{dir}/finished --out={dir}/file/x": "cannot be made (Not a directory)",
 }  # fmt: skip
 
+REPORT = {
+    **EVERYWHERE,
+    "": "there is no run to report on; allowed: one run directory or more.",
+    "{dir}/nosuch": "nosuch",
+    "{dir}/file": "file",
+    "{dir}/empty": "has no config.json; allowed: a run directory that holds one",
+}  # fmt: skip
+
+MEASURE = {
+    **EVERYWHERE,
+    **NO_WORDS,
+    "": "--run is missing; allowed: a run directory of experiments.train or gradient_flow.",
+    "--run={dir}/empty": "--run='{dir}/empty' holds no run",
+    "--run={dir}/file": "holds no run",
+    "--run={dir}/sequence --instruments=nosuch": "nosuch",
+    "--run={dir}/sequence --instruments=": "",
+    "--run={dir}/sequence --at=halfway": "--at=halfway is no choice of networks; allowed: initialization, trained.",
+    "--run={dir}/sequence --sequences=0": "--sequences=0",
+}  # fmt: skip
+
 GENERATE = {
     **EVERYWHERE,
     **NO_WORDS,
@@ -511,6 +531,8 @@ BY_PROGRAM = {
     "generate": GENERATE,
     "translate": TRANSLATE,
     "caption": CAPTION,
+    "report": REPORT,
+    "measure": MEASURE,
     "grid_lstm": GRID_LSTM,
     "ensembles": ENSEMBLES,
     "long_sequences": LONG_SEQUENCES,

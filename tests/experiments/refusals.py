@@ -13,7 +13,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parents[2]
-_TAKE_WORDS = ("caption", "compare", "translate")
+_TAKE_WORDS = ("caption", "compare", "report", "translate")
 _SCRIPT = """
 import contextlib, importlib, io, json, os, sys, traceback
 import experiments.running, rnn_jax.flow, rnn_jax.tasks, rnn_jax.training.loop, rnn_jax.report.learning
