@@ -45,7 +45,8 @@ class GateStatistics:
         without a range.
       unit_mean: of each unit, over all true steps, `[...units]`.
       time_constant: -1 / mean(ln f) of each unit, in steps, over all true steps, `[...units]`, of the gates `forget`
-        and `update`, which keep the state where they are 1; inf where nothing is forgotten. None for other gates.
+        and `update` of range 0 to 1, which keep the state where they are 1; inf where nothing is forgotten. None for
+        other gates.
       sequences: how many sequences have the step, int32 `[time]`; where none has, all of the step is 0.
     """
 
@@ -113,8 +114,8 @@ def _statistics(call: LayerCall) -> dict[str, GateStatistics]:
         gates = gate_values(cell, carry, inputs.x, context=call.context, key=inputs.key)
         return {gate: value.astype(wide_dtype(value)) for gate, value in gates.items()}
 
-    def step(state: tuple[Carry, Any], inputs: Steps) -> tuple[tuple[Carry, Any], Any]:
-        carry, sums = state
+    def step(state: tuple[Carry, Any, Any], inputs: Steps) -> tuple[tuple[Carry, Any, Any], Any]:
+        carry, unit_sums, log_sums = state
         gates = values_at(carry, inputs)
         carry, _ = run.step(carry, inputs)
         weight = jnp.ones(call.batch_shape, jnp.float32) if inputs.active is None else inputs.active
@@ -133,30 +134,22 @@ def _statistics(call: LayerCall) -> dict[str, GateStatistics]:
             of_step[gate] = (mean, std, low, high)
             logs = jnp.log(jnp.where(w > 0, rows, jnp.ones_like(rows)))
             shape = value.shape[axis:]
-            unit_sum, log_sum = sums[gate]
-            sums = sums | {
-                gate: (
-                    unit_sum + jnp.sum(w * rows, axis=0).reshape(shape),
-                    log_sum + jnp.sum(logs, axis=0).reshape(shape) if gate in _KEEPING else None,
-                )
-            }
+            unit_sums = unit_sums | {gate: unit_sums[gate] + jnp.sum(w * rows, axis=0).reshape(shape)}
+            if gate in log_sums:
+                log_sums = log_sums | {gate: log_sums[gate] + jnp.sum(logs, axis=0).reshape(shape)}
         sequences = jnp.sum(weight.astype(jnp.int32), dtype=jnp.int32)
-        return (carry, sums), (of_step, sequences)
+        return (carry, unit_sums, log_sums), (of_step, sequences)
 
     shapes = jax.eval_shape(values_at, call.carry, jax.tree.map(lambda x: x[0], run.steps))
-    zeros = {
-        gate: tuple(jnp.zeros(v.shape[axis:], v.dtype) if wanted else None for wanted in (True, gate in _KEEPING))
-        for gate, v in shapes.items()
-    }
-    (_, sums), (of_steps, sequences) = jax.lax.scan(step, (call.carry, zeros), run.steps)
-    true_steps = jnp.sum(sequences)
+    zeros = {gate: jnp.zeros(value.shape[axis:], value.dtype) for gate, value in shapes.items()}
+    kept = {gate: zero for gate, zero in zeros.items() if gate in _KEEPING and cell.gate_ranges.get(gate) == (0.0, 1.0)}
+    state, (of_steps, sequences) = jax.lax.scan(step, (call.carry, zeros, kept), run.steps)
+    _, unit_sums, log_sums = state
     result = {}
     for gate, (mean, std, low, high) in of_steps.items():
-        unit_sum, log_sum = sums[gate]
-        steps = true_steps.astype(unit_sum.dtype)
-        constant = None if log_sum is None else -steps / log_sum
-        constant = None if constant is None else jnp.abs(constant)  # of -0: inf
-        result[gate] = GateStatistics(mean, std, low, high, unit_sum / steps, constant, sequences)
+        steps = jnp.sum(sequences).astype(unit_sums[gate].dtype)
+        constant = steps / jnp.abs(log_sums[gate]) if gate in log_sums else None
+        result[gate] = GateStatistics(mean, std, low, high, unit_sums[gate] / steps, constant, sequences)
     return result
 
 

@@ -18,7 +18,6 @@ References:
   Schreiber, Van Loan 1989, its compact form.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -56,8 +55,7 @@ def identity(batch_shape: tuple[int, ...], size: int, dtype: Any) -> Graded:
 def times(product: Graded, columns: Array) -> Graded:
     """Multiplies the product by J from the left.
 
-    What the QR decomposition cannot tell from 0, as it is below the rounding error of its column, is 0: the product of
-    singular matrices is singular.
+    What the QR decomposition cannot tell from 0, as it is below the rounding error of its column, is 0.
 
     Args:
       product: `[*batch, n, n]`.
@@ -201,7 +199,7 @@ def qr_above_rounding(columns: Array) -> tuple[Array, Array]:
     """
     q, r = qr(columns)
     size = jnp.linalg.norm(columns, axis=-2)[..., None, :]
-    r = jnp.where(jnp.abs(r) <= math.sqrt(columns.shape[-2]) * jnp.finfo(r.dtype).eps * size, jnp.zeros_like(r), r)
+    r = jnp.where(jnp.abs(r) <= jnp.finfo(r.dtype).eps * size, jnp.zeros_like(r), r)
     return q, jnp.where(jnp.isfinite(size), r, jnp.full_like(r, jnp.nan))
 
 

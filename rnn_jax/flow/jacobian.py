@@ -83,7 +83,7 @@ def jacobian_spectrum(
     It takes n derivatives and a QR decomposition, O(n^3), for each step, and some 10 times that for each lag; memory is
     O(n^2) whatever the lag. In float64 the logarithms are right to about 1e-12 for each factor 1e3 of the condition of
     a single step, in float32 to 1e-5. A singular value that a single step makes smaller than its rounding error, 1e-16
-    or 1e-7 of the largest of that step, reads as 0.
+    or 1e-7 of the largest of that step, reads as 0 or as rounding error.
 
     Args:
       cell: any cell; or the record of a call, as `layer_calls` makes it, in the place of all arguments but k, lags and

@@ -1,5 +1,7 @@
 """Claims about the Lyapunov spectrum: published exponents, closed forms, brute force in float64, calls of any kind."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,7 +112,7 @@ def test_lorenz_63_has_its_published_exponents():
 
 def test_products_of_gaussian_matrices_have_newmans_spectrum():
     """Exponent i of N is (ln 2 + digamma((N - i + 1) / 2)) / 2 for entries of variance 1 (Newman 1986)."""
-    N, time = 8, 4000
+    N, steps = 8, 4000
 
     class Product(nnx.RNNCellBase):
         num_feature_axes = 2
@@ -122,9 +124,9 @@ def test_products_of_gaussian_matrices_have_newmans_spectrum():
             carry = jnp.einsum("...ij,...j->...i", x, carry)
             return carry, carry
 
-    result = spectrum_of(Product(), reference.normal(0, time, N, N), transient=50)
+    result = spectrum_of(Product(), reference.normal(0, steps, N, N), transient=50)
     expected = (np.log(2) + digamma((N - np.arange(N)) / 2)) / 2
-    error = np.sqrt(polygamma(1, (N - np.arange(N)) / 2) / 4 / (time - 50))  # of the mean of independent logarithms
+    error = np.sqrt(polygamma(1, (N - np.arange(N)) / 2) / 4 / (steps - 50))  # of the mean of independent logarithms
     np.testing.assert_array_less(np.abs(result.exponents - expected), 4 * error)
     np.testing.assert_array_less(np.abs(np.log2(result.standard_error / error)), 1.0)
 
@@ -162,6 +164,35 @@ def test_outputs_may_be_fed_back():
     assert exponents[1] == -np.inf
 
 
+# --------------------------------------------------------------------------------------------------------------- cost
+
+
+def test_the_memory_of_a_run_does_not_grow_with_its_length():
+    cell = rnn_jax.make_cell("lstm", 1, 8, rngs=nnx.Rngs(0))
+
+    def bytes_of(steps):
+        run = reference.quick_jit(lambda cell: flow.lyapunov_spectrum(cell, steps=steps, k=4, every=5))
+        return run.lower(cell).compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_of(100_000) == bytes_of(1_000) < 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("k", "every"), [(128, 1), (64, 2)])
+def test_the_cost_of_100000_steps_of_64_lstm_units_is_told(k, every, capsys):
+    cell = rnn_jax.make_cell("lstm", 1, 64, rngs=nnx.Rngs(0))
+    xs = reference.normal(0, 100_000, 1, dtype=jnp.float32)
+    run = jax.jit(lambda xs: flow.lyapunov_spectrum(cell, xs, k=k, every=every, transient=500)).lower(xs).compile()
+    start = time.perf_counter()
+    exponents = jax.block_until_ready(run(xs)).exponents
+    with capsys.disabled():
+        print(
+            f"k={k}, every={every}: {time.perf_counter() - start:.1f} s, {run.memory_analysis().temp_size_in_bytes} B"
+        )
+    assert np.all(np.diff(exponents) <= 0)
+    assert -1 < exponents[0] < 0  # a fresh LSTM forgets
+
+
 # ------------------------------------------------------------------------------------------------- against brute force
 
 
@@ -175,10 +206,10 @@ def test_the_spectrum_of_every_kind_of_cell_is_brute_force(name):
     result = spectrum_of(cell, xs, **arguments)
     for b, of_example in enumerate(matrices):
         expected = spectra.rates(of_example, first_basis(*of_example.shape[1:]))
-        lost = np.isneginf(np.asarray(result.exponents[b]))
-        assert np.all(expected[lost] < -5)  # 1e-17 in at least one of six steps
+        lost = expected < -5  # 1e-17 in at least one of six steps
+        assert name.endswith("IndRNNCell") or not np.any(lost)
         np.testing.assert_allclose(result.exponents[b][~lost], expected[~lost], rtol=1e-6, atol=1e-9)
-    assert name.endswith("IndRNNCell") or not np.any(np.isneginf(np.asarray(result.exponents)))
+        assert np.all(result.exponents[b][lost] < -5)
 
 
 LENGTHS = np.array([6, 4, 1])

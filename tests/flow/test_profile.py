@@ -513,6 +513,17 @@ def test_where_the_plain_adjoint_overflows_the_profile_does_not():
     np.testing.assert_allclose(profile.log10_norm["rnn"][:-1], expected, rtol=1e-6)
 
 
+def test_a_linear_unit_falls_by_its_weight_to_1e_30000():
+    """h' = w h: the profile has the slope log10 |w| a step, by hand, to a relative error of 1e-6."""
+    linear = rnn_jax.make_cell("elman", 1, 1, rngs=nnx.Rngs(0), activation="identity", use_bias=False)
+    xs, lag = jnp.zeros((1, 10_000, 1), jnp.float32), np.arange(10_000)[::-1]
+    run = reference.quick_jit(lambda m: flow.gradient_profile(lambda m: jnp.sum(m(xs, return_carry=True)[0]), m))
+    for w in (1e-3, 0.9, 1.0, 10.0):
+        profile = run(RNN(reference.with_params(linear, recurrent_kernel=np.full((1, 1), w))))
+        exact = np.log10(np.float64(np.float32(w)))
+        np.testing.assert_allclose(profile.log10_norm["rnn"], exact * lag, rtol=1e-6, atol=1e-6)
+
+
 # ------------------------------------------------------------------------------- shares, true ends, several calls
 
 
