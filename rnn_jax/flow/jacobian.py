@@ -48,8 +48,8 @@ class JacobianSpectrum:
       log10_values: log10 of the singular values, the largest first, `[*batch, lags, k]`; -inf where one is 0.
       spectral_radius: the largest modulus of an eigenvalue of the local Jacobian d carry_t / d carry_{t-1},
         t = start + lag, `[*batch, lags]`.
-      from_orthogonal: how far the local Jacobian is from the nearest orthogonal matrix: the root mean square over its
-        singular values s of s - 1, `[*batch, lags]`.
+      from_orthogonal: how far the local Jacobian J is from an orthogonal matrix: |J^T J - 1|_F / sqrt(n), the root mean
+        square over its singular values s of s^2 - 1, `[*batch, lags]`.
       inside: whether the lag lies within the true steps of the sequence, bool `[*batch, lags]`. Behind its end the
         carry is held, and so are the values.
     """
@@ -110,12 +110,12 @@ def jacobian_spectrum(
     is_lag = jnp.asarray(np.isin(np.arange(1, chosen[-1] + 1), chosen))
 
     def measure(product: graded.Graded, basis: Array, columns: Array) -> Any:
-        local = graded.times(graded.identity(batch_shape, n, space.dtype)._replace(q=basis), columns)
-        both = jax.tree.map(lambda *parts: jnp.stack(parts), product, local)
-        both, (log2_values, log2_local) = graded.singular_values(both)
-        distance = jnp.sqrt(jnp.mean(jnp.square(jnp.exp2(log2_local) - 1), axis=-1))
-        radius = _spectral_radius(columns @ jnp.swapaxes(basis, -1, -2))
-        return jax.tree.map(lambda part: part[0], both), (log2_values, radius, distance)
+        product, log2_values = graded.singular_values(product)
+        local = columns @ jnp.swapaxes(basis, -1, -2)
+        # Of J Q, as Q is orthogonal: |J^T J - 1|_F.
+        excess = jnp.swapaxes(columns, -1, -2) @ columns - graded.identity(batch_shape, n, space.dtype).q
+        distance = jnp.linalg.norm(excess, axis=(-2, -1)) / math.sqrt(n)
+        return product, (log2_values, _spectral_radius(local), distance)
 
     def step(state: Any, inputs: tuple[Steps, Array]) -> tuple[Any, None]:
         carry, product, out, row = state

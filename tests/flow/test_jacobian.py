@@ -43,7 +43,7 @@ def test_the_spectrum_of_every_kind_of_cell_is_brute_force(name):
         assert_values(np.asarray(result.log10_values[b]), spectra.log10_values(of_example))
         radius = [np.max(np.abs(np.linalg.eigvals(matrix))) for matrix in of_example]
         np.testing.assert_allclose(result.spectral_radius[b], radius, rtol=1e-6)
-        distance = [np.sqrt(np.mean((np.linalg.svd(m, compute_uv=False) - 1) ** 2)) for m in of_example]
+        distance = [np.sqrt(np.mean((np.linalg.svd(m, compute_uv=False) ** 2 - 1) ** 2)) for m in of_example]
         np.testing.assert_allclose(result.from_orthogonal[b], distance, rtol=1e-6)
 
 
