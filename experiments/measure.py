@@ -3,7 +3,7 @@ r"""What do the instruments show of the networks of a run?
 Measures the networks of a finished run of experiments.train or experiments.gradient_flow, as they were trained or as
 they were drawn, on sequences of the training split.
 
-    python -m experiments.measure --run=runs/mine                                       (every instrument; a minute)
+    python -m experiments.measure --run=runs/mine                   (every instrument; 1 to 2 min on 2 CPU cores)
     python -m experiments.measure --run=runs/mine --instruments=jacobian,lyapunov --at=initialization,trained
 
 It writes a file an instrument (jacobian.npz, ...) and the figures into the run directory, and makes report.html again.

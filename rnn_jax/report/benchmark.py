@@ -76,7 +76,7 @@ def plot_ratios(ax: Axes, rows: Sequence[Mapping[str, str]], groups: Sequence[tu
         )  # fmt: skip
     ax.set_xscale("log")
     ax.set_yticks(range(len(groups)), [library for _, library in groups])
-    ax.set_ylim(len(groups) - 0.5, -0.5)
+    ax.set_ylim(max(len(groups), 1) - 0.5, -0.5)  # none, where no peer computes the same
     for place, ((cell, _), (above, _)) in enumerate(zip(groups[1:], groups), 1):
         if cell != above:
             ax.axhline(place - 0.5, color="0.75", linewidth=0.6, zorder=0)
@@ -110,7 +110,7 @@ def ratios_figure(rows: Sequence[Mapping[str, str]], title: str, *, memory: bool
     for ax, what in zip(axes, passes):
         plot_ratios(ax, [row for row in rows if row["pass"] == what], groups)
         ax.set_title(_PASSES.get(what, what))
-    for cell in cells:
+    for cell in dict.fromkeys(cell for cell, _ in groups):
         places = [place for place, (of, _) in enumerate(groups) if of == cell]
         axes[0].annotate(
             cell, (0, sum(places) / len(places)), (-46, 0), xycoords=("axes fraction", "data"),

@@ -15,7 +15,6 @@ from xml.etree import ElementTree
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
@@ -97,12 +96,7 @@ def _shapes(figure: Figure, ax: Axes) -> Iterator[_Shape]:
 
 
 def _named_lines(ax: Axes) -> list[tuple[str, Line2D]]:
-    of_container = {
-        container.lines[0]: str(container.get_label())
-        for container in ax.containers
-        if isinstance(container, ErrorbarContainer)
-    }
-    named = [(of_container.get(line, str(line.get_label())), line) for line in ax.lines]
+    named = [(str(line.get_label()), line) for line in ax.lines]
     return [
         (name.lstrip("_").split("  ")[0], line)
         for name, line in named

@@ -464,7 +464,7 @@ GENERATE = {
 
 TRANSLATE = {
     **EVERYWHERE,
-    "": "--run is missing; allowed: a run directory of experiments.train.",
+    "": "there is no text to translate; allowed: one or more texts in quotes, or --evaluate.",
     "cat": "--run is missing",
     "--run={dir}/sequence": "there is no text to translate; allowed: one or more texts in quotes, or --evaluate.",
     "--run={dir}/sequence ' '": "the text ' ' is empty; allowed: one or more characters.",
@@ -483,7 +483,7 @@ TRANSLATE = {
 
 CAPTION = {
     **EVERYWHERE,
-    "image.png": "--run is missing; allowed: a run directory of experiments.train.",
+    "image.png": "--run is missing; allowed: a folder that experiments.train wrote.",
     "--run={dir}/images": "there is no image to caption; allowed: one or more files, --glyph, or --evaluate.",
     "--run={dir}/empty image.png": "holds no run",
     "--run={dir}/images --glyph=a": "--glyph=a is for a run of glyphs",

@@ -14,4 +14,4 @@ def test_an_ensemble_is_its_members_and_both_are_timed(tmp_path):
     assert row["cell"] == "elman"
     assert float(row["largest_difference"]) < 1e-5
     assert float(row["ratio"]) == float(row["seconds_alone"]) / float(row["seconds_together"]) > 0
-    assert done.stdout.splitlines()[-1] == f"Written: {out / 'ensembles.csv'}"
+    assert done.stdout.splitlines()[-1] == f"Written: {out / 'ensembles.csv'}, {out / 'report.html'}"

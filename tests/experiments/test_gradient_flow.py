@@ -54,6 +54,8 @@ def test_it_writes_the_run_directory_and_says_where(short_run):
     for name in ("gradient_flow.png", "gradient_flow_training.png", "learning.png"):
         assert (out / "figures" / name).read_bytes().startswith(b"\x89PNG")
         assert str(out / "figures" / name) in printed
+    assert str(out / "report.html") in printed
+    assert "Which cells keep the gradient alive?" in (out / "report.html").read_text()
     assert list(out.glob("events.out.tfevents.*"))
     assert {path.name for path in (out / "checkpoints").iterdir()} == {
         name + ending for name in ("elman", "gru", "lstm") for ending in ("", ".previous")

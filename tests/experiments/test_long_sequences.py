@@ -15,4 +15,4 @@ def test_a_row_for_each_length_and_a_gradient_below_what_float32_holds(tmp_path)
     assert float(long["log10_adjoint_1"]) < -100 < float(short["log10_adjoint_1"]) < 0
     assert float(short["microseconds_a_step"]) > 0
     assert float(long["peak_bytes"]) > 1e7
-    assert done.stdout.splitlines()[-1] == f"Written: {out / 'long_sequences.csv'}"
+    assert done.stdout.splitlines()[-1] == f"Written: {out / 'long_sequences.csv'}, {out / 'report.html'}"

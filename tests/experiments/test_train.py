@@ -110,6 +110,7 @@ def test_a_run_leaves_its_results_and_says_where(alone):
     for name in (
         "figures/learning.png",
         "figures/gradient_flow.png",
+        "report.html",
         "summary.csv",
         "metrics.csv",
         "timing.csv",

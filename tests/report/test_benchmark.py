@@ -60,6 +60,11 @@ def test_the_figure_says_what_is_compared_with_which_version_of_ours(tmp_path, d
     assert drawn[0].get_suptitle().startswith(f"rnn_jax 1.2.3 = 1, on {os.cpu_count()} cores")
 
 
+def test_a_run_in_which_no_peer_was_timed_is_drawn_without_a_warning(tmp_path, recwarn):
+    assert benchmark.draw_benchmark(make_run(tmp_path / "run", ROWS[:1]))[0].exists()
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_a_run_without_a_table_is_told(tmp_path):
     run_dir = run_directory.create(str(tmp_path / "run"), {})
     with pytest.raises(ValueError, match=r"run' has no benchmark.csv; allowed: a run of experiments.benchmark."):
