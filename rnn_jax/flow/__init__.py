@@ -3,6 +3,7 @@
 from rnn_jax.flow.adjoint import Adjoints, adjoints
 from rnn_jax.flow.calls import layer_calls
 from rnn_jax.flow.check import CellReport, check_cell
+from rnn_jax.flow.connectivity import connectivity
 from rnn_jax.flow.gates import gate_saturation
 from rnn_jax.flow.grid import GridProfile, grid_profile
 from rnn_jax.flow.horizon import Horizon, horizon
@@ -23,6 +24,7 @@ __all__ = [
     "adjoints",
     "change_carry",
     "check_cell",
+    "connectivity",
     "gate_saturation",
     "gradient_profile",
     "grid_profile",

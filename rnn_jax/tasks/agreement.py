@@ -145,6 +145,23 @@ def draw_sentences(split: str, size: int, distance: int, key: tuple[int, int]) -
     return sentences
 
 
+def find_subject(words: Sequence[str]) -> tuple[int, int] | None:
+    """Returns where the subject begins and ends, words[start:stop]: the first name, or two with "and" between them.
+
+    None where there is no name.
+    """
+    for start, word in enumerate(words):
+        if word in _WORDS["NAME"]:
+            is_pair = len(words) > start + 2 and words[start + 1] == "and"
+            return start, start + (3 if is_pair else 1)
+    return None
+
+
+def is_woman(name: str) -> bool:
+    """Whether a name of this task is a woman's."""
+    return name in _WORDS["WOMAN"]
+
+
 def _draw_sentence(bits: Iterator[int], answer: int, distance: int) -> Sentence:
     def choose(options: Sequence[Any]) -> Any:
         return options[next(bits) % len(options)]

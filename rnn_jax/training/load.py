@@ -62,12 +62,12 @@ def save_interface(run_dir: run_directory.StrPath, task: tasks.Task) -> None:
             vocabulary.save(folder / f"{name}.json")
 
 
-def load_run(run_dir: run_directory.StrPath, kind: tasks.Kind) -> LoadedRun:
+def load_run(run_dir: run_directory.StrPath, *kinds: tasks.Kind) -> LoadedRun:
     """Reads a run of `experiments.train`, also one that has not finished.
 
     Args:
       run_dir: the run directory.
-      kind: what the run's task must be.
+      *kinds: of which the run's task must be one.
 
     Raises:
       ValueError: if the folder holds no such run, or the run has written no checkpoint yet.
@@ -79,10 +79,10 @@ def load_run(run_dir: run_directory.StrPath, kind: tasks.Kind) -> LoadedRun:
     if isinstance(fields["in_features"], list):
         fields["in_features"] = tuple(fields["in_features"])
     task = tasks.Interface(**{**fields, "kind": tasks.Kind(fields["kind"])})
-    if task.kind is not kind:
+    if task.kind not in kinds:
         raise ValueError(
             f"--run={str(run_dir)!r} is a run of the task {task.name!r}, whose answer is {task.kind.value};"
-            f" allowed: a run whose answer is {kind.value}."
+            f" allowed: a run whose answer is {' or '.join(kind.value for kind in kinds)}."
         )
     if not run_directory.has_checkpoint(folder, "best"):
         raise ValueError(f"--run={str(run_dir)!r} has no checkpoint yet; allowed: a run after its first evaluation.")
