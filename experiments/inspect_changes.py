@@ -219,7 +219,15 @@ def wilson_interval(count: int, total: int, z: float = 1.959964) -> tuple[float,
 
 
 def _answers(
-    model: Any, tokens: Array, lengths: Array, at: Array, label: Array, means: Array, changes: Any, layer: str, part: str
+    model: Any,
+    tokens: Array,
+    lengths: Array,
+    at: Array,
+    label: Array,
+    means: Array,
+    changes: Any,
+    layer: str,
+    part: str,
 ) -> Array:
     """Returns the answers under each change, int `[changes, sentences]`, in one program."""
 
@@ -303,7 +311,9 @@ def ablate(model: Any, task: tasks.Task, batch: tasks.Batch, layers: Sequence[st
 
                 def clear(parts: dict[str, Array], t: Array) -> dict[str, Array]:
                     values = parts[part]
-                    return parts | {part: jnp.where(jnp.broadcast_to(kept, values.shape), values, 0).astype(values.dtype)}
+                    return parts | {
+                        part: jnp.where(jnp.broadcast_to(kept, values.shape), values, 0).astype(values.dtype)
+                    }
 
                 return mean(flow.change_carry(model, layer, clear))
 

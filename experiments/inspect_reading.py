@@ -21,6 +21,7 @@ Array = jax.Array
 WINDOW = 200  # steps that connectivity looks back
 _PIECE = 100  # tokens of a stream that count as one sequence in cross-validation
 _FOLDS = 5
+_STATES = 20_000  # that a probe is fitted to, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +139,7 @@ def pieces(reading: Reading) -> np.ndarray:
 def label_tokens(reading: Reading, symbols: Sequence[str], wanted: Property) -> np.ndarray:
     """Returns the label of a property at each token, int `[N]`."""
     labels = np.full(len(symbols), UNLABELED)
-    ends = np.flatnonzero(np.diff(reading.sequences, append=-1)) + 1
+    ends = (np.flatnonzero(np.diff(reading.sequences, append=-1)) + 1).tolist()
     for start, stop in zip([0, *ends[:-1]], ends):
         labels[start:stop] = wanted.read(symbols[start:stop])
     return labels
@@ -158,11 +159,11 @@ def probe(
     Raises:
       ValueError: if there are not two labels among those known, or too few sequences.
     """
-    known = labels != UNLABELED
+    known = np.flatnonzero(labels != UNLABELED)[:_STATES]
     values, labels, sequences = values[known], labels[known], sequences[known]
     shared = {"states": len(labels), "sequences": len(np.unique(sequences))}
     linear = flow.linear_probe(values, labels, sequences, folds=_FOLDS)
-    rows = []
+    rows: list[dict[str, object]] = []
     found = [int(label) for label in linear.labels]
     for label in found[1:] if len(found) == 2 else found:
         unit = flow.unit_probe(values, labels == label, sequences, folds=_FOLDS)

@@ -93,7 +93,9 @@ def inspect() -> None:
     written: list[pathlib.Path] = []
     if labels is not None:
         names = sorted(set(labels))
-        given = Property("of --labels", tuple(names), lambda symbols: np.array([names.index(label) for label in labels]))
+        given = Property(
+            "of --labels", tuple(names), lambda symbols: np.array([names.index(label) for label in labels])
+        )
         probe_all(run, layer, shown, symbols, {"labels": given}, must=True)
     elif task is not None:
         examined = reading_of.read(run.model, test_sequences(task))
@@ -166,7 +168,8 @@ def test_sequences(task: tasks.Task) -> list[np.ndarray]:
 
 def first_sequences(task: tasks.Task, limit: int) -> list[np.ndarray]:
     """Returns the first sequences of the test split, one at least, of so many tokens together at most."""
-    found, total = [], 0
+    found: list[np.ndarray] = []
+    total = 0
     for number in range(len(task.test)):
         tokens = task.test[number]["tokens"]
         total += len(tokens)
@@ -236,7 +239,7 @@ def follow_flags(
 ) -> list[pathlib.Path]:
     """Prints, and writes to state_memory.csv and state_switch.csv, how long a flag lasts and what it does."""
     values = reading.parts[layer, part]
-    starts = np.flatnonzero(reading.steps == 0)
+    starts = np.flatnonzero(reading.steps == 0).tolist()
     ends = [*starts[1:], len(symbols)]
     subjects = [find_subject(symbols[start:stop]) for start, stop in zip(starts, ends)]
     behind = np.array([subject[1] if subject else 0 for subject in subjects])
@@ -254,7 +257,9 @@ def follow_flags(
         switched += [{"layer": layer, "part": part, **row} for row in rows]
     print_memory(run, layer, part, memory)
     state = f"{layer} {part}".strip()
-    print(f"\nSwitched at the word behind the subject, in {state}; share of held-out sentences that answer accordingly:")
+    print(
+        f"\nSwitched at the word behind the subject, in {state}; share of held-out sentences that answer accordingly:"
+    )
     for row in switched:
         if row["change"] != "unit":
             which = f"{row['change']} {row['unit']}".strip()
@@ -295,8 +300,8 @@ def save_shown(
     properties: Mapping[str, Property],
 ) -> pathlib.Path:
     """Writes state.npz: what the page and the figure show."""
-    count, ranks = len(symbols), np.zeros((len(symbols), 0))
-    answers = probabilities = connectivity = ranks
+    none = np.zeros((len(symbols), 0))
+    answers, probabilities, connectivity = none.astype(int), none, none
     classes: tuple[str, ...] = ()
     if shown.probabilities is not None:
         answers = np.argsort(-shown.probabilities, axis=-1)[:, :_RANKS]
@@ -304,7 +309,7 @@ def save_shown(
         numbers = np.arange(shown.probabilities.shape[1])
         classes = tuple(class_names(run, numbers))
         found = reading_of.connectivity(run.model, sequences)
-        connectivity = ranks if found is None else found
+        connectivity = none if found is None else found
     kind = "number" if run.vocabulary is None else run.vocabulary.kind
     state = StateArrays(
         symbols=tuple(symbols),
@@ -316,7 +321,7 @@ def save_shown(
         classes=classes,
         answers=answers,
         probabilities=probabilities,
-        connectivity=connectivity.reshape(count, -1),
+        connectivity=connectivity,
     )
     return save_state(run.run_dir, state)
 

@@ -53,7 +53,10 @@ def connectivity(call: LayerCall, ys_cotangent: Any, window: int) -> Array:
         def one_step(p: Array) -> Array:
             start = jnp.clip(p - (window - 1), 0, call.time - window)
             here = p - start  # of p in its window
-            cut = lambda tree: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, window), tree)
+
+            def cut(tree: Any) -> Any:
+                return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, window), tree)
+
             is_p = jnp.arange(window, dtype=p.dtype) == here
             ys_cotangent = jax.tree.map(
                 lambda x: jnp.where(is_p.reshape(window, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x)), cut(cotangents)
@@ -68,7 +71,7 @@ def connectivity(call: LayerCall, ys_cotangent: Any, window: int) -> Array:
                     return _floating(step(call.cell, carry, x, context=context))
 
                 (gradient,) = jax.vjp(outcome, x)[1](_floating((carry_cotangent, y_cotangent)))
-                return sum(jnp.sum(jnp.square(part)) for part in jax.tree.leaves(gradient))
+                return jnp.sum(jnp.stack([jnp.sum(jnp.square(part)) for part in jax.tree.leaves(gradient)]))
 
             squares = jax.vmap(of_input)(carries_before, inputs, found.direction, ys_cotangent)
             scale = jnp.where(is_p, jnp.zeros_like(found.log10_scale), found.log10_scale)

@@ -81,15 +81,25 @@ def linear_probe(
     def fit(train_states: np.ndarray, train_labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         return _logistic_regression().fit(train_states, train_labels).predict
 
-    model = _logistic_regression().fit(states, labels)
-    scaler, regression = model[0], model[1]
+    found, direction = linear_direction(states, labels)
     return LinearProbe(
         accuracy=_held_out(fit, states, labels, sequences, folds),
         chance=_chance(labels),
         control=_held_out(fit, states, exchanged(labels, sequences, seed), sequences, folds),
-        labels=regression.classes_,
-        direction=regression.coef_ / scaler.scale_,
+        labels=found,
+        direction=direction,
     )
+
+
+def linear_direction(states: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns labels and direction of logistic regression fitted to all states, as in `LinearProbe`.
+
+    Args:
+      states: `[N, units]`.
+      labels: `[N]`.
+    """
+    scaler, regression = _logistic_regression().fit(states, labels)
+    return regression.classes_, regression.coef_ / scaler.scale_
 
 
 def unit_probe(
@@ -108,10 +118,10 @@ def unit_probe(
     states, present, sequences = _checked(states, np.asarray(present, bool), sequences, folds)
 
     def fit(train_states: np.ndarray, train_present: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        unit, threshold, above = _best_unit(train_states, train_present)
+        unit, threshold, above = best_unit(train_states, train_present)
         return lambda held_out: (held_out[:, unit] > threshold) == above
 
-    unit, threshold, above = _best_unit(states, present)
+    unit, threshold, above = best_unit(states, present)
     return UnitProbe(
         unit=unit,
         threshold=threshold,
@@ -147,7 +157,7 @@ def _logistic_regression() -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky"))
 
 
 def _held_out(
@@ -168,8 +178,13 @@ def _held_out(
     return right / len(labels)
 
 
-def _best_unit(states: np.ndarray, present: np.ndarray) -> tuple[int, float, bool]:
-    """Returns unit, threshold and side with the most right answers."""
+def best_unit(states: np.ndarray, present: np.ndarray) -> tuple[int, float, bool]:
+    """Returns unit, threshold and side with the most right answers, as in `UnitProbe`.
+
+    Args:
+      states: `[N, units]`.
+      present: bool `[N]`.
+    """
     order = np.argsort(states, axis=0, kind="stable")
     values = np.take_along_axis(states, order, axis=0)
     there = present[order]

@@ -1,12 +1,13 @@
 """Figures of the state along a text, from what `experiments.inspect_state` wrote: the best unit of each property.
 
-    python -c "from rnn_jax.report.state_figures import draw_state; draw_state('runs/...')"
-    python -c "from rnn_jax.report.state_figures import draw_memory; draw_memory('runs/a', 'runs/b')"
+python -c "from rnn_jax.report.state_figures import draw_state; draw_state('runs/...')"
+python -c "from rnn_jax.report.state_figures import draw_memory; draw_memory('runs/a', 'runs/b')"
 """
 
 import csv
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,7 +32,7 @@ def plot_sentences(ax: Axes, words: Sequence[Sequence[str]], values: Sequence[np
     longest = max(words, key=len)
     for k, (sentence, value) in enumerate(zip(words, values)):
         x = np.arange(len(sentence)) + len(longest) - len(sentence)
-        style = {"color": COLORS[k % len(COLORS)], "linestyle": LINESTYLES[k % len(LINESTYLES)]}
+        style: dict[str, Any] = {"color": COLORS[k % len(COLORS)], "linestyle": LINESTYLES[k % len(LINESTYLES)]}
         ax.plot(x, value, marker="o", markersize=3.5, label=" ".join(sentence[:4]) + " ...", **style)
     ax.set_xticks(range(len(longest)), longest, rotation=60)
     ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
@@ -51,14 +52,16 @@ def plot_text(ax: Axes, symbols: Sequence[str], values: np.ndarray, scale: float
     cells[: len(symbols)] = values
     ax.imshow(cells.reshape(-1, _ROW), cmap="RdBu_r", vmin=-scale, vmax=scale, aspect="auto", alpha=0.75)
     for t, symbol in enumerate(symbols):
-        shown = "\N{CARRIAGE RETURN SYMBOL}" if symbol == "\n" else symbol
-        ax.text(t % _ROW, t // _ROW, shown.replace("$", r"\$"), ha="center", va="center", family="monospace", fontsize=7)
+        shown = "\N{RETURN SYMBOL}" if symbol == "\n" else symbol
+        ax.text(
+            t % _ROW, t // _ROW, shown.replace("$", r"\$"), ha="center", va="center", family="monospace", fontsize=7
+        )
     ax.set_xticks([])
     ax.set_yticks([])
     return ax
 
 
-def plot_memory(ax: Axes, rows: Sequence[Mapping[str, str]], column: str, **style: object) -> Axes:
+def plot_memory(ax: Axes, rows: Sequence[Mapping[str, str]], column: str, **style: Any) -> Axes:
     """Draws an accuracy of state_memory.csv against the words since the subject."""
     known = [(int(row["distance"]), float(row[column])) for row in rows if row[column] != ""]
     ax.plot(*zip(*known), **style)
@@ -79,7 +82,7 @@ def draw_state(run_dir: read.StrPath, layer: str | None = None) -> list[pathlib.
     state = load_state(run_dir)
     layer = next(iter(state.parts))[0] if layer is None else layer
     part = next(part for name, part in state.parts if name == layer)
-    best = {}
+    best: dict[str, dict[str, str]] = {}
     for row in load_probes(run_dir):
         if (row["layer"], row["part"], row["probe"]) == (layer, part, "unit"):
             best.setdefault(row["property"], row)

@@ -143,7 +143,7 @@ def write_page(run_dir: read.StrPath, layer: str | None = None, unit: int | None
     state, probes = load_state(run_dir), load_probes(run_dir)
     keys = list(state.parts)
     first = next((k for k, (name, _) in enumerate(keys) if name == layer), 0)
-    flags = []
+    flags: list[dict[str, Any]] = []
     for row in probes:
         if row["probe"] == "unit" and (row["layer"], row["part"]) in state.parts:
             text = (
@@ -438,8 +438,8 @@ function status() {
   }
   if (now.clicked >= 0 && connection(t) >= 0) {
     const below = (1 - connection(t)) * D.decades;
-    text += `\ngradient of the answer at token ${now.clicked}: `
-      + (connection(t) > 0 ? `${(10 ** -below).toPrecision(2)} of its largest` : `below 1e-${D.decades} of its largest`);
+    const share = connection(t) > 0 ? (10 ** -below).toPrecision(2) : `below 1e-${D.decades}`;
+    text += `\ngradient of the answer at token ${now.clicked}: ${share} of its largest`;
   }
   $("status").textContent = text;
 }
@@ -492,7 +492,10 @@ for (const name of ["number", ...Object.keys(D.parts[0].sorts)]) $("sort").appen
 for (const flag of D.flags) {
   const button = document.createElement("button");
   button.type = "button"; button.textContent = flag.text;
-  button.addEventListener("click", () => { now.unit = flag.unit; now.clicked = -1; choosePart(flag.part); scrollTo(0, 0); });
+  button.addEventListener("click", () => {
+    now.unit = flag.unit; now.clicked = -1;
+    choosePart(flag.part); scrollTo(0, 0);
+  });
   $("flags").append(button);
 }
 if (!D.flags.length) $("flags").textContent = "No property was read.";

@@ -110,7 +110,7 @@ def agreement(
         "validation": (VALIDATION, max(3, test_size // 2), distance),
         "test": (TEST, test_size, test_distance),
     }
-    splits = {}
+    splits: dict[str, Any] = {}
     for split, (number, size, longest) in plan.items():
         sentences = draw_sentences(split, size, longest, (seed, number))
         labels = np.array([sentence.answer for sentence in sentences], np.int32)

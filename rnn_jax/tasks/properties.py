@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rnn_jax.tasks import agreement
+from rnn_jax.tasks.agreement import find_subject, is_woman
 from rnn_jax.tasks.subwords import SubwordVocabulary
 from rnn_jax.tasks.vocabulary import RESERVED, UNKNOWN, Vocabulary
 
@@ -57,9 +57,9 @@ def _inside_quotes(symbols: Sequence[str]) -> np.ndarray:
     labels, mark, before = np.zeros(len(symbols), int), "", " "
     for t, symbol in enumerate(symbols):
         behind = symbols[t + 1] if t + 1 < len(symbols) else " "
-        if mark and (symbol == mark and not behind.isalnum()):
+        if mark and symbol == mark and not behind.isalnum():
             mark = ""
-        elif not mark and symbol in _QUOTES and symbol and not before.isalnum() and not behind.isspace():
+        elif not mark and symbol in tuple(_QUOTES) and not before.isalnum() and not behind.isspace():
             mark = symbol
         elif symbol == "\n":
             mark = ""
@@ -93,16 +93,16 @@ def _upper_case(symbols: Sequence[str]) -> np.ndarray:
 
 
 def _plural_subject(symbols: Sequence[str]) -> np.ndarray:
-    labels, subject = np.full(len(symbols), UNLABELED), agreement.find_subject(symbols)
+    labels, subject = np.full(len(symbols), UNLABELED), find_subject(symbols)
     if subject is not None:
         labels[subject[1] - 1 :] = subject[1] - subject[0] > 1
     return labels
 
 
 def _woman(symbols: Sequence[str]) -> np.ndarray:
-    labels, subject = np.full(len(symbols), UNLABELED), agreement.find_subject(symbols)
+    labels, subject = np.full(len(symbols), UNLABELED), find_subject(symbols)
     if subject is not None and subject[1] - subject[0] == 1:
-        labels[subject[0] :] = agreement.is_woman(symbols[subject[0]])
+        labels[subject[0] :] = is_woman(symbols[subject[0]])
     return labels
 
 

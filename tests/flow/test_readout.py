@@ -38,7 +38,7 @@ def test_the_best_unit_is_that_of_all_thresholds_tried_one_by_one():
     rng = np.random.default_rng(1)
     states = np.round(rng.normal(size=(30, 4)), 1)  # with equal values, between which no threshold goes
     present = rng.random(30) < 0.4
-    unit, threshold, above = readout._best_unit(states, present)
+    unit, threshold, above = readout.best_unit(states, present)
 
     def right(unit, threshold, above):
         return np.sum(((states[:, unit] > threshold) == above) == present)
