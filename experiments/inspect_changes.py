@@ -16,6 +16,7 @@ import numpy as np
 from experiments.inspect_reading import Reading
 from rnn_jax import flow, tasks
 from rnn_jax.flow.calls import layer_calls
+from rnn_jax.flow.readout import best_unit, linear_direction
 from rnn_jax.tasks.agreement import PRONOUNS
 from rnn_jax.tasks.batching import collate
 from rnn_jax.tasks.properties import UNLABELED
@@ -44,6 +45,8 @@ class Flag:
       direction: of the linear probe, of length 1, `[units]`.
       direction_threshold, direction_above: the same for the state along the direction.
       means: of the states at the word behind the subject, for label 0 and 1, `[2, units]`.
+      ranking: of the units: the best one, and the others by how far the means are apart at that word, over the spread
+        around them, `[units]`.
     """
 
     unit: int
@@ -53,6 +56,7 @@ class Flag:
     direction_threshold: float
     direction_above: bool
     means: np.ndarray
+    ranking: np.ndarray
 
     def read_unit(self, values: np.ndarray) -> np.ndarray:
         """Whether the best unit says that the property is there, bool `[N]`, of states `[N, units]`."""
@@ -73,13 +77,17 @@ def find_flag(values: np.ndarray, labels: np.ndarray, distances: np.ndarray, seq
       sequences: the number of its sentence, `[N]`; those of odd number are not looked at.
     """
     chosen = (labels != UNLABELED) & (sequences % 2 == 0)
-    values, labels, distances, sequences = values[chosen], labels[chosen], distances[chosen], sequences[chosen]
-    unit = flow.unit_probe(values, labels, sequences)
-    direction = flow.linear_probe(values, labels, sequences).direction[0]
+    values, labels, at_once = values[chosen], labels[chosen].astype(bool), distances[chosen] == 1
+    unit, threshold, above = best_unit(values, labels)
+    direction = linear_direction(values, labels)[1][0]
     direction = direction / np.linalg.norm(direction)
-    along = flow.unit_probe((values @ direction)[:, None], labels, sequences)
-    means = np.stack([values[(distances == 1) & (labels == label)].mean(axis=0) for label in (0, 1)])
-    return Flag(unit.unit, unit.threshold, unit.above, direction, along.threshold, along.above, means)
+    _, direction_threshold, direction_above = best_unit((values @ direction)[:, None], labels)
+    by_label = [values[at_once & (labels == label)] for label in (False, True)]
+    spread = np.sqrt((np.var(by_label[0], axis=0) + np.var(by_label[1], axis=0)) / 2) + 1e-6
+    means = np.stack([one.mean(axis=0) for one in by_label])
+    ranking = np.argsort(-np.abs(means[1] - means[0]) / spread)
+    ranking = np.concatenate([[unit], ranking[ranking != unit]])
+    return Flag(unit, threshold, above, direction, direction_threshold, direction_above, means, ranking)
 
 
 def remember(
@@ -117,7 +125,7 @@ def remember(
 def switch(
     model: Any,
     layer: str,
-    part: str,
+    parts: Mapping[str, np.ndarray],
     name: str,
     sentences: Sequence[np.ndarray],
     behind: np.ndarray,
@@ -128,18 +136,20 @@ def switch(
     """Forces a flag at the word behind the subject, in every way, and counts the answers that follow it.
 
     Counted are sentences whose answer was one of the label's before the change: of singular subjects "she" or "he",
-    and whether it is "they" behind the change; and the reverse. Every unit is set to its mean under the other label; the
-    best one is what is tested, and the others are the control. The state is moved along the direction of the linear
-    probe, along a random direction as far, and by the whole difference of the means.
+    and whether it is "they" behind the change; and the reverse. Units of the first part of the carry are set to their
+    means under the other label: every single one, where the best is what is tested and a random other one the control,
+    and the best 2, 4, 8, ... together. The first part is moved along the direction of the linear probe, along a random
+    direction as far, and by the difference of its means; and the whole carry by the difference of its own.
 
     Args:
       model: a `SequenceClassifier`.
-      layer, part: what of the carry is changed.
+      layer: whose carry is changed.
+      parts: of the carry, the difference of the means of label 1 and label 0 at the word behind the subject, `[units]`.
       name: of the property, in `PRONOUNS_OF`.
       sentences: tokens of each, int `[T]`.
       behind: the step of the word behind the subject, int `[sentences]`.
       labels: of the property there, `[sentences]`; `UNLABELED` ones, and those of even number, are left out.
-      flag: as found.
+      flag: as found, of the first part.
       seed: of the random direction and the random unit.
     """
     chosen = np.flatnonzero((labels != UNLABELED) & (np.arange(len(labels)) % 2 == 1))[:_SENTENCES]
@@ -149,16 +159,30 @@ def switch(
     rng = np.random.default_rng(seed)
     aside = rng.normal(size=units)
     size = flag.direction @ difference
-    shifts = {
-        "linear probe": size * flag.direction,
-        "random direction": abs(size) * aside / np.linalg.norm(aside),
-        "difference of means": difference,
-    }
-    nothing = len(shifts) + units  # the change that is none: the answers before
-    masks = np.zeros((nothing + 1, units), bool)
-    masks[np.arange(units), np.arange(units)] = True
-    shifted = np.zeros((nothing + 1, units))
-    shifted[units:nothing] = list(shifts.values())
+    first, *others = parts
+    whole = np.concatenate(list(parts.values()))
+    rest = np.zeros(len(whole) - units)
+    control = int(rng.choice(np.delete(np.arange(units), flag.unit))) if units > 1 else -1
+    kinds = {flag.unit: "best unit", control: "random unit"}
+    changes = [(kinds.get(unit, "unit"), [unit], np.zeros(len(whole))) for unit in range(units)]
+    count = 2
+    while count < 2 * units and units > 1:
+        most = min(count, units)
+        changes.append((f"best {most} units", flag.ranking[:most].tolist(), np.zeros(len(whole))))
+        count *= 2
+    changes += [
+        ("linear probe", [], np.append(size * flag.direction, rest)),
+        ("random direction", [], np.append(abs(size) * aside / np.linalg.norm(aside), rest)),
+        (f"means of {first}" if others else "means", [], np.append(difference, rest)),
+    ]
+    if others:
+        changes.append((f"means of {' and '.join(parts)}", [], whole))
+    changes.append(("none", [], np.zeros(len(whole))))  # the answers before
+    masks = np.zeros((len(changes), len(whole)), bool)
+    for number, (_, chosen_units, _) in enumerate(changes):
+        masks[number, chosen_units] = True
+    shifted = np.stack([shift for _, _, shift in changes])
+    targets = np.pad(flag.means, ((0, 0), (0, len(rest))))
     answers = np.asarray(
         _answers(
             model,
@@ -166,10 +190,10 @@ def switch(
             jnp.asarray(batch["lengths"]),
             jnp.asarray(behind[chosen], jnp.int32),
             jnp.asarray(label),
-            jnp.asarray(flag.means, jnp.float32),
+            jnp.asarray(targets, jnp.float32),
             (jnp.asarray(masks), jnp.asarray(shifted, jnp.float32)),
             layer,
-            part,
+            tuple(parts),
         )
     )
     own, other = (np.array([[word in group for word in PRONOUNS] for group in order]) for order in (
@@ -177,22 +201,15 @@ def switch(
     ))  # fmt: skip
     counted = own[label, answers[-1]]
     switched = other[label[None], answers] & counted[None]
-    control = int(rng.choice(np.delete(np.arange(units), flag.unit))) if units > 1 else -1
     rows: list[Row] = []
-    for number in range(nothing):
-        is_unit = number < units
-        kind = list(shifts)[number - units] if not is_unit else "unit"
-        if is_unit and number == flag.unit:
-            kind = "best unit"
-        elif is_unit and number == control:
-            kind = "random unit"
+    for number, (kind, _, _) in enumerate(changes[:-1]):
         count, total = int(switched[number].sum()), int(counted.sum())
         low, high = wilson_interval(count, total)
         rows.append(
             {
                 "property": name,
                 "change": kind,
-                "unit": number if is_unit else "",
+                "unit": number if number < units else "",
                 "switched": count,
                 "sentences": total,
                 "share": count / total if total else math.nan,
@@ -227,7 +244,7 @@ def _answers(
     means: Array,
     changes: Any,
     layer: str,
-    part: str,
+    names: tuple[str, ...],
 ) -> Array:
     """Returns the answers under each change, int `[changes, sentences]`, in one program."""
 
@@ -239,13 +256,15 @@ def _answers(
         def under(change: tuple[Array, Array]) -> Array:
             mask, shift = change
 
-            def change_part(parts: dict[str, Array], t: Array) -> dict[str, Array]:
-                flat = parts[part].reshape(len(at), -1)
-                moved = jnp.where(mask[None], others, flat) + sign * shift[None]
-                flat = jnp.where((t == at)[:, None], moved.astype(flat.dtype), flat)
-                return parts | {part: flat.reshape(parts[part].shape)}
+            def force(parts: dict[str, Array], t: Array) -> dict[str, Array]:
+                flat = [parts[name].reshape(len(at), -1) for name in names]
+                joined = jnp.concatenate(flat, axis=-1)
+                moved = jnp.where(mask[None], others, joined) + sign * shift[None]
+                joined = jnp.where((t == at)[:, None], moved.astype(joined.dtype), joined)
+                pieces = jnp.split(joined, np.cumsum([one.shape[-1] for one in flat])[:-1].tolist(), axis=-1)
+                return parts | {name: one.reshape(parts[name].shape) for name, one in zip(names, pieces)}
 
-            return jnp.argmax(flow.change_carry(model, layer, change_part)(tokens, lengths), axis=-1)
+            return jnp.argmax(flow.change_carry(model, layer, force)(tokens, lengths), axis=-1)
 
         return jax.lax.map(under, changes, batch_size=_UNITS_AT_ONCE)
 
@@ -283,7 +302,8 @@ def ablate(model: Any, task: tasks.Task, batch: tasks.Batch, layers: Sequence[st
                 for part, values in seen.carry.items()
                 if jnp.issubdtype(values.dtype, jnp.floating)
             }
-            gates[name] = {gate: call.cell.gate_ranges[gate] for gate in seen.gates}
+            cell: Any = call.cell
+            gates[name] = {gate: cell.gate_ranges[gate] for gate in seen.gates}
 
     jax.eval_shape(look, model)
 

@@ -1,8 +1,8 @@
 r"""What does the state of a trained network hold, and what does it do?
 
 Looks for flags in the carry of a run of `experiments.train` on text or tokens: units that are high where a property of
-the text holds. It reads properties from the state (probes), sees how long a flag lasts, forces it (switching), and takes
-units and gates away (ablation).
+the text holds. It reads properties from the state (probes), sees how long a flag lasts, forces it (switching), and
+takes units and gates away (ablation).
 
     python -m experiments.train --task=agreement --cell=lstm --hidden=32 --emb_size=32 --steps=800 --batch=64 \
         --learning_rate=5e-3 --schedule=cosine --out=runs/agreement
@@ -253,7 +253,17 @@ def follow_flags(
         rows = changes.remember(values, labels, distances, reading, flag, answers)
         memory += [{"layer": layer, "part": part, "property": name, "unit": flag.unit, **row} for row in rows]
         ends_of = np.array([stop - 1 for stop in ends])
-        rows = changes.switch(run.model, layer, part, name, sentences, behind, labels[ends_of], flag)
+        of_sentences = labels[ends_of]
+        rows = changes.switch(
+            run.model,
+            layer,
+            differences(reading, layer, labels, distances),
+            name,
+            sentences,
+            behind,
+            of_sentences,
+            flag,
+        )
         switched += [{"layer": layer, "part": part, **row} for row in rows]
     print_memory(run, layer, part, memory)
     state = f"{layer} {part}".strip()
@@ -266,6 +276,21 @@ def follow_flags(
             interval = f"{row['share']:.3f}  [{row['low']:.3f}, {row['high']:.3f}]"
             print(f"  {row['property']!s:16}{which:22}{interval}  of {row['sentences']}")
     return write_rows(run, "state_memory.csv", memory) + write_rows(run, "state_switch.csv", switched)
+
+
+def differences(
+    reading: reading_of.Reading, layer: str, labels: np.ndarray, distances: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Returns by how much the mean states of label 1 and 0 differ at the word behind the subject, by part, `[units]`.
+
+    Sentences of odd number are not looked at.
+    """
+    here = (distances == 1) & (reading.sequences % 2 == 0)
+    return {
+        part: values[here & (labels == 1)].mean(axis=0) - values[here & (labels == 0)].mean(axis=0)
+        for (name, part), values in reading.parts.items()
+        if name == layer
+    }
 
 
 def print_memory(run: LoadedRun, layer: str, part: str, rows: Sequence[Mapping[str, object]]) -> None:

@@ -234,9 +234,11 @@ h1 { font-size: 1.4rem; margin: 0 0 0.5rem; } h2 { font-size: 1.05rem; margin: 1
 #pane { height: 20rem; overflow-y: auto; border: 1px solid #ccc; position: relative; cursor: pointer; }
 #pane canvas { position: sticky; top: 0; display: block; }
 #heat, #lines { width: 100%; display: block; border: 1px solid #ccc; cursor: crosshair; }
-#from { width: 100%; } #status { min-height: 3rem; white-space: pre-wrap; font-size: 0.92rem; background: #f5f5f5;
+#from { width: 100%; }
+#status { min-height: 3rem; white-space: pre-wrap; font-size: 0.92rem; background: #f5f5f5;
   padding: 0.3rem 0.6rem; margin: 0.4rem 0; position: sticky; top: 0; z-index: 2; overflow-wrap: anywhere; }
-#flags button { display: block; margin: 0.15rem 0; font: inherit; font-size: 0.88rem; text-align: left; cursor: pointer; }
+#flags button { display: block; margin: 0.15rem 0; font: inherit; font-size: 0.88rem; text-align: left;
+  cursor: pointer; }
 input[type=number] { width: 5rem; }
 </style>
 </head>
@@ -252,21 +254,21 @@ input[type=number] { width: 5rem; }
 <div id="status" role="status"></div>
 <h2 id="shown"></h2>
 <div id="pane"><canvas id="text" role="img" aria-label="The text, colored"></canvas><div id="space"></div></div>
-<p class="note">Blue is below 0, red above; the darkest is the largest size of this unit. Move over a token for its values;
-click it to see how strongly the answer there depends on each earlier token (the gradient of its log-probability with
+<p class="note">Blue is below 0, red above; the darkest is the largest size of this unit. Move over a token for its
+values; click it to see how strongly the answer there depends on each earlier token (the gradient of its log-probability with
 regard to what the top layer read).</p>
 <h2>Units and time</h2>
 <canvas id="heat" height="320" role="img" aria-label="A row a unit, a column a token"></canvas>
 <input id="from" type="range" min="0" value="0" step="1" aria-label="First token of the map">
-<p class="note">A row a unit, in the order chosen above, each by its own largest size; a column a token. Click a row to choose
-its unit.</p>
+<p class="note">A row a unit, in the order chosen above, each by its own largest size; a column a token. Click a row to
+choose its unit.</p>
 <h2>The unit and its gates</h2>
 <canvas id="lines" height="170" role="img" aria-label="Value and gates of the unit"></canvas>
 <p class="note" id="legend"></p>
 <h2>What single units read</h2>
 <div id="flags"></div>
-<p class="note">Accuracy is of sequences that unit and threshold were not chosen on; chance is the commoner label; the control
-is a unit chosen for labels that were exchanged between sequences.</p>
+<p class="note">Accuracy is of sequences that unit and threshold were not chosen on; chance is the commoner label; the
+control is a unit chosen for labels that were exchanged between sequences.</p>
 <script type="application/json" id="data">%DATA%</script>
 <script>%PROGRAM%</script>
 </body>
@@ -357,7 +359,8 @@ function drawText() {
       g.strokeStyle = "#000"; g.lineWidth = t === now.clicked ? 2 : 1;
       g.strokeRect(place.x[t] + 1, y + 2, place.w[t] - 2, LINE - 4);
     }
-    g.fillStyle = "#111"; g.fillText(D.symbols[t] === " " ? " " : shownSymbol(D.symbols[t]), place.x[t] + 2, y + LINE / 2);
+    g.fillStyle = "#111";
+    g.fillText(D.symbols[t] === " " ? " " : shownSymbol(D.symbols[t]), place.x[t] + 2, y + LINE / 2);
   }
 }
 
