@@ -317,10 +317,9 @@ def ablate(model: Any, task: tasks.Task, batch: tasks.Batch, layers: Sequence[st
     def note(layer: str, what: str, name: str, unit: object, scores: Array) -> None:
         for number, score in zip(unit if isinstance(unit, list) else [unit], np.asarray(scores).tolist()):
             damage = whole - score if task.higher_is_better else score - whole
-            at = {"layer": layer, what: name}
-            rows.append({"layer": layer, "part": "", "unit": "", "gate": "", "held_at": ""} | at | {
-                "unit" if what == "part" else "held_at": number, "metric": task.metric, "score": score, "damage": damage,
-            })  # fmt: skip
+            at = {what: name, "unit" if what == "part" else "held_at": number}
+            scores_of = {"metric": task.metric, "score": score, "damage": damage}
+            rows.append({"layer": layer, "part": "", "unit": "", "gate": "", "held_at": ""} | at | scores_of)
 
     for layer in layers:
         for part, shape in shapes[layer].items():

@@ -233,7 +233,7 @@ h1 { font-size: 1.4rem; margin: 0 0 0.5rem; } h2 { font-size: 1.05rem; margin: 1
 .bar { display: flex; flex-wrap: wrap; gap: 0.4rem 1rem; align-items: center; }
 #pane { height: 20rem; overflow-y: auto; border: 1px solid #ccc; position: relative; cursor: pointer; }
 #pane canvas { position: sticky; top: 0; display: block; }
-#heat, #lines { width: 100%; display: block; border: 1px solid #ccc; cursor: crosshair; }
+#heat, #lines { display: block; outline: 1px solid #ccc; cursor: crosshair; }
 #from { width: 100%; }
 #status { min-height: 3rem; white-space: pre-wrap; font-size: 0.92rem; background: #f5f5f5;
   padding: 0.3rem 0.6rem; margin: 0.4rem 0; position: sticky; top: 0; z-index: 2; overflow-wrap: anywhere; }
@@ -254,16 +254,16 @@ input[type=number] { width: 5rem; }
 <div id="status" role="status"></div>
 <h2 id="shown"></h2>
 <div id="pane"><canvas id="text" role="img" aria-label="The text, colored"></canvas><div id="space"></div></div>
-<p class="note">Blue is below 0, red above; the darkest is the largest size of this unit. Move over a token for its
-values; click it to see how strongly the answer there depends on each earlier token (the gradient of its log-probability with
-regard to what the top layer read).</p>
+<p class="note">Blue is below 0, orange above; the darkest is the largest size of this unit. Move over a token for its
+values; click it to see how strongly the answer there depends on each earlier token (the gradient of its log-probability
+with regard to what the top layer read).</p>
 <h2>Units and time</h2>
-<canvas id="heat" height="320" role="img" aria-label="A row a unit, a column a token"></canvas>
+<div><canvas id="heat" role="img" aria-label="A row a unit, a column a token"></canvas></div>
 <input id="from" type="range" min="0" value="0" step="1" aria-label="First token of the map">
 <p class="note">A row a unit, in the order chosen above, each by its own largest size; a column a token. Click a row to
 choose its unit.</p>
 <h2>The unit and its gates</h2>
-<canvas id="lines" height="170" role="img" aria-label="Value and gates of the unit"></canvas>
+<div><canvas id="lines" role="img" aria-label="Value and gates of the unit"></canvas></div>
 <p class="note" id="legend"></p>
 <h2>What single units read</h2>
 <div id="flags"></div>
@@ -307,7 +307,7 @@ const now = {part: D.first.part, unit: D.first.unit, sort: "number", hover: -1, 
 let order = [];
 const shownSymbol = s => s === " " ? "\u2423" : s === "\n" ? "\u23ce" : s === "\t" ? "\u21e5" : s;
 
-function color(share) {  // -1 to 1: blue, white, red
+function color(share) {  // -1 to 1: blue, white, orange
   const s = Math.max(-1, Math.min(1, share)), a = Math.abs(s);
   return s < 0 ? [255 - 255 * a, 255 - 141 * a, 255 - 77 * a] : [255 - 42 * a, 255 - 161 * a, 255 - 255 * a];
 }
