@@ -312,7 +312,7 @@ def take_away(run: LoadedRun, task: tasks.Task, layer: str, units: int) -> list[
     rows = changes.ablate(run.model, task, batch, [layer])
     print(f"\nTaken away, the most damage first ({task.metric}, {len(batch['tokens'])} test sequences):")
     for row in rows[:12]:
-        what = f"{row['gate']} gate at {row['held_at']}" if row["gate"] else f"unit {row['unit']} of {row['part']} at 0"
+        what = f"{row['gate']} gate at {row['held_at']}" if row["gate"] else f"unit {row['unit']} of {row['part'] or 'the carry'} at 0"
         print(f"  {what:24}{row['score']:9.4f}  worse by {row['damage']:.4f}")
     return write_rows(run, "state_ablation.csv", rows)
 

@@ -98,7 +98,8 @@ def linear_direction(states: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray
       states: `[N, units]`.
       labels: `[N]`.
     """
-    scaler, regression = _logistic_regression().fit(states, labels)
+    with _one_thread():
+        scaler, regression = _logistic_regression().fit(states, labels)
     return regression.classes_, regression.coef_ / scaler.scale_
 
 
@@ -157,7 +158,7 @@ def _logistic_regression() -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky"))
+    return make_pipeline(StandardScaler(), LogisticRegression(tol=1e-3, max_iter=1000))
 
 
 def _held_out(
@@ -170,12 +171,20 @@ def _held_out(
     from sklearn.model_selection import GroupKFold
 
     right = 0
-    for train, test in GroupKFold(folds).split(states, labels, sequences):
-        if len(np.unique(labels[train])) == 1:  # nothing to learn from: the answer is the only one seen
-            right += int(np.sum(labels[test] == labels[train][0]))
-        else:
-            right += int(np.sum(fit(states[train], labels[train])(states[test]) == labels[test]))
+    with _one_thread():
+        for train, test in GroupKFold(folds).split(states, labels, sequences):
+            if len(np.unique(labels[train])) == 1:  # nothing to learn from: the answer is the only one seen
+                right += int(np.sum(labels[test] == labels[train][0]))
+            else:
+                right += int(np.sum(fit(states[train], labels[train])(states[test]) == labels[test]))
     return right / len(labels)
+
+
+def _one_thread() -> Any:
+    """Returns a context without threads in products of matrices: these are so small that threads only wait."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1)
 
 
 def best_unit(states: np.ndarray, present: np.ndarray) -> tuple[int, float, bool]:

@@ -22,7 +22,7 @@ UNLABELED = -1  # a token at which the property is not known
 
 _QUOTES = "\"'"
 _OPENING, _CLOSING = "([{", ")]}"
-_LINE_BORDERS = (20, 40, 60)
+_LATE = 40  # characters of a line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _line_position(symbols: Sequence[str]) -> np.ndarray:
     labels, position = np.zeros(len(symbols), int), 0
     for t, symbol in enumerate(symbols):
         position = 0 if symbol == "\n" else position + 1
-        labels[t] = np.searchsorted(_LINE_BORDERS, position, side="right")
+        labels[t] = position >= _LATE
     return labels
 
 
@@ -109,9 +109,7 @@ def _woman(symbols: Sequence[str]) -> np.ndarray:
 OF_TEXT = {
     "inside_quotes": Property("inside single or double quotes", ("outside", "inside"), _inside_quotes),
     "inside_brackets": Property("inside brackets, at any depth", ("outside", "inside"), _inside_brackets),
-    "line_position": Property(
-        "characters since the line began", ("0 to 19", "20 to 39", "40 to 59", "60 on"), _line_position
-    ),
+    "line_position": Property("40 characters or more since the line began", ("early", "late"), _line_position),
     "upper_case": Property("the token is an upper-case letter", ("no", "yes"), _upper_case),
 }
 OF_AGREEMENT = {

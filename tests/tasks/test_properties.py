@@ -28,9 +28,7 @@ def test_brackets_are_counted_and_an_empty_line_ends_them():
 
 
 def test_line_positions_begin_again_at_each_line_and_capitals_are_seen():
-    labels = PROPERTIES["line_position"].read(list("x" * 61 + "\n" + "y" * 20))
-    assert labels[[0, 18, 19, 38, 39, 58, 59, 60, 61, 62]].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 0, 0]
-    assert labels[[80, 81]].tolist() == [0, 1]
+    check("line_position", "x" * 42 + "\n" + "y" * 41, "." * 39 + "111" + "." * 40 + "11")
     check("upper_case", "a B1 Ä", "..1..1")
 
 
