@@ -145,6 +145,19 @@ def label_tokens(reading: Reading, symbols: Sequence[str], wanted: Property) -> 
     return labels
 
 
+def _balanced(known: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Leaves out tokens of a label that more than three quarters have, until as many are left as of all others.
+
+    A rare property is else read rightly by whoever never sees it.
+    """
+    numbers, counts = np.unique(labels[known], return_counts=True)
+    if len(numbers) < 2 or counts.max() <= 0.75 * len(known):
+        return known
+    common = labels[known] == numbers[counts.argmax()]
+    kept = np.random.default_rng(0).choice(np.flatnonzero(common), int((~common).sum()), replace=False)
+    return known[np.sort(np.concatenate([np.flatnonzero(~common), kept]))]
+
+
 def probe(
     values: np.ndarray, labels: np.ndarray, sequences: np.ndarray, names: Sequence[str]
 ) -> list[dict[str, object]]:
@@ -152,14 +165,14 @@ def probe(
 
     Args:
       values: of a part of the carry, `[N, units]`.
-      labels: of a property, int `[N]`.
+      labels: of a property, int `[N]`; of one that more than three quarters have, some tokens are left out.
       sequences: `[N]`, as `rnn_jax.flow.linear_probe`.
       names: of the labels.
 
     Raises:
       ValueError: if there are not two labels among those known, or too few sequences.
     """
-    known = np.flatnonzero(labels != UNLABELED)[:_STATES]
+    known = _balanced(np.flatnonzero(labels != UNLABELED), labels)[:_STATES]
     values, labels, sequences = values[known], labels[known], sequences[known]
     shared = {"states": len(labels), "sequences": len(np.unique(sequences))}
     linear = flow.linear_probe(values, labels, sequences, folds=_FOLDS)

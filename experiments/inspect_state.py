@@ -43,7 +43,7 @@ _UNIT = flags.DEFINE_integer("unit", None, "Unit that the page opens with; the b
 _PROPERTY = flags.DEFINE_string("property", None, f"To be read: {', '.join(PROPERTIES)}; all that fit by default.")
 _LABELS = flags.DEFINE_string("labels", None, "File with a label for each token of --text, to be read instead.")
 
-_STREAM_TOKENS = 20_000  # of the test split of a language model that are read
+_STREAM_TOKENS = 40_000  # of the test split of a language model that are read
 _SENTENCE_TOKENS = 50_000  # of that of another task
 _SHOWN_TOKENS = 1000  # by default
 _MOST_SHOWN = 20_000
@@ -312,7 +312,9 @@ def take_away(run: LoadedRun, task: tasks.Task, layer: str, units: int) -> list[
     rows = changes.ablate(run.model, task, batch, [layer])
     print(f"\nTaken away, the most damage first ({task.metric}, {len(batch['tokens'])} test sequences):")
     for row in rows[:12]:
-        what = f"{row['gate']} gate at {row['held_at']}" if row["gate"] else f"unit {row['unit']} of {row['part'] or 'the carry'} at 0"
+        what = f"unit {row['unit']} of {row['part'] or 'the carry'} at 0"
+        if row["gate"]:
+            what = f"{row['gate']} gate at {row['held_at']}"
         print(f"  {what:24}{row['score']:9.4f}  worse by {row['damage']:.4f}")
     return write_rows(run, "state_ablation.csv", rows)
 
