@@ -10,6 +10,7 @@ import numpy as np
 
 from rnn_jax import flow
 from rnn_jax.flow.calls import layer_names
+from rnn_jax.flow.readout import exchanged
 from rnn_jax.layers import Bidirectional, as_inputs, layers_of
 from rnn_jax.models import LanguageModel
 from rnn_jax.tasks.batching import collate
@@ -145,17 +146,17 @@ def label_tokens(reading: Reading, symbols: Sequence[str], wanted: Property) -> 
     return labels
 
 
-def _balanced(known: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Leaves out tokens of a label that more than three quarters have, until as many are left as of all others.
+def _balanced(labels: np.ndarray) -> np.ndarray:
+    """Returns which tokens to probe: of a label that more than three quarters have, as many as of all others.
 
     A rare property is else read rightly by whoever never sees it.
     """
-    numbers, counts = np.unique(labels[known], return_counts=True)
-    if len(numbers) < 2 or counts.max() <= 0.75 * len(known):
-        return known
-    common = labels[known] == numbers[counts.argmax()]
+    numbers, counts = np.unique(labels, return_counts=True)
+    if len(numbers) < 2 or counts.max() <= 0.75 * len(labels):
+        return np.arange(min(len(labels), _STATES))
+    common = labels == numbers[counts.argmax()]
     kept = np.random.default_rng(0).choice(np.flatnonzero(common), int((~common).sum()), replace=False)
-    return known[np.sort(np.concatenate([np.flatnonzero(~common), kept]))]
+    return np.sort(np.concatenate([np.flatnonzero(~common), kept]))[:_STATES]
 
 
 def probe(
@@ -172,14 +173,23 @@ def probe(
     Raises:
       ValueError: if there are not two labels among those known, or too few sequences.
     """
-    known = _balanced(np.flatnonzero(labels != UNLABELED), labels)[:_STATES]
+    known = labels != UNLABELED
     values, labels, sequences = values[known], labels[known], sequences[known]
+    control = exchanged(labels, sequences, seed=0)
+    chosen, of_control = _balanced(labels), _balanced(control)
+    rare = len(chosen) < len(labels)  # then the exchanged labels are to be balanced by themselves
+    controls = (values[of_control], control[of_control], sequences[of_control])
+    values, labels, sequences = values[chosen], labels[chosen], sequences[chosen]
     shared = {"states": len(labels), "sequences": len(np.unique(sequences))}
     linear = flow.linear_probe(values, labels, sequences, folds=_FOLDS)
     rows: list[dict[str, object]] = []
     found = [int(label) for label in linear.labels]
     for label in found[1:] if len(found) == 2 else found:
         unit = flow.unit_probe(values, labels == label, sequences, folds=_FOLDS)
+        unit_control = unit.control
+        if rare:
+            there = controls[1] == label
+            unit_control = flow.unit_probe(controls[0], there, controls[2], folds=_FOLDS).accuracy
         rows.append(
             {
                 "label": names[label],
@@ -189,10 +199,11 @@ def probe(
                 "threshold": unit.threshold,
                 "accuracy": unit.accuracy,
                 "chance": unit.chance,
-                "control": unit.control,
+                "control": unit_control,
                 **shared,
             }
         )
-    scores = {"accuracy": linear.accuracy, "chance": linear.chance, "control": linear.control}
+    linear_control = flow.linear_probe(*controls, folds=_FOLDS).accuracy if rare else linear.control
+    scores = {"accuracy": linear.accuracy, "chance": linear.chance, "control": linear_control}
     rows.append({"label": "all", "probe": "linear", "unit": "", "side": "", "threshold": "", **scores, **shared})
     return rows
