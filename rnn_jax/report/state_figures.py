@@ -65,7 +65,7 @@ def plot_memory(ax: Axes, rows: Sequence[Mapping[str, str]], column: str, **styl
     """Draws an accuracy of state_memory.csv against the words since the subject."""
     known = [(int(row["distance"]), float(row[column])) for row in rows if row[column] != ""]
     ax.plot(*zip(*known), **style)
-    ax.set(xlabel="words since the subject", ylabel="accuracy", ylim=(0.45, 1.02))
+    ax.set(xlabel="words since the subject", ylabel="accuracy", ylim=(0.45, 1.02), xticks=range(0, known[-1][0] + 1, 5))
     return ax
 
 
