@@ -279,29 +279,38 @@ _PROGRAM = r"""
 "use strict";
 const D = JSON.parse(document.getElementById("data").textContent), N = D.symbols.length;
 const $ = id => document.getElementById(id);
-const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0));
+function bytes(text) {
+  const decoded = atob(text), result = new Uint8Array(decoded.length);
+  for (let i = 0; i < decoded.length; i++) result[i] = decoded.charCodeAt(i);
+  return result;
+}
 const words16 = text => new Uint16Array(bytes(text).buffer);
 function half(bits) {
   const sign = bits >> 15 ? -1 : 1, exponent = bits >> 10 & 31, rest = bits & 1023;
   if (exponent === 31) return rest ? NaN : sign * Infinity;
   return sign * (exponent ? (1 + rest / 1024) * 2 ** (exponent - 15) : rest * 2 ** -24);
 }
+const HALF = new Float32Array(65536);
+for (let bits = 0; bits < 65536; bits++) HALF[bits] = half(bits);
 const decoded = {};
 function part(k) {  // decoded when it is first looked at
   if (!decoded[k]) {
-    const values = Float32Array.from(words16(D.parts[k].data), half), units = D.parts[k].units;
-    const largest = new Float32Array(units);
-    for (let i = 0; i < values.length; i++) {
-      const size = Math.abs(values[i]), u = i % units;
-      if (size > largest[u]) largest[u] = size;
+    const bits = words16(D.parts[k].data), units = D.parts[k].units;
+    const values = new Float32Array(bits.length), largest = new Float32Array(units);
+    for (let i = 0, u = 0; i < values.length; i++) {
+      const value = values[i] = HALF[bits[i]];
+      if (Math.abs(value) > largest[u]) largest[u] = Math.abs(value);
+      if (++u === units) u = 0;
     }
     decoded[k] = {values, units, largest};
   }
   return decoded[k];
 }
-for (const gate of D.gates) gate.bytes = bytes(gate.data);
 const answers = words16(D.answers), probabilities = bytes(D.probabilities), connected = bytes(D.connectivity);
-const gateValue = (gate, t, u) => gate.low + (1 - gate.low) * gate.bytes[t * gate.units + u] / 255;
+function gateValue(gate, t, u) {
+  gate.bytes ??= bytes(gate.data);
+  return gate.low + (1 - gate.low) * gate.bytes[t * gate.units + u] / 255;
+}
 
 const now = {part: D.first.part, unit: D.first.unit, sort: "number", hover: -1, clicked: -1, from: 0};
 let order = [];

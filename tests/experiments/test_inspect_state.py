@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from experiments.inspect_changes import wilson_interval
+from experiments.inspect_reading import probe
 from rnn_jax import tasks
 from rnn_jax.tasks.vocabulary import UNKNOWN
 from rnn_jax.training import run_directory
@@ -47,19 +48,36 @@ def by_hand(model, vocabulary):
     return model
 
 
+def save_run(folder, task, change, **settings):
+    """Writes a run directory as training does, of a model that `change(model)` returns."""
+    flags = {"task": task.name, "cell": "lstm", "hidden": 4, "data": task.fingerprint, **settings}
+    (folder / "config.json").write_text(json.dumps({"flags": flags}))
+    save_interface(folder, task)
+    model = change(make_model(task, ModelSettings.of_flags(flags), nnx.Rngs(0)))
+    run_directory.save_checkpoint(folder, "best", model, {"step": 1})
+    return folder
+
+
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
     sizes = {"train_size": 600, "test_size": 240}
     task = tasks.make_task("agreement", **sizes)
     assert not any(UNKNOWN in task.test[k]["tokens"] for k in range(240))
-    flags = {"task": "agreement", "cell": "lstm", "hidden": 4, "emb_size": len(task.vocabulary), **sizes}
-    flags["data"] = task.fingerprint
-    (folder / "config.json").write_text(json.dumps({"flags": flags}))
-    save_interface(folder, task)
-    model = by_hand(make_model(task, ModelSettings.of_flags(flags), nnx.Rngs(0)), task.vocabulary)
-    run_directory.save_checkpoint(folder, "best", model, {"step": 1})
-    return folder
+    folder = tmp_path_factory.mktemp("run")
+    return save_run(folder, task, lambda m: by_hand(m, task.vocabulary), emb_size=len(task.vocabulary), **sizes)
+
+
+@pytest.fixture
+def other_runs(tmp_path):
+    """One without a recurrent layer, and one without tokens."""
+    bag, digits = tmp_path / "bag", tmp_path / "digits"
+    for folder, task, settings in (
+        (bag, tasks.make_task("agreement", train_size=60, test_size=30), {"recurrent": False, "emb_size": 4}),
+        (digits, tasks.make_task("digits", blanks=0), {}),
+    ):
+        folder.mkdir()
+        save_run(folder, task, lambda m: m, **settings)
+    return bag, digits
 
 
 def rows(path):
@@ -67,7 +85,8 @@ def rows(path):
         return list(csv.DictReader(table))
 
 
-def test_flags_set_by_hand_are_found_last_switch_the_answer_and_are_missed(run_dir, tmp_path):
+def test_flags_set_by_hand_are_found_last_switch_the_answer_and_are_missed(run_dir, other_runs, tmp_path):
+    bag, digits = other_runs
     (tmp_path / "labels").write_text("a b a")
     here = f"--run={run_dir}"
     *refused, ran = refusals(
@@ -78,6 +97,8 @@ def test_flags_set_by_hand_are_found_last_switch_the_answer_and_are_missed(run_d
         [here, "--property=mood"],
         [here, "--text="],
         [here, "--unit=4", "--text=alice said that"],
+        [f"--run={bag}"],
+        [f"--run={digits}"],
         [here, "--text=alice and tom said that"],
     )
     labels = f"--labels={str(tmp_path / 'labels')!r} has 3 labels; allowed: 2, one for each token of --text."
@@ -89,6 +110,9 @@ def test_flags_set_by_hand_are_found_last_switch_the_answer_and_are_missed(run_d
         f"--property='mood' is unknown; allowed: {properties}.",
         "--text has 0 tokens; allowed: 1 to 20000.",
         "--unit=4 is no unit of the layer 'rnn'; allowed: 0 to 3.",
+        f"--run={str(bag)!r} has no recurrent layer; allowed: a run without --norecurrent.",
+        f"--run={str(digits)!r} is a run of the task 'digits', which reads no tokens;"
+        " allowed: a run on text or other tokens.",
     ]
     assert ran == "it ran"
 
@@ -122,6 +146,19 @@ def test_flags_set_by_hand_are_found_last_switch_the_answer_and_are_missed(run_d
     assert float(ablation["", "", "input", "0"]["score"]) == pytest.approx(1 / 3)  # always "she"
     assert float(ablation["", "", "forget", "1"]["damage"]) == pytest.approx(0, abs=1e-6)
     assert all((run_dir / name).stat().st_size for name in ("state.html", "state.npz", "figures/state.png"))
+
+
+def test_a_rare_property_is_probed_where_both_labels_are_alike_and_so_is_its_control():
+    rng = np.random.default_rng(0)
+    sequences = np.arange(4000) // 40
+    labels = (sequences % 10 == 0) & (rng.random(4000) < 0.8)
+    values = rng.normal(size=(4000, 3))
+    values[:, 2] += np.where(labels, 2.0, -2.0)
+    unit, linear = probe(values, labels.astype(int), sequences, ("no", "yes"))
+    assert (unit["unit"], unit["label"], unit["states"]) == (2, "yes", 2 * labels.sum())
+    for row in (unit, linear):
+        assert row["accuracy"] > 0.95 > 0.5 == row["chance"]
+        assert abs(row["control"] - 0.5) < 0.12
 
 
 def test_the_interval_is_wilsons():
