@@ -151,7 +151,8 @@ def test_flags_set_by_hand_are_found_last_switch_the_answer_and_are_missed(run_d
 def test_a_rare_property_is_probed_where_both_labels_are_alike_and_so_is_its_control():
     rng = np.random.default_rng(0)
     sequences = np.arange(4000) // 40
-    labels = (sequences % 10 == 0) & (rng.random(4000) < 0.8)
+    begins = rng.integers(0, 36, 100)[sequences]
+    labels = (np.arange(4000) % 40 >= begins) & (np.arange(4000) % 40 < begins + 4)  # a tenth
     values = rng.normal(size=(4000, 3))
     values[:, 2] += np.where(labels, 2.0, -2.0)
     unit, linear = probe(values, labels.astype(int), sequences, ("no", "yes"))
