@@ -72,9 +72,14 @@ def layers_of_model(model: PyTree) -> dict[str, RNN]:
 
 def with_probes(model: PyTree, probes: Mapping[str, Probe | CallProbes | CallRecorder | TruncatedAt | None]) -> PyTree:
     """Returns the model with the probes of its layers replaced."""
+    return map_layers(model, lambda name, layer: layer.with_probe(probes[name]))
+
+
+def map_layers(model: PyTree, function: Callable[[str, RNN], Any]) -> PyTree:
+    """Returns the model with each recurrent layer replaced by `function(name, layer)`."""
 
     def replace(path: tuple[Any, ...], node: Any) -> Any:
-        return node.with_probe(probes[_name(path)]) if _is_rnn(node) else node
+        return function(_name(path), node) if _is_rnn(node) else node
 
     return jax.tree_util.tree_map_with_path(replace, model, is_leaf=_is_rnn)
 

@@ -119,7 +119,7 @@ class LanguageModel(nnx.Module):
         ys = as_inputs(ys, 1, xs.ndim - 1)
         if head_key is not None:
             ys = dropout(ys, self.dropout, head_key)
-        logits = self._head(ys)
+        logits = self.read_out(ys)
         if lengths is not None:
             true_steps = steps_within(lengths, logits.shape[-2])
             logits = jnp.where(true_steps, logits, jnp.zeros_like(logits))
@@ -133,7 +133,8 @@ class LanguageModel(nnx.Module):
         )
         return carries if len(carries) > 1 else carries[0]
 
-    def _head(self, ys: Array) -> Array:
+    def read_out(self, ys: Array) -> Array:
+        """Returns the logits `[*batch, time, V]` of outputs of the last layer, `[*batch, time, H]`."""
         if self.head is not None:
             return self.head(ys)
         assert self.head_bias is not None

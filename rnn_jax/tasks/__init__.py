@@ -17,6 +17,7 @@ from typing import Any
 
 from rnn_jax.tasks.adding import adding
 from rnn_jax.tasks.addition import addition
+from rnn_jax.tasks.agreement import agreement
 from rnn_jax.tasks.batching import as_batch, batches, collate, stream_batches
 from rnn_jax.tasks.copying import copy, delayed_copy
 from rnn_jax.tasks.dates import dates
@@ -59,6 +60,7 @@ __all__ = [
     "Task",
     "adding",
     "addition",
+    "agreement",
     "as_batch",
     "associative_recall",
     "batches",
@@ -97,6 +99,7 @@ __all__ = [
 TASKS: dict[str, Callable[..., Task]] = {
     "adding": adding,
     "addition": addition,
+    "agreement": agreement,
     "associative_recall": associative_recall,
     "copy": copy,
     "dates": dates,

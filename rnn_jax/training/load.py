@@ -77,12 +77,12 @@ def save_interface(run_dir: run_directory.StrPath, task: tasks.Task) -> None:
                 vocabulary.save(temporary)
 
 
-def load_run(run_dir: run_directory.StrPath | None, kind: tasks.Kind) -> LoadedRun:
+def load_run(run_dir: run_directory.StrPath | None, *kinds: tasks.Kind) -> LoadedRun:
     """Reads a run of `experiments.train`, also one that has not finished.
 
     Args:
       run_dir: the run directory; None where --run was not given.
-      kind: what the run's task must be.
+      *kinds: of which the run's task must be one.
 
     Raises:
       ValueError: if the folder holds no such run, the run has written no checkpoint yet, or a file is damaged.
@@ -98,10 +98,10 @@ def load_run(run_dir: run_directory.StrPath | None, kind: tasks.Kind) -> LoadedR
         raise ValueError(f"{shown} has no {missing}; allowed: a folder that experiments.train wrote.{_remedy(missing)}")
     flags = run_directory.load_config(folder)["flags"]
     task = _load_interface(folder)
-    if task.kind is not kind:
+    if task.kind not in kinds:
         raise ValueError(
             f"{shown} is a run of the task {task.name!r}, whose answer is {task.kind.value};"
-            f" allowed: a run whose answer is {kind.value}."
+            f" allowed: a run whose answer is {' or '.join(kind.value for kind in kinds)}."
         )
     if not checkpoints.has_checkpoint(folder, "best"):
         raise ValueError(f"{shown} has no checkpoint yet; allowed: a run after its first evaluation.")

@@ -437,6 +437,20 @@ MEASURE = {
     "--run={dir}/sequence --sequences=0": "--sequences=0",
 }  # fmt: skip
 
+INSPECT_STATE = {
+    **EVERYWHERE,
+    **NO_WORDS,
+    "": "--run is missing; allowed: a folder that experiments.train wrote.",
+    "--run={dir}/empty": "holds no run",
+    "--run={dir}/sequence": "whose answer is a sequence for a sequence",
+    "--run={dir}/stream --text=": "--text='' is empty",
+    "--run={dir}/stream --layer=nosuch": "--layer='nosuch' is no recurrent layer of the run; allowed: rnn.",
+    "--run={dir}/stream --text=the --unit=2": "--unit=2 is no unit of the layer 'rnn'; allowed: 0 to 1.",
+    "--run={dir}/stream --text=the --property=nosuch": "nosuch",
+    "--run={dir}/stream --labels={dir}/file": "--labels",
+    "--run={dir}/stream --text=the --labels={dir}/file": "label",
+}  # fmt: skip
+
 GENERATE = {
     **EVERYWHERE,
     **NO_WORDS,
@@ -528,6 +542,7 @@ BY_PROGRAM = {
     "compare": COMPARE,
     "tasks": TASKS,
     "check_cell": CHECK_CELL,
+    "inspect_state": INSPECT_STATE,
     "generate": GENERATE,
     "translate": TRANSLATE,
     "caption": CAPTION,
