@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rnn_jax.report import read
-from rnn_jax.report.profiles import COLORS, LINESTYLES
 from rnn_jax.report.state_page import StateArrays, load_probes, load_state
+from rnn_jax.report.style import COLORS, LINESTYLES
 
 _SENTENCES = 3  # drawn of words
 _ROW, _ROWS = 76, 6  # characters in a row, and rows
