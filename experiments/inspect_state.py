@@ -82,7 +82,8 @@ def main(argv: list[str]) -> None:
         given = Property(
             "of --labels", tuple(names), lambda symbols: np.array([names.index(label) for label in labels])
         )
-        probe_all(run, layer, shown, symbols, {"labels": given}, must=True)
+        properties = {"labels": given}
+        written += probe_all(run, layer, shown, symbols, properties, must=True)
     elif task is not None:
         examined = reading_of.read(run.model, test_sequences(task))
         all_symbols = shown_symbols(run.vocabulary, examined.tokens)
@@ -90,7 +91,6 @@ def main(argv: list[str]) -> None:
         if run.task.name == "agreement":
             written += follow_flags(run, layer, of_layer[0][1], examined, all_symbols, task)
         written += take_away(run, task, layer, units)
-    written = [path for path in written if path is not None]
     path = save_shown(run, shown, symbols, sequences, properties)
     written += [path, *draw_state(run.run_dir, layer=layer), write_page(run.run_dir, layer=layer, unit=_UNIT.value)]
     print("\nWritten:")

@@ -4,14 +4,16 @@ import csv
 import importlib
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from experiments.inspect_changes import wilson_interval
-from experiments.inspect_reading import probe
+from experiments.inspect_reading import connectivity, probe, read
 from rnn_jax import tasks
+from rnn_jax.models import SequenceClassifier
 from rnn_jax.tasks.vocabulary import UNKNOWN
 from rnn_jax.training import run_directory
 from rnn_jax.training.build import ModelSettings, make_model
@@ -160,6 +162,20 @@ def test_a_rare_property_is_probed_where_both_labels_are_alike_and_so_is_its_con
     for row in (unit, linear):
         assert row["accuracy"] > 0.95 > 0.5 == row["chance"]
         assert abs(row["control"] - 0.5) < 0.12
+
+
+def test_answers_at_each_token_are_those_to_the_text_so_far():
+    sequences = [np.array([2, 3, 4, 5, 3]), np.array([4, 2, 3])]
+    model = SequenceClassifier("gru", 9, 5, 3, emb_size=4, layers=2, rngs=nnx.Rngs(0))
+    seen = read(model, sequences)
+    assert seen.steps.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert list(seen.parts) == [("rnn/layers/0", ""), ("rnn/layers/1", "")]
+    for row, (sequence, step) in enumerate(zip(seen.sequences, seen.steps)):
+        logits = model(jnp.asarray(sequences[sequence][None, : step + 1]))[0]
+        np.testing.assert_allclose(seen.probabilities[row], jax.nn.softmax(logits), rtol=1e-5)
+    both = SequenceClassifier("gru", 9, 5, 3, emb_size=4, bidirectional=True, rngs=nnx.Rngs(0))
+    assert read(both, sequences).probabilities is None  # an answer needs both ends
+    assert connectivity(both, sequences) is None
 
 
 def test_the_interval_is_wilsons():
