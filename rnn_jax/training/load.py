@@ -114,6 +114,8 @@ def load_run(run_dir: run_directory.StrPath | None, *kinds: tasks.Kind) -> Loade
             f"{str(folder / 'config.json')!r} is damaged (its flags describe no model: {_first_line(error)}); allowed:"
             " that of a run of experiments.train."
         ) from None
+    except ValueError as error:
+        raise ValueError(f"{str(folder / 'config.json')!r} describes a model that cannot be built: {error}") from error
     for cell, file in changed_cells(run_directory.load_config(folder).get("source", {}), now).items():
         print(f"The source of the cell {cell!r} has changed since it was trained: {file!r}.", file=sys.stderr)
     vocabularies = {name: _load_vocabulary(folder, name, task) for name in _VOCABULARIES}

@@ -98,6 +98,7 @@ def test_every_jax_layer_competes_on_all_devices_too(tmp_path):
     assert min(float(row["ratio"]) for row in rows if row["library"] == "ours") == 1
 
 
+@pytest.mark.slow
 def test_a_peer_that_computes_something_else_is_not_timed(tmp_path):
     flags = ["--cells=elman", "--grid=2x4x3x4", "--peers=flax.nnx,flax.linen", "--quick", "--repeats=1", "--devices=1"]
     done = run("-c", TWO_WRONG_PEERS, *flags, f"--out={tmp_path}", status=1)
@@ -144,6 +145,7 @@ def test_a_run_prints_its_table_and_leaves_a_csv_and_a_figure(tmp_path):
         assert f"  {out / path}" in lines
 
 
+@pytest.mark.slow
 def test_the_profile_is_held_against_the_gradient(tmp_path):
     done = benchmark("--what=profile", "--cells=lstm", "--grid=8x4x3x4", "--repeats=2", f"--out={tmp_path}")
     assert "Goal: profile / plain gradient at most 1.05 at batch 8 or more." in done.stdout

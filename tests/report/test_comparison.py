@@ -214,7 +214,7 @@ def test_a_comparison_replaces_an_earlier_one_and_no_other_file(finished, tmp_pa
         comparison.save(out, compared)
     assert (out / "notes.md").read_text() == "mine"
     assert sorted(path.name for path in out.iterdir()) == [
-        *(f"comparison.{e}" for e in ("csv", "md", "png")),
+        *(f"comparison.{e}" for e in ("csv", "md", "png", "svg")),
         "notes.md",
     ]
     for change in ((out / "comparison.csv").unlink, lambda: (out / "comparison.csv").write_text("mine\n1\n")):
