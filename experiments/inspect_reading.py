@@ -149,7 +149,7 @@ def label_tokens(reading: Reading, symbols: Sequence[str], wanted: Property) -> 
 def _balanced(labels: np.ndarray) -> np.ndarray:
     """Returns which tokens to probe: of a label that more than three quarters have, as many as of all others.
 
-    A rare property is else read rightly by whoever never sees it.
+    Else a probe that never answers yes would read a rare property almost always rightly.
     """
     numbers, counts = np.unique(labels, return_counts=True)
     if len(numbers) < 2 or counts.max() <= 0.75 * len(labels):

@@ -48,7 +48,7 @@ def _each_call(
 
 
 def _jacobian(call: LayerCall) -> dict[str, jax.Array]:
-    # Not from the first step on: at a carry of zeros many a cell has lost directions before anything has happened.
+    # Not from the first step on: from a carry of zeros, many cells lose directions in the first step.
     spectrum = flow.jacobian_spectrum(call, start=call.time // 4)
     return {
         name: getattr(spectrum, name)

@@ -1,6 +1,6 @@
 """How much memory there is, so that what cannot fit is refused before it is computed.
 
-A process that asks for too much is killed, or waits for ever, and says nothing.
+A process that asks for too much is killed or never ends, and says nothing.
 """
 
 import os

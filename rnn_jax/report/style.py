@@ -1,4 +1,4 @@
-"""How figures look and how they are saved: for the column of a paper, for every eye, and in grey.
+"""How figures look and how they are saved: at the size of a paper's column, color-blind safe and readable in grey.
 
 A figure is saved twice, as PNG and as SVG of the same name. The SVG carries the caption as its description and shows
 values where the pointer rests; `rnn_jax.report.run_report` puts it into the report as it is.
