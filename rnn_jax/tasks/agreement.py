@@ -1,6 +1,7 @@
 """Which pronoun takes up the subject of a sentence? Gender and number, carried past names that say otherwise."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -140,7 +141,7 @@ def draw_sentences(split: str, size: int, distance: int, key: tuple[int, int]) -
     sentences: list[Sentence] = []
     while len(sentences) < size:
         sentence = _draw_sentence(bits, len(sentences) % len(PRONOUNS), distance)
-        if prepared.split_of(_names_of(sentence)) == split:
+        if _split_of(_names_of(sentence)) == split:
             sentences.append(sentence)
     return sentences
 
@@ -184,6 +185,9 @@ def _draw_sentence(bits: Iterator[int], answer: int, distance: int) -> Sentence:
         between += fill(choose([phrase for phrase in _BETWEEN if len(phrase) <= room]))
     begin = len(opening)
     return Sentence((*opening, *subject, *between, *_QUESTION), (begin, begin + len(subject)), answer)
+
+
+_split_of = functools.cache(prepared.split_of)  # a few thousand pairs of names decide on all sentences
 
 
 def _names_of(sentence: Sentence) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from rnn_jax.report.read import load_profiles
+from tests.experiments.command import run as forked
 from tests.experiments.refusals import refusals
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -132,23 +133,21 @@ def test_a_run_leaves_its_results_and_says_where(alone):
 
 
 @pytest.fixture(scope="module")
-def on_digits(tmp_path_factory, environment, data_dir):
+def on_digits(tmp_path_factory, data_dir):
     """A run without a validation split: its folder, its flags, and what it printed."""
     out = tmp_path_factory.mktemp("on_digits") / "run"
     flags = ["--task=digits", "--rows", f"--data_dir={data_dir}", "--hidden=4", "--steps=20"]
-    done = run([sys.executable, "-m", "experiments.train", *flags, f"--out={out}"], environment)
+    done = forked("train", *flags, f"--out={out}")
     assert done.returncode == 0, done.stderr
     return out, flags, done.stdout
 
 
 @pytest.fixture
-def resumed(on_digits, tmp_path, environment):
+def resumed(on_digits, tmp_path):
     """A copy of that run, and a function that goes on with it."""
     out, flags, _ = on_digits
     copy = shutil.copytree(out, tmp_path / "run")
-    return copy, lambda: run(
-        [sys.executable, "-m", "experiments.train", *flags, f"--out={copy}", "--resume"], environment
-    )
+    return copy, lambda: forked("train", *flags, f"--out={copy}", "--resume")
 
 
 @pytest.mark.slow

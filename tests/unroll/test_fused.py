@@ -109,7 +109,7 @@ def test_the_fast_path_runs_for_affine_cells_and_only_for_them(monkeypatch):
     assert ran == [rnn_jax.cell_info(name).cls.__name__ for name in POINTWISE]
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("name", ["lstm", pytest.param("gru", marks=pytest.mark.slow)])
 def test_second_derivatives_are_those_of_the_plain_path(name):
     cell, xs = make(name), draw(4, F)
 
