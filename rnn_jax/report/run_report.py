@@ -18,6 +18,7 @@ import numpy as np
 
 from rnn_jax.report import html, read
 from rnn_jax.report.benchmark import draw_benchmark
+from rnn_jax.report.chaos import draw_chaos
 from rnn_jax.report.command import command, experiment
 from rnn_jax.report.costs import draw_costs
 from rnn_jax.report.grid import draw_grid
@@ -37,6 +38,7 @@ _FIRST = ("comparison", "learning", "grid_lstm", "gradient_flow", "gradient_flow
 _SHOWN = {
     "ensembles.csv": "seconds_together",
     "long_sequences.csv": "steps",
+    "order_and_chaos.csv": "gain",
     "caption_scores.csv": "captions",
 }
 _ROWS = 200  # of a table, at most
@@ -98,6 +100,8 @@ def _drawers(run_dir: pathlib.Path) -> list[_Drawer]:
         drawers.append(draw_benchmark)
     if measured(run_dir):
         drawers.append(draw_instruments)
+    if "order_and_chaos.csv" in there:
+        drawers.append(draw_chaos)
     if there & {"ensembles.csv", "long_sequences.csv"}:
         drawers.append(draw_costs)
     return drawers

@@ -417,6 +417,22 @@ COMPARE = {
     "{dir}/finished --out={dir}/file/x": "cannot be made (Not a directory)",
 }  # fmt: skip
 
+ORDER_AND_CHAOS = {
+    **EVERYWHERE,
+    **NO_WORDS,
+    **OUT,
+    "--gains=": "--gains= is no list of gains; allowed: numbers above 0, ascending.",
+    "--gains=1,x": "--gains=1,x is no list of gains",
+    "--gains=2,1": "--gains=2,1 is no list of gains",
+    "--gains=0": "--gains=0 is no list of gains",
+    "--gains=nan": "--gains=nan is no list of gains",
+    "--hidden=1": "--hidden=1",
+    "--hidden=1000000000": "hidden=1000000000 would need about",
+    "--seeds=1000000000": "seeds=1000000000, hidden=200 would need about",
+    "--steps=3": "--steps=3",
+    "--transient=-1": "--transient=-1",
+}  # fmt: skip
+
 REPORT = {
     **EVERYWHERE,
     "": "there is no run to report on; allowed: one run directory or more.",
@@ -546,6 +562,7 @@ BY_PROGRAM = {
     "generate": GENERATE,
     "translate": TRANSLATE,
     "caption": CAPTION,
+    "order_and_chaos": ORDER_AND_CHAOS,
     "report": REPORT,
     "measure": MEASURE,
     "grid_lstm": GRID_LSTM,
