@@ -1,6 +1,7 @@
 """The training loop: its updates and scores against plain ones; resumed runs; ensembles."""
 
 import dataclasses
+import functools
 import operator
 
 import jax
@@ -76,10 +77,21 @@ def make_member(rngs):
     return SequenceClassifier("gru(update_bias=1)", 1, 4, 1, dropout=0.2, rngs=rngs)
 
 
+@functools.cache
+def new_members():
+    """Returns the models and the states of their optimizers, as they begin."""
+
+    @jax.jit
+    def build():
+        models = make_ensemble(make_member, [*SEEDS, *SEEDS])
+        rates = jnp.repeat(jnp.asarray(RATES, jnp.float32), len(SEEDS))
+        return models, jax.vmap(lambda rate, model: make_ensemble_optimizer(rate).init(model))(rates, models)
+
+    return build()
+
+
 def train_members(task, run_dir, chosen):
-    models = make_ensemble(make_member, [*SEEDS, *SEEDS])
-    rates = jnp.repeat(jnp.asarray(RATES, jnp.float32), len(SEEDS))
-    opt_states = jax.vmap(lambda rate, model: make_ensemble_optimizer(rate).init(model))(rates, models)
+    models, opt_states = new_members()
     begun = checkpoints.has_checkpoint(run_dir, "gru")
     position = checkpoints.load_note(run_dir, "gru")["position"] if begun else 0
     with open_session(run_dir, position, tqdm.tqdm(disable=True)) as session:
