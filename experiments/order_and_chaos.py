@@ -25,9 +25,9 @@ import numpy as np
 from absl import flags, logging
 from flax import nnx
 
-import rnn_jax
 from experiments import running
 from rnn_jax import flow
+from rnn_jax.cells.elman import ElmanCell
 from rnn_jax.memory import check_memory
 from rnn_jax.report.run_report import write_report
 from rnn_jax.training import run_directory
@@ -103,7 +103,8 @@ def measure(gains: list[float], seeds: range, hidden: int, steps: int, transient
 
     def one(gain: Array, seed: Array) -> tuple[Array, Array]:
         key, init = jax.random.key(seed), jax.nn.initializers.normal(1 / math.sqrt(hidden))
-        cell = rnn_jax.make_cell("elman", 1, hidden, recurrent_kernel_init=init, rngs=nnx.Rngs(key))
+        cell = ElmanCell(1, hidden, recurrent_kernel_init=init, rngs=nnx.Rngs(key))
+        assert cell.recurrent_kernel is not None
         cell.recurrent_kernel[...] = gain * cell.recurrent_kernel[...]
         carry = jax.random.normal(jax.random.fold_in(key, 1), (hidden,), jnp.float32)
         spectrum = flow.lyapunov_spectrum(cell, carry=carry, steps=transient + steps, k=1, transient=transient)
