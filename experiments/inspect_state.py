@@ -16,7 +16,6 @@ state_switch.csv, state_ablation.csv, state.npz, figures/state.png and state.htm
 state along --text, the gates, and how strongly each answer depends on each earlier token.
 """
 
-import csv
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -33,6 +32,7 @@ from rnn_jax.report.state_page import StateArrays, save_state, write_page
 from rnn_jax.tasks.agreement import find_subject
 from rnn_jax.tasks.properties import OF_AGREEMENT, OF_TEXT, PROPERTIES, Property, shown_symbols
 from rnn_jax.tasks.sources import StreamSource
+from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.load import LoadedRun, load_run
 
@@ -350,13 +350,8 @@ def write_rows(run: LoadedRun, name: str, rows: Sequence[Mapping[str, object]]) 
     """Writes a table into the run directory; none of no rows."""
     if not rows:
         return []
-    path = run.run_dir / name
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    with path.open("w", newline="", encoding="utf-8") as table:
-        writer = csv.DictWriter(table, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return [path]
+    empty = dict.fromkeys((column for row in rows for column in row), "")
+    return [run_directory.save_table(run.run_dir, [{**empty, **row} for row in rows], name)]
 
 
 if __name__ == "__main__":

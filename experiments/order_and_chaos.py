@@ -28,6 +28,7 @@ from flax import nnx
 from experiments import running
 from rnn_jax import flow
 from rnn_jax.cells.elman import ElmanCell
+from rnn_jax.flow.mean_field import mean_field_exponent
 from rnn_jax.memory import check_memory
 from rnn_jax.report.run_report import write_report
 from rnn_jax.training import run_directory
@@ -59,6 +60,7 @@ def main(argv: list[str]) -> None:
     run_dir = run_directory.create(out, given, experiment="order_and_chaos", question=__doc__.splitlines()[0])
 
     seeds = range(_SEED.value, _SEED.value + _SEEDS.value)
+    theory = {gain: mean_field_exponent(gain) for gain in gains}
     exponents_GS, errors_GS = measure(gains, seeds, _HIDDEN.value, _STEPS.value, _TRANSIENT.value)
     rows = [
         {
@@ -66,7 +68,7 @@ def main(argv: list[str]) -> None:
             "seed": seed,
             "exponent": float(exponents_GS[g, s]),
             "standard_error": float(errors_GS[g, s]),
-            "theory": mean_field_exponent(gain),
+            "theory": theory[gain],
         }
         for g, gain in enumerate(gains)
         for s, seed in enumerate(seeds)
@@ -76,7 +78,7 @@ def main(argv: list[str]) -> None:
     print(f"Largest Lyapunov exponent of tanh networks of {_HIDDEN.value} units, nats a step\n")
     print(f"{'gain':>8}{'median':>10}{'least':>10}{'largest':>10}{'theory':>10}")
     for gain, found in zip(gains, exponents_GS):
-        numbers = (np.median(found), found.min(), found.max(), mean_field_exponent(gain))
+        numbers = (np.median(found), found.min(), found.max(), theory[gain])
         print(f"{gain:>8g}" + "".join(f"{number:>10.3f}" for number in numbers))
     *figures, report = write_report(run_dir)
     print(f"\nThe run directory is {run_dir}. Look at:")
@@ -115,20 +117,6 @@ def measure(gains: list[float], seeds: range, hidden: int, steps: int, transient
     found = run(jnp.asarray(gains, jnp.float32), jnp.asarray(seeds, jnp.uint32))
     exponents, errors = (np.asarray(array, np.float64) for array in found)
     return exponents, errors
-
-
-def mean_field_exponent(gain: float) -> float:
-    """Returns the largest Lyapunov exponent of infinitely many units, nats a step: log g up to g = 1."""
-    z, weights = np.polynomial.hermite_e.hermegauss(101)
-    weights = weights / weights.sum()
-    q = 1.0 if gain > 1 else 0.0
-    for _ in range(10_000):  # a contraction, slow near g = 1
-        new = gain**2 * float(weights @ np.tanh(math.sqrt(q) * z) ** 2)
-        if abs(new - q) < 1e-14:
-            break
-        q = new
-    slope = 1 - np.tanh(math.sqrt(q) * z) ** 2
-    return 0.5 * math.log(gain**2 * float(weights @ slope**2))
 
 
 if __name__ == "__main__":

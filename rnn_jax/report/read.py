@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from rnn_jax.report.command import command
+
 StrPath = str | os.PathLike[str]
 
 
@@ -163,16 +165,13 @@ def _remedy(run_dir: StrPath) -> str:
     if not any(folder.glob("checkpoints/[!.]*")):
         return ""
     try:
-        program, *arguments = json.loads((folder / "config.json").read_text(encoding="utf-8"))["argv"]
-        arguments = [word for word in arguments if not word.lstrip("-").startswith(("out", "resume"))]
-        command = shlex.join(
-            ["python", "-m", f"experiments.{pathlib.Path(program).stem}", *arguments, f"--out={folder}", "--resume"]
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        command = ""
-    if not 0 < len(command) <= 200:
-        command = "the command of the run with --resume"
-    return f" Its checkpoints may give it back: {command}"
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        again = f"{command(config)} {shlex.join([f'--out={folder}', '--resume'])}" if config["argv"] else ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        again = ""
+    if not 0 < len(again) <= 200:
+        again = "the command of the run with --resume"
+    return f" Its checkpoints may give it back: {again}"
 
 
 def _existing(run_dir: StrPath, name: str) -> pathlib.Path:

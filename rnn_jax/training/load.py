@@ -96,7 +96,8 @@ def load_run(run_dir: run_directory.StrPath | None, *kinds: tasks.Kind) -> Loade
     if not all(present):
         missing = "task.json" if present[0] else "config.json"
         raise ValueError(f"{shown} has no {missing}; allowed: a folder that experiments.train wrote.{_remedy(missing)}")
-    flags = run_directory.load_config(folder)["flags"]
+    config = run_directory.load_config(folder)
+    flags = config["flags"]
     task = _load_interface(folder)
     if task.kind not in kinds:
         raise ValueError(
@@ -116,7 +117,7 @@ def load_run(run_dir: run_directory.StrPath | None, *kinds: tasks.Kind) -> Loade
         ) from None
     except ValueError as error:
         raise ValueError(f"{str(folder / 'config.json')!r} describes a model that cannot be built: {error}") from error
-    for cell, file in changed_cells(run_directory.load_config(folder).get("source", {}), now).items():
+    for cell, file in changed_cells(config.get("source", {}), now).items():
         print(f"The source of the cell {cell!r} has changed since it was trained: {file!r}.", file=sys.stderr)
     vocabularies = {name: _load_vocabulary(folder, name, task) for name in _VOCABULARIES}
     return LoadedRun(
