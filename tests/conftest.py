@@ -5,6 +5,7 @@
 * On a CPU, two devices are made of its cores, to spread a batch over.
 * Nearly all time of the tests is compilation, and most programs run once: XLA compiles them without optimizing, in a
   fifth of the time. `--all` and `--run-slow` compile as users do.
+* A GPU adds in one order, as a run that is resumed must end in the same bytes.
 """
 
 import os
@@ -41,6 +42,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    os.environ["XLA_FLAGS"] = f"--xla_gpu_deterministic_ops=true {os.environ.get('XLA_FLAGS', '')}"
     if not (config.getoption("--all") or config.getoption("--run-slow")):
         # In the environment, for the experiments that tests start; before the first program is compiled.
         os.environ["XLA_FLAGS"] = " ".join([*QUICK_FLAGS, os.environ.get("XLA_FLAGS", "")])

@@ -30,6 +30,9 @@ REPRESENTATIVE = {
 }
 
 
+needs_two_devices = pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+
+
 def every_cell() -> list[str]:
     """Returns the names of all cells under test: the catalogue's, so that a new one is tested unasked, and Flax's."""
     return [*rnn_jax.list_cells(), *(f"flax.nnx:{name}" for name in FLAX_CELLS)]

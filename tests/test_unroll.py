@@ -545,6 +545,7 @@ def test_a_program_can_be_exported_for_any_batch(name):
         reference.assert_close(exported.call(xs), outputs_and_gradient(xs))
 
 
+@reference.needs_two_devices
 @pytest.mark.parametrize("method", ["auto", "scan"])
 @pytest.mark.parametrize("name", KINDS)
 def test_replicated_weights_have_the_gradient_of_the_whole_batch_within_shard_map(name, method):
@@ -558,6 +559,7 @@ def test_replicated_weights_have_the_gradient_of_the_whole_batch_within_shard_ma
     reference.assert_close(jax.jit(sharded)(layer, xs), gradient(layer, xs))
 
 
+@reference.needs_two_devices
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_a_batch_spread_by_jit_stays_on_its_devices(name, small_segments):
     """No device is sent the inputs or states of another; gradients of parameters are added up."""
@@ -570,6 +572,7 @@ def test_a_batch_spread_by_jit_stays_on_its_devices(name, small_segments):
     assert not any(name in text for name in ("all-gather", "all-to-all", "collective-permute"))
 
 
+@reference.needs_two_devices
 @pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
 def test_an_initializer_may_say_how_a_parameter_is_spread(name):
     annotated = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))

@@ -162,6 +162,7 @@ def test_every_user_cell_is_tested():
     assert sorted(own) == sorted(PATHS)
 
 
+@reference.needs_two_devices
 def test_a_context_is_spread_over_devices_with_its_sequence():
     cell = build("AttendingCell", param_dtype=jnp.float64)
     xs, context = reference.normal(1, 4, 5, 3), reference.normal(2, 4, 6, 3)

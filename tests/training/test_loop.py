@@ -22,6 +22,7 @@ from rnn_jax.training.optimizers import make_ensemble_optimizer
 from rnn_jax.training.session import open_session
 from rnn_jax.training.step import make_ensemble
 from rnn_jax.training.update import initial_state
+from tests import reference
 from tests.training.small_runs import (
     assert_same_weights,
     config,
@@ -33,8 +34,6 @@ from tests.training.small_runs import (
     regression,
     small_model,
 )
-
-needs_two_devices = pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +106,7 @@ def train_members(task, run_dir, chosen):
         ("classifier", 1),
         ("ensemble", 1),
         ("language model", 1),
-        pytest.param("language model", 2, marks=[needs_two_devices, pytest.mark.slow]),
+        pytest.param("language model", 2, marks=[reference.needs_two_devices, pytest.mark.slow]),
     ],
 )
 def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes_and_weights(tmp_path, monkeypatch, kind, devices):
@@ -179,7 +178,7 @@ def test_what_an_ensemble_cannot_read_side_by_side_is_refused(tmp_path):
             )
 
 
-@needs_two_devices
+@reference.needs_two_devices
 @pytest.mark.parametrize("kind", ["classifier", "language model"])
 def test_a_run_on_two_devices_is_the_run_on_one(tmp_path, kind):
     task, model = language() if kind == "language model" else (regression(), small_model())

@@ -13,10 +13,11 @@ import rnn_jax
 from rnn_jax import Checkpointed, Truncated, flow
 from rnn_jax.layers import make_rnn
 from rnn_jax.unroll import batch_mesh, unroll
+from tests import reference
 
 F, H, TIME = 3, 4, 7
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+pytestmark = reference.needs_two_devices
 
 
 def draw(*shape, seed=0):
