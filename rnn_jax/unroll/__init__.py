@@ -22,7 +22,7 @@ from rnn_jax.unroll.inputs import abstract_step, check_context, input_axes
 from rnn_jax.unroll.inputs import check_lengths as check_lengths
 from rnn_jax.unroll.record import CallProbes, CallRecorder, LayerCall
 from rnn_jax.unroll.running_scale import Probe, is_inexact, zero_like_all
-from rnn_jax.unroll.scan import State, Steps, has_batch_axes, scan_cell, start_of_scale, where
+from rnn_jax.unroll.scan import State, Steps, default_unroll, has_batch_axes, scan_cell, start_of_scale, where
 from rnn_jax.unroll.sharded import BATCH as BATCH
 from rnn_jax.unroll.sharded import batch_mesh as batch_mesh
 from rnn_jax.unroll.sharded import over_batch
@@ -47,7 +47,7 @@ def unroll(
     reverse: bool = False,
     key: Array | None = None,
     method: str = "auto",
-    unroll: int = 1,
+    unroll: int | None = None,
     gradient: Whole | Checkpointed | Truncated | None = None,
     rngs: nnx.Rngs | nnx.RngStream | None = None,
     probe: Probe | CallProbes | CallRecorder | TruncatedAt | None = None,
@@ -78,7 +78,7 @@ def unroll(
         of any order. For a forward-mode derivative (`jax.jvp`, `jax.jacfwd`) `auto` takes the plain scan where it sees
         one coming. It cannot see it inside `jax.jit`, `jax.vmap` or `jax.linearize`, where JAX then raises an error
         about `custom_vjp`: use `scan` there.
-      unroll: steps in one iteration of the loop, as in `jax.lax.scan`.
+      unroll: steps in one iteration of the loop, as in `jax.lax.scan`; by default 8 on a GPU, else 1.
       gradient: `Whole()`, the gradient of all steps; `Checkpointed(every)`, the same from less memory; or
         `Truncated(every)`, truncated back-propagation. By default `Checkpointed()` where more than a gigabyte would be
         kept for the backward pass, else `Whole()`.
@@ -135,10 +135,12 @@ def unroll(
         gradient = dataclasses.replace(gradient, within=default)
     record = None if probe is None else probe.record
 
+    loop = default_unroll() if unroll is None else unroll
+
     def run(operands: tuple[nnx.RNNCellBase, Carry | None, PyTree], state: State, steps: Steps) -> tuple[State, Any]:
         cell, fresh_carry, context = operands
         driver: Any = scan_fused if fast else partial(scan_cell, context=context, batch_axes=len(batch_shape))
-        driver = partial(driver, cell, fresh_carry=fresh_carry, record=record, reverse=reverse, unroll=unroll)
+        driver = partial(driver, cell, fresh_carry=fresh_carry, record=record, reverse=reverse, unroll=loop)
         return (gradient or default).wrap(driver, reverse=reverse)(state, steps)
 
     # Each device would draw the numbers of the whole batch from a key: XLA's partitioner draws them once.
