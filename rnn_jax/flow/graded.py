@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rnn_jax.flow import lapack
 from rnn_jax.unroll.running_scale import times_power_of_two
 
 Array = jax.Array
@@ -211,12 +212,12 @@ def qr(columns: Array) -> tuple[Array, Array]:
     """
     k = columns.shape[-1]
     if k <= 2 * _PANEL:
-        return jnp.linalg.qr(columns)
+        return lapack.qr(columns)
     panels, triangle = [], []
     for start in range(0, k, _PANEL):
         panel = columns[..., start:, : min(_PANEL, k - start)]
         columns = columns[..., min(_PANEL, k - start) :]
-        packed, tau = jnp.linalg.qr(panel, mode="raw")  # both transposed, as in NumPy
+        packed, tau = lapack.qr(panel, mode="raw")  # both transposed, as in NumPy
         packed = jnp.swapaxes(packed, -1, -2)
         width = panel.shape[-1]
         v = jnp.tril(packed, -1) + _eye_like(packed)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rnn_jax.flow import graded
+from rnn_jax.flow import graded, lapack
 from rnn_jax.flow.run_order import as_call, check_count, check_start, coordinates, in_run_order, push, refuse_nan
 from rnn_jax.unroll.record import LayerCall
 from rnn_jax.unroll.scan import Steps
@@ -148,7 +148,7 @@ def _spectral_radius(matrix: Array) -> Array:
     """Returns the largest modulus of an eigenvalue; NaN for a matrix with an entry that is not finite."""
     finite = jnp.all(jnp.isfinite(matrix), axis=(-2, -1), keepdims=True)
     safe = jnp.where(finite, matrix, jnp.zeros_like(matrix))  # LAPACK may not come back from a NaN
-    radius = jnp.max(jnp.abs(jnp.linalg.eigvals(safe)), axis=-1).astype(matrix.dtype)
+    radius = jnp.max(jnp.abs(lapack.eigenvalues(safe)), axis=-1).astype(matrix.dtype)
     return jnp.where(finite[..., 0, 0], radius, jnp.full_like(radius, jnp.nan))
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from rnn_jax.cell import step
-from rnn_jax.flow import graded
+from rnn_jax.flow import graded, lapack
 from rnn_jax.flow.run_order import (
     Run,
     as_call,
@@ -144,7 +144,7 @@ def lyapunov_spectrum(
     batch_shape, axis = call.batch_shape, len(call.batch_shape)
     n, count, parts = space.size, check_count(k, space.size), min(parts, blocks - skipped)
     drawn = jax.random.normal(jax.random.key(0), (n, count), space.dtype)
-    basis = jnp.broadcast_to(jnp.linalg.qr(drawn)[0], (*batch_shape, n, count))
+    basis = jnp.broadcast_to(lapack.qr(drawn)[0], (*batch_shape, n, count))
 
     def one(state: tuple[Carry, Array, Array], inputs: Steps) -> tuple[tuple[Carry, Array, Array], Array]:
         carry, tangents, age = state

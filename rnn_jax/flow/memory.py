@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rnn_jax.flow import lapack
 from rnn_jax.flow.run_order import (
     Coordinates,
     Run,
@@ -275,7 +276,7 @@ def memory_curve(
         [leaf.astype(space.dtype).reshape(time, sequences, -1) for leaf in jax.tree.leaves(run.steps.x)], axis=-1
     )
     # The regression in the coordinates in which the carries that are fitted to do not correlate.
-    _, values, directions = jnp.linalg.svd(jnp.linalg.qr(fitted * states, mode="r"), full_matrices=False)
+    _, values, directions = lapack.svd(lapack.qr(fitted * states, mode="r"))
     states = states @ directions.T
     penalty = ridge * jnp.sum(jnp.square(values)) / space.size
     shrunk = jnp.square(values) + penalty
