@@ -118,7 +118,7 @@ def measure_run(
     Args:
       run_dir: of the run.
       names: of the instruments.
-      stages: "initialization", "trained".
+      stages: as `rnn_jax.training.networks.load_networks` takes them.
       sequences: of the training split that are measured; by default `SEQUENCES` of each instrument.
 
     Raises:
