@@ -15,9 +15,9 @@ task by then is shown beside it.
     python -m experiments.gradient_flow ... --out=runs/mine --resume       (the same flags again: goes on)
 
 It writes a run directory (config.json, metrics.csv, TensorBoard events, gradient_flow.npz and .csv, summary.csv, a
-checkpoint for each cell and each --instruments_every, figures/, report.html) and prints where. A cell in training is saved at every tenth of its
+checkpoint for each cell, figures/, report.html) and prints where. A cell in training is saved at every tenth of its
 steps. A run that was killed at any moment and resumed ends with the same metrics.csv, profiles and weights as one left
-alone.
+alone. With --instruments_every its weights are kept on the way, for the instruments and for experiments.measure.
 """
 
 import dataclasses

@@ -5,7 +5,7 @@ they were drawn, or at a step on the way, on sequences of the training split.
 
     python -m experiments.measure --run=runs/mine                   (every instrument; 1 to 2 min on 2 CPU cores)
     python -m experiments.measure --run=runs/mine --instruments=jacobian,lyapunov --at=initialization,trained
-    python -m experiments.measure --run=runs/mine --at=all   (on the way, too, as --instruments_every of the run kept it)
+    python -m experiments.measure --run=runs/mine --at=all          (on the way, too, where --instruments_every kept it)
 
 It writes a file an instrument (jacobian.npz, ...) and the figures into the run directory, and makes report.html again.
 """

@@ -141,7 +141,7 @@ def collate(
 
 
 def widen(batch: Batch, width: int) -> Batch:
-    """Returns a padded batch with more padding, to T = `width` steps, which changes nothing for what reads "lengths"."""
+    """Returns a padded batch with more padding, to T = `width` steps, which changes nothing where lengths are read."""
     wider: Any = dict(batch)
     for name in _TIME_SERIES:
         if name in wider:
