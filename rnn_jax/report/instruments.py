@@ -229,9 +229,10 @@ def gates_figure(found: Found) -> Figure:
 
 
 def _scale_steps(ax: Axes) -> None:
-    """Scales an axis of time constants by what is drawn in it; without any, there is no axis."""
+    """Scales an axis of time constants by the lines and bands in it; without any, there is no axis."""
     spans = [value for line in ax.lines for value in np.asarray(line.get_ydata()) if np.isfinite(value)]
     if spans:
+        spans += [y for band in ax.collections for path in band.get_paths() for y in path.vertices[:, 1]]
         is_wide = max(spans) > 10 * min(spans) > 0
         ax.set(ylabel="steps", **({"yscale": "log"} if is_wide else {"ylim": (0, 1.1 * max(spans))}))
     else:
@@ -301,7 +302,7 @@ _ALONG: dict[str, tuple[_Panel, ...]] = {
     ),
     "lyapunov": (
         ("largest exponent, nats a step", lambda of: of["exponents"][..., 0]),
-        ("Kaplan-Yorke dimension", lambda of: of["dimension"]),
+        ("median exponent, nats a step", lambda of: np.median(of["exponents"], axis=-1)),
     ),
     "truncation": (
         ("cosine to the whole gradient", _middle_cosine),
@@ -314,7 +315,8 @@ _ALONG_CAPTIONS = {
     " divided by that lag. At 0 a gradient passes undiminished; at -0.1 it loses a factor of ten in ten steps. Right:"
     " the largest modulus of an eigenvalue of a single step, the mean over the run.",
     "lyapunov": "Left: the largest Lyapunov exponent of the run on its inputs; above 0 small changes grow, and"
-    " gradients explode. Right: the dimension of Kaplan and Yorke: how many directions stay alive.",
+    " gradients explode; one near 0 remembers. Right: the exponent that half of the directions lie below: how fast most"
+    " of what the carry holds is forgotten.",
     "truncation": "Left: the cosine between the whole gradient and the one truncated at the middle one of the lengths"
     " measured: where it falls, the network has begun to use what lies further back. Right: the norm of the gradient of"
     " the batch over what its examples scatter.",
@@ -370,6 +372,8 @@ def along_figure(name: str, found: Found, steps: Mapping[str, int]) -> Figure:
         for k, (network, points) in enumerate(along.items()):
             at = [step for step, _ in points]
             _line_along(ax, at, [number(of) for _, of in points], network, **_style(k))
+        if name in ("jacobian", "lyapunov"):  # what neither grows nor shrinks
+            ax.axhline(1 if number is _mean_radius else 0, color="0.6", linewidth=0.5, zorder=1)
         ax.set(xlabel="training step", ylabel=label)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     legend_below(axes[0])
@@ -383,6 +387,8 @@ def gates_along_figure(found: Found, steps: Mapping[str, int]) -> Figure:
     gates = list(dict.fromkeys(key.rpartition(" ")[0] for of in found.values() for key in of))
     figure = Figure(figsize=(TEXT_WIDTH, 0.7 + 1.5 * len(along)), layout="constrained")
     axes = figure.subplots(len(along), 2, sharex=True, squeeze=False)
+    for ax in axes[1:, 0]:
+        ax.sharey(axes[0, 0])
     for (mean_ax, constant_ax), (network, points) in zip(axes, along.items()):
         at = [step for step, _ in points]
         for k, gate in enumerate(gates):
@@ -391,6 +397,9 @@ def gates_along_figure(found: Found, steps: Mapping[str, int]) -> Figure:
                     _line_along(ax, at, [of[f"{gate} {quantity}"] for _, of in points], gate, **_style(k))
         mean_ax.set_ylabel(network)
         _scale_steps(constant_ax)
+        if not constant_ax.lines:
+            place = {"transform": constant_ax.transAxes, "ha": "center", "fontsize": 7, "color": "0.4"}
+            constant_ax.text(0.5, 0.5, "names no gate that forgets", **place)
     axes[0, 0].set_title("mean of a gate")
     axes[0, 1].set_title("time constants of units")
     for ax in axes[-1]:
