@@ -161,9 +161,9 @@ def main(argv: list[str]) -> None:
     if len(results) < len(cells) * len(learning_rates) and (warning := other_versions(run_dir, task.fingerprint)):
         running.say(warning)
     position = [*notes.values()][-1]["position"] if notes else 0
-    done = sum(note["step"] + ("finished" in note) for note in notes.values())
-    steps = _STEPS.value + (train_config(task).look == "update")
-    bar = tqdm.tqdm(total=len(cells) * steps, initial=min(done, len(cells) * steps), unit="step", disable=None)
+    look_at_end = train_config(task).look == "update"  # at what the last update left, by one more
+    done = sum(note["step"] + (look_at_end and "finished" in note) for note in notes.values())
+    bar = tqdm.tqdm(total=len(cells) * (_STEPS.value + look_at_end), initial=done, unit="step", disable=None)
     judged = dataclasses.replace(task, validation=held_out(task))
     with open_session(run_dir, position, bar) as session:
         for cell in cells:

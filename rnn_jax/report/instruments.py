@@ -232,7 +232,7 @@ def _scale_steps(ax: Axes) -> None:
     """Scales an axis of time constants by the lines and bands in it; without any, there is no axis."""
     spans = [value for line in ax.lines for value in np.asarray(line.get_ydata()) if np.isfinite(value)]
     if spans:
-        spans += [y for band in ax.collections for path in band.get_paths() for y in path.vertices[:, 1]]
+        spans += [y for band in ax.collections for path in band.get_paths() for y in np.asarray(path.vertices)[:, 1]]
         is_wide = max(spans) > 10 * min(spans) > 0
         ax.set(ylabel="steps", **({"yscale": "log"} if is_wide else {"ylim": (0, 1.1 * max(spans))}))
     else:

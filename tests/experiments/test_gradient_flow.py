@@ -199,31 +199,31 @@ def test_texts_of_different_lengths_are_profiled_from_their_own_ends_and_measure
     out = tmp_path / "out"
     done = run(
         "--cells=elman", f"--task=csv:{tmp_path / 'texts.csv'}", "--steps=4", "--seeds=2", "--hidden=4", "--emb_size=3",
-        "--batch=8", "--instruments=gates", "--instruments_every=2", f"--out={out}",
+        "--batch=32", "--instruments=gates", "--instruments_every=2", f"--out={out}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         task, networks = load_networks(out, "step_2")
-    batch = probe_batch(task, 8)
+    batch = probe_batch(task, 32)
     lengths = batch["lengths"]
-    assert len(set(lengths.tolist())) > 3
+    assert len(set(lengths.tolist())) > 8
     model = jax.tree.map(lambda leaf: leaf[1], networks["elman"])
-    squares = np.zeros((8, lengths.max()))
+    squares = np.zeros((32, lengths.max()))
     for row, tokens, length, label in zip(squares, batch["tokens"], lengths, batch["label"], strict=True):
-        row[len(row) - length :] = adjoint_norms(model, tokens[:length], label) ** 2 / 8**2  # L is the mean over 8
+        row[len(row) - length :] = adjoint_norms(model, tokens[:length], label) ** 2 / 32**2  # L is the mean over 32
     longer = np.array([np.sum(lengths > lag) for lag in reversed(range(lengths.max()))])
-    expected = np.sqrt(squares.sum(axis=0) / longer)[2 * longer >= 8]
+    expected = np.sqrt(squares.sum(axis=0) / longer)[2 * longer >= 32]
     with np.load(out / "gradient_flow.npz") as arrays:
         assert arrays["steps"].tolist() == [0, 1, 2, 3, 4]
-        np.testing.assert_array_equal(arrays["elman|rnn"], longer[2 * longer >= 8])
+        np.testing.assert_array_equal(arrays["elman|rnn"], longer[2 * longer >= 32])
         found = arrays["elman|rnn|"][2, 1]
     np.testing.assert_allclose(10.0 ** found[:-1], expected[:-1], rtol=1e-4)
     assert found[-1] == -np.inf
 
     table = rows(out / "gradient_flow.csv")
     assert {(row["lag"], row["sequences"]) for row in table} == {
-        (str(lag), str(count)) for lag, count in enumerate(longer[::-1]) if 2 * count >= 8
+        (str(lag), str(count)) for lag, count in enumerate(longer[::-1]) if 2 * count >= 32
     }
     (score,) = [row["value"] for row in rows(out / "metrics.csv") if row["name"] == "elman/seed1/test_accuracy"]
     assert {row["test_score"] for row in rows(out / "summary.csv") if row["seed"] == "1"} == {score}
@@ -231,7 +231,7 @@ def test_texts_of_different_lengths_are_profiled_from_their_own_ends_and_measure
         ("elman", stage, "rnn") for stage in ("initialization", "step_2", "trained")
     }
     report = (out / "report.html").read_text()
-    assert "The lag counts from the end of each: lag 0 rests on 8 sequences, and lag" in report
+    assert "The lag counts from the end of each: lag 0 rests on 32 sequences, and lag" in report
     assert "Along training" in report
     assert "A figure is missing" not in report
 
