@@ -288,8 +288,13 @@ def _mean_radius(of: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.sum(np.where(inside, of["spectral_radius"], 0), axis=-1) / np.maximum(np.sum(inside, axis=-1), 1)
 
 
+def _middle(of: Mapping[str, np.ndarray]) -> int:
+    """Which of the truncation lengths is the middle one."""
+    return (of["every"].shape[-1] - 1) // 2
+
+
 def _middle_cosine(of: Mapping[str, np.ndarray]) -> np.ndarray:
-    return of["cosine"][:, (of["every"].shape[-1] - 1) // 2]
+    return of["cosine"][:, _middle(of)]
 
 
 # What is drawn along training: for each instrument the panels, each a name and a function of what was found of one
@@ -374,6 +379,9 @@ def along_figure(name: str, found: Found, steps: Mapping[str, int]) -> Figure:
             _line_along(ax, at, [number(of) for _, of in points], network, **_style(k))
         if name in ("jacobian", "lyapunov"):  # what neither grows nor shrinks
             ax.axhline(1 if number is _mean_radius else 0, color="0.6", linewidth=0.5, zorder=1)
+        if number is _middle_cosine:
+            of = next(iter(found.values()))
+            label = f"{label}\nof pieces of {of['every'][0][_middle(of)]} steps"
         ax.set(xlabel="training step", ylabel=label)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     legend_below(axes[0])
