@@ -70,7 +70,8 @@ def load_networks(run_dir: run_directory.StrPath, stage: str) -> tuple[tasks.Tas
     networks: dict[str, Any] = {}
     for name in ready:
         networks |= load(folder, flags, task, name, stage)
-    return task, jax.tree.map(np.asarray, networks)  # of no device: what runs them spreads them over several
+    # Of no device: what runs them spreads them over several. Not the dict itself, whose order JAX would change.
+    return task, {label: jax.tree.map(np.asarray, models) for label, models in networks.items()}
 
 
 def _find_networks(folder: pathlib.Path) -> tuple[dict[str, Any], list[str]]:
