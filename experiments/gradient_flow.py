@@ -9,13 +9,15 @@ task by then is shown beside it.
     python -m experiments.gradient_flow --cells=lstm,gru --learning_rate=1e-2,3e-3,1e-3
     python -m experiments.gradient_flow --task=adding --seq_len=200 --steps=2000 --hidden=128
     python -m experiments.gradient_flow --task=temporal_order --cells=elman,lstm --steps=1000
+    python -m experiments.gradient_flow --task=surnames           (texts: the lag counts from the end of each)
     python -m experiments.gradient_flow --cells=elman,lstm --instruments=jacobian,lyapunov,truncation,memory
+    python -m experiments.gradient_flow --cells=elman,lstm --instruments=lyapunov,gates --instruments_every=100
     python -m experiments.gradient_flow ... --out=runs/mine --resume       (the same flags again: goes on)
 
 It writes a run directory (config.json, metrics.csv, TensorBoard events, gradient_flow.npz and .csv, summary.csv, a
 checkpoint for each cell, figures/, report.html) and prints where. A cell in training is saved at every tenth of its
 steps. A run that was killed at any moment and resumed ends with the same metrics.csv, profiles and weights as one left
-alone.
+alone. With --instruments_every its weights are kept on the way, for the instruments and for experiments.measure.
 """
 
 import dataclasses
@@ -43,11 +45,11 @@ from rnn_jax.report.profiles import lag_text
 from rnn_jax.report.run_report import write_report
 from rnn_jax.training import checkpoints, run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
-from rnn_jax.training.config import TrainConfig, check_members, evenly
+from rnn_jax.training.config import TrainConfig, check_members, evenly, kept_at
 from rnn_jax.training.ensemble import use_cores
 from rnn_jax.training.estimate import check_update
 from rnn_jax.training.loop import train_ensemble
-from rnn_jax.training.networks import STAGES
+from rnn_jax.training.networks import stages_of
 from rnn_jax.training.nonfinite import NotFinite, describe_diverged, finite_members
 from rnn_jax.training.optimizers import make_ensemble_optimizer
 from rnn_jax.training.resume import load_notes, open_run, other_versions, resume_command
@@ -76,6 +78,12 @@ _SEEDS = flags.DEFINE_integer("seeds", 5, "Members of the ensemble: seed, seed +
 _SEED = flags.DEFINE_integer("seed", 0, "The first seed, of parameters and of the order of the data.", lower_bound=0)
 _INSTRUMENTS = flags.DEFINE_list(
     "instruments", ["profile"], f"Beside the profile, before and after training: {', '.join(INSTRUMENTS)}."
+)
+_INSTRUMENTS_EVERY = flags.DEFINE_integer(
+    "instruments_every",
+    None,
+    "Steps after which instruments also measure, on the way through training; weights are kept for it.",
+    lower_bound=1,
 )
 _OUT = flags.DEFINE_string("out", None, "Folder for the results; runs/gradient_flow-<time> by default.")
 _RESUME = define_resume_flag()
@@ -118,7 +126,7 @@ def main(argv: list[str]) -> None:
     if _TASK.value == "digits" and blanks is None and _SEQ_LEN.value is None:
         blanks = 64
     task = tasks.make_task(_TASK.value, seq_len=_SEQ_LEN.value, blanks=blanks)
-    check_lengths(task)
+    check_kind(task)
     tasks.batches(task.train, _BATCH.value, _SEED.value)
     check_members(_SEED.value, _SEEDS.value)
     for cell in cells:
@@ -127,7 +135,7 @@ def main(argv: list[str]) -> None:
             task,
             functools.partial(make_model, cell, task),
             make_ensemble_optimizer(learning_rates[0], _CLIP.value or None),
-            train_config(),
+            train_config(task),
             members=_SEEDS.value * len(learning_rates),
             cell=cell,
             hidden=_HIDDEN.value,
@@ -153,8 +161,9 @@ def main(argv: list[str]) -> None:
     if len(results) < len(cells) * len(learning_rates) and (warning := other_versions(run_dir, task.fingerprint)):
         running.say(warning)
     position = [*notes.values()][-1]["position"] if notes else 0
-    done = sum(note["step"] + ("finished" in note) for note in notes.values())
-    bar = tqdm.tqdm(total=len(cells) * (_STEPS.value + 1), initial=done, unit="step", disable=None)
+    look_at_end = train_config(task).look == "update"  # at what the last update left, by one more
+    done = sum(note["step"] + (look_at_end and "finished" in note) for note in notes.values())
+    bar = tqdm.tqdm(total=len(cells) * (_STEPS.value + look_at_end), initial=done, unit="step", disable=None)
     judged = dataclasses.replace(task, validation=held_out(task))
     with open_session(run_dir, position, bar) as session:
         for cell in cells:
@@ -177,7 +186,7 @@ def main(argv: list[str]) -> None:
     print_table(task, results)
     if instruments:
         try:
-            measure_run(run_dir, instruments, STAGES)
+            measure_run(run_dir, instruments, stages_of(run_dir))
         except ValueError as error:
             running.say(f"Not measured: {error}")
     print(f"\nThe run directory is {run_dir}. Look at:")
@@ -197,14 +206,12 @@ def main(argv: list[str]) -> None:
         sys.exit(str(error))
 
 
-def check_lengths(task: tasks.Task) -> None:
-    """Raises ValueError unless all sequences are of one length: else a step has no one lag from the end."""
-    is_stream = task.kind is tasks.Kind.STREAM
-    if task.train.lengths is not None or is_stream:
-        kind = "is one long stream" if is_stream else "has sequences of different lengths"
+def check_kind(task: tasks.Task) -> None:
+    """Raises ValueError if a task asks for more than a classifier can answer."""
+    if task.kind not in (tasks.Kind.ONE_ANSWER, tasks.Kind.ANSWER_A_STEP):
         raise ValueError(
-            f"--task={_TASK.value} {kind}, where a step has no lag of its own; allowed: a task whose sequences have"
-            " one length. `python -m experiments.train` takes this one."
+            f"--task={_TASK.value} asks for {task.kind.value}; allowed: {tasks.Kind.ONE_ANSWER.value}, or"
+            f" {tasks.Kind.ANSWER_A_STEP.value}. `python -m experiments.train` takes this one."
         )
 
 
@@ -214,13 +221,15 @@ def check_name(cell: str) -> None:
         raise ValueError(f"--cells has {cell!r}, of {len(cell)} characters; allowed: {_LONGEST_NAME}.")
 
 
-def train_config() -> TrainConfig:
+def train_config(task: tasks.Task) -> TrainConfig:
+    """What a run does when. Profiles are of its updates, or, where sequences differ in length, of the same few."""
     return TrainConfig(
         steps=_STEPS.value,
         batch_size=_BATCH.value,
         eval_at=evenly(_SCORES_KEPT, _STEPS.value),
         look_at=evenly(_PROFILES_KEPT, _STEPS.value),
-        look="update",
+        look="update" if task.train.lengths is None else "probe",
+        keep_at=kept_at(_INSTRUMENTS_EVERY.value, _STEPS.value),
         keep_best=False,
         on_nonfinite="take",  # a member may diverge, and the others go on
     )
@@ -240,11 +249,17 @@ def make_model(cell: str, task: tasks.Task, rngs: nnx.Rngs) -> SequenceClassifie
     )
 
 
-def held_out(task: tasks.Task) -> tasks.ArraySource:
+def held_out(task: tasks.Task) -> tasks.Source:
     """Examples for the learning curve, by which nothing is chosen: of the validation split, else of the test split."""
     source = task.test if task.validation is None else task.validation
     examples = [source[index] for index in range(min(_HELD_OUT, len(source)))]
-    return tasks.ArraySource(**tasks.collate(examples, ragged=False))
+    if source.lengths is None:
+        return tasks.ArraySource(**tasks.collate(examples, ragged=False))
+    columns = {name: [example[name] for example in examples] for name in examples[0]}
+    return tasks.RaggedSource(
+        {name: column for name, column in columns.items() if name not in ("label", "target")},
+        **{name: np.array(column) for name, column in columns.items() if name in ("label", "target")},
+    )
 
 
 def parse_learning_rates(texts: list[str]) -> list[float]:
@@ -290,7 +305,7 @@ def train(
         opt_states,
         make_ensemble_optimizer(0.0, clip),
         run_dir,
-        train_config(),
+        train_config(task),
         session,
         labels=labels(cell, learning_rates),
         seeds=seeds,
@@ -301,7 +316,7 @@ def train(
     for k, label in enumerate(labels(cell, learning_rates)):
         mine = slice(k * len(seeds), (k + 1) * len(seeds))
         by_label[label] = {name: array_LST[:, mine] for name, array_LST in result.profiles.items()}
-    run_directory.save_profiles(run_dir, result.look_steps, by_label)
+    run_directory.save_profiles(run_dir, result.look_steps, by_label, result.sequences)
     told = {
         "finite": finite_members(result.model).tolist(),
         "scores": result.test_score.tolist(),
@@ -355,9 +370,12 @@ def save(run_dir: pathlib.Path, results: dict[str, Result]) -> None:
 
 def print_table(task: tasks.Task, results: dict[str, Result]) -> None:
     """Prints a row for each cell and layer: medians over seeds, smallest to largest in brackets."""
-    print(
-        f"\n{task.name}: {task.seq_len} steps, {_SEEDS.value} seeds, {_HIDDEN.value} hidden features.", task.description
-    )
+    steps = task.seq_len
+    if task.train.lengths is not None:  # the lags that half of the sequences of the profile reach
+        steps = min(array.shape[-1] for result in results.values() for array in result.profiles.values())
+    of_each = "" if task.train.lengths is None else " from the end of each sequence"
+    print(f"\n{task.name}: {steps} steps{of_each}, {_SEEDS.value} seeds, {_HIDDEN.value} hidden features.", end=" ")
+    print(task.description)
     print("The lag at which |dL/d carry_t| has fallen for good below 1/e and 1/1000 of its largest value,")
     print("and log10 of the share of it that is left at step 1:\n")
     rows = []
@@ -369,7 +387,7 @@ def print_table(task: tasks.Task, results: dict[str, Result]) -> None:
                 lags = flow.horizon(jnp.asarray(profiles_ST))
                 with np.errstate(invalid="ignore"):  # a profile of zeros leaves no share: NaN
                     left = profiles_ST[:, 0] - profiles_ST.max(axis=-1)
-                row += [lag_text(lags.lag_e, task.seq_len), lag_text(lags.lag_1000, task.seq_len), spread(left, ".1f")]
+                row += [lag_text(lags.lag_e, steps), lag_text(lags.lag_1000, steps), spread(left, ".1f")]
             rows.append([*row, spread(result.scores, ".3f"), f"{result.parameters:,}", f"{result.seconds:.1f}"])
     stage = ["1/e", "1/1000", "at step 1"]
     header = ["cell", *stage, *stage, f"test {task.metric}", "parameters", "seconds"]

@@ -32,6 +32,8 @@ def _profile(task: tasks.Task, model: Any, batch: tasks.Batch) -> Quantities:
     found = {(layer, f"log10_norm {part}".strip()): norm for (layer, part), norm in profile.by_layer_and_part().items()}
     for layer, share in profile.log10_share.items():
         found[layer, "log10_share"] = jnp.flip(share) if layer in profile.reversed_parts else share
+    for layer, count in profile.sequences.items():
+        found[layer, "sequences"] = jnp.flip(count) if layer in profile.reversed_parts else count
     return found
 
 
@@ -118,7 +120,7 @@ def measure_run(
     Args:
       run_dir: of the run.
       names: of the instruments.
-      stages: "initialization", "trained".
+      stages: as `rnn_jax.training.networks.load_networks` takes them.
       sequences: of the training split that are measured; by default `SEQUENCES` of each instrument.
 
     Raises:
@@ -137,7 +139,9 @@ def measure_run(
     for name in names:
         bar.set_description(name)
         measure = functools.partial(_on, INSTRUMENTS[name], task, probe_batch(task, sequences or SEQUENCES[name]))
-        over_all = over_members(measure)  # one program for networks that differ in their numbers alone
+        # One program for networks that differ in their numbers alone, on one device: a QR decomposition of several
+        # matrices waits for threads that programs on as many devices as there are cores would all hold (jaxlib 0.10).
+        over_all = over_members(measure, devices=1)
         found: dict[tuple[str, str, str, str], Any] = {}
         for (cell, stage), models in networks.items():
             quantities = over_all(models)

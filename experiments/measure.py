@@ -1,10 +1,11 @@
 r"""What do the instruments show of the networks of a run?
 
 Measures the networks of a finished run of experiments.train or experiments.gradient_flow, as they were trained or as
-they were drawn, on sequences of the training split.
+they were drawn, or at a step on the way, on sequences of the training split.
 
     python -m experiments.measure --run=runs/mine                   (every instrument; 1 to 2 min on 2 CPU cores)
     python -m experiments.measure --run=runs/mine --instruments=jacobian,lyapunov --at=initialization,trained
+    python -m experiments.measure --run=runs/mine --at=all          (on the way, too, where --instruments_every kept it)
 
 It writes a file an instrument (jacobian.npz, ...) and the figures into the run directory, and makes report.html again.
 """
@@ -17,11 +18,11 @@ from experiments import running
 from experiments.instruments import INSTRUMENTS, measure_run, parse_instruments
 from rnn_jax.report.run_report import write_report
 from rnn_jax.training.compilation_cache import enable_compilation_cache
-from rnn_jax.training.networks import STAGES
+from rnn_jax.training.networks import STAGES_ALLOWED, is_stage, stages_of
 
 _RUN = flags.DEFINE_string("run", None, "Run directory of experiments.train or experiments.gradient_flow.")
 _INSTRUMENTS = flags.DEFINE_list("instruments", list(INSTRUMENTS), f"Of {', '.join(INSTRUMENTS)}.")
-_AT = flags.DEFINE_list("at", ["trained"], f"Of {', '.join(STAGES)}: which networks.")
+_AT = flags.DEFINE_list("at", ["trained"], f"Which networks: {STAGES_ALLOWED}, or all.")
 _SEQUENCES = flags.DEFINE_integer(
     "sequences", None, "Sequences that are measured; 8 to 128 by default, as the instrument needs.", lower_bound=1
 )
@@ -33,14 +34,15 @@ def main(argv: list[str]) -> None:
     names = parse_instruments(_INSTRUMENTS.value)
     if _RUN.value is None:
         raise ValueError("--run is missing; allowed: a run directory of experiments.train or gradient_flow.")
-    wrong = [stage for stage in _AT.value if stage not in STAGES]
-    if wrong or not _AT.value:
-        raise ValueError(f"--at={','.join(_AT.value)} is no choice of networks; allowed: {', '.join(STAGES)}.")
+    stages = [stage.strip() for stage in _AT.value]
+    if not stages or (stages != ["all"] and not all(map(is_stage, stages))):
+        raise ValueError(f"--at={','.join(_AT.value)} is no choice of networks; allowed: {STAGES_ALLOWED}, or all.")
     run_dir = pathlib.Path(_RUN.value).expanduser()
-    paths = measure_run(run_dir, names, _AT.value, _SEQUENCES.value)
+    stages = stages_of(run_dir) if stages == ["all"] else stages
+    paths = measure_run(run_dir, names, stages, _SEQUENCES.value)
     *figures, report = write_report(run_dir)
     print(f"The run directory is {run_dir}. Look at:")
-    measured = [path for path in figures if path.stem in names]
+    measured = [path for path in figures if path.stem.removesuffix("_training") in names]
     for path in (report, *measured, *paths):
         print(f"  {path}")
 

@@ -6,6 +6,8 @@ Trains any cell on any task, evaluates it, and shows the gradient flow before, d
     python -m experiments.train --task=adding --seq_len=200 --cell='gru(update_bias=1)' --steps=3000 --schedule=cosine
     python -m experiments.train --task=dates --cell=gru --bidirectional --steps=400 --batch=128 --learning_rate=5e-3
     python -m experiments.train --task=csv:my/texts.csv --text_column=text --label_column=topic --pool=mean
+    python -m experiments.train --task=adding --cell=gru --steps=3000 --instruments=lyapunov,memory \
+        --instruments_every=500                                             (before, on the way, and after training)
     python -m experiments.train ... --out=runs/mine --resume       (the same flags again: goes on where it stopped)
 
 It writes a run directory (config.json, metrics.csv, timing.csv, TensorBoard events, gradient_flow.npz and .csv,
@@ -28,6 +30,7 @@ from absl import flags, logging
 from flax import nnx
 
 from experiments import running
+from experiments.instruments import INSTRUMENTS, measure_run, parse_instruments
 from experiments.option_flags import define_option_flags
 from experiments.resume_flag import define_resume_flag
 from rnn_jax import batch_mesh, flow, tasks
@@ -42,10 +45,11 @@ from rnn_jax.tasks.subwords import SubwordVocabulary
 from rnn_jax.training import checkpoints, run_directory
 from rnn_jax.training.build import ModelSettings, make_model
 from rnn_jax.training.compilation_cache import enable_compilation_cache
-from rnn_jax.training.config import TrainConfig, batches_of, every, widths_of
+from rnn_jax.training.config import TrainConfig, batches_of, every, kept_at, widths_of
 from rnn_jax.training.estimate import check_update
 from rnn_jax.training.load import save_interface
 from rnn_jax.training.loop import TrainResult, train
+from rnn_jax.training.networks import stages_of
 from rnn_jax.training.nonfinite import NotFinite
 from rnn_jax.training.optimizers import OPTIMIZERS, SCHEDULES, make_optimizer
 from rnn_jax.training.resume import open_run, other_versions, resume_command
@@ -111,6 +115,15 @@ _PROFILE_EVERY = flags.DEFINE_integer(
     "Steps between gradient profiles; a 20th of all, at least 25, by default. 0: none.",
     lower_bound=0,
 )
+_INSTRUMENTS = flags.DEFINE_list(
+    "instruments", None, f"What to measure of the network before and after training: {', '.join(INSTRUMENTS)}."
+)
+_INSTRUMENTS_EVERY = flags.DEFINE_integer(
+    "instruments_every",
+    None,
+    "Steps after which instruments also measure, on the way through training; weights are kept for it.",
+    lower_bound=1,
+)
 _ON_NONFINITE = flags.DEFINE_enum(
     "on_nonfinite", "stop", ["stop", "skip"], "What to do with an update that is not finite."
 )
@@ -152,6 +165,7 @@ def main(argv: list[str]) -> None:
 
     if finished:
         print("This run is finished.")
+        measure(run_dir)
         show(run_dir, task)
         return
     if warning := other_versions(run_dir, task.fingerprint):
@@ -176,6 +190,7 @@ def main(argv: list[str]) -> None:
     except NotFinite as error:
         sys.exit(str(error))
     save(run_dir, task, result)
+    measure(run_dir)
     show(run_dir, task)
 
 
@@ -187,6 +202,13 @@ def make_plan(task: tasks.Task) -> TrainConfig:
     """
     if _FREEZE.value and _EMBEDDINGS.value is None:
         raise ValueError("--freeze_embeddings=True freezes nothing; allowed: with --embeddings=FILE.")
+    if _INSTRUMENTS.value is not None:
+        parse_instruments(_INSTRUMENTS.value)
+        if not _RECURRENT.value:
+            raise ValueError(
+                f"--instruments={','.join(_INSTRUMENTS.value)} has no recurrent layer to measure with --norecurrent;"
+                " allowed: without it."
+            )
     if _STEPS.value is not None and _EPOCHS.value is not None:
         raise ValueError(f"--steps={_STEPS.value} and --epochs={_EPOCHS.value} say the same; allowed: one of them.")
     if _EPOCHS.value is not None:
@@ -208,6 +230,7 @@ def make_plan(task: tasks.Task) -> TrainConfig:
         patience=_PATIENCE.value,
         on_nonfinite=_ON_NONFINITE.value,
         devices=_DEVICES.value,
+        keep_at=kept_at(_INSTRUMENTS_EVERY.value, steps),
         crop=_CROP.value,
         token_dropout=_TOKEN_DROPOUT.value,
     )
@@ -275,7 +298,7 @@ def check(
 def given_flags() -> dict[str, Any]:
     """Returns all flags that decide about a run, the options of tasks among them."""
     given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-    del given["resume"]
+    del given["resume"], given["instruments"]  # which may be added to a run
     return {**given, **{name: flag.value for name, flag in _TASK_OPTIONS.items()}}
 
 
@@ -335,6 +358,15 @@ def save(run_dir: pathlib.Path, task: tasks.Task, result: TrainResult) -> None:
             rows.append({"layer": layer, "part": part, "stage": stage, **levels})
     rows = rows or [{"layer": "", "part": "", "stage": "", "horizon_e": "", "horizon_1000": ""}]
     run_directory.save_table(run_dir, [{"cell": network_name(), "seed": _SEED.value, **row, **common} for row in rows])
+
+
+def measure(run_dir: pathlib.Path) -> None:
+    """Runs the instruments asked for over the networks that the run holds."""
+    if _INSTRUMENTS.value is not None:
+        try:
+            measure_run(run_dir, parse_instruments(_INSTRUMENTS.value), stages_of(run_dir))
+        except ValueError as error:
+            running.say(f"Not measured: {error}")
 
 
 def show(run_dir: pathlib.Path, task: tasks.Task) -> None:

@@ -35,7 +35,7 @@ PyTree = Any
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["loss", "log10_norm", "grads", "aux", "log10_share"],
+    data_fields=["loss", "log10_norm", "grads", "aux", "log10_share", "sequences"],
     meta_fields=["reversed_parts", "layers_and_parts"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,8 @@ class GradientProfile:
       layers_and_parts: (layer, part) of every key, ("rnn", "c") for `rnn/c`; part is "" for the whole carry.
       log10_share: with `shares`, for every layer log10 of |dL/d parameters through step t alone|, summed over the
         batch, float32 `[time]`; -inf where it is exactly zero. Else empty.
+      sequences: with `from_true_ends`, for every layer over how many sequences each p_t is the mean, int32 `[time]`.
+        Else empty.
     """
 
     loss: Array
@@ -63,6 +65,7 @@ class GradientProfile:
     reversed_parts: frozenset[str] = frozenset()
     layers_and_parts: tuple[tuple[str, str], ...] = ()
     log10_share: dict[str, Array] = dataclasses.field(default_factory=dict)
+    sequences: dict[str, Array] = dataclasses.field(default_factory=dict)
 
     def in_run_order(self) -> dict[str, Array]:
         """Returns `log10_norm` in the order in which each layer ran, so that lags count from the end in all of them."""
@@ -142,12 +145,13 @@ def gradient_profile(
 
     log10_norm: dict[str, Array] = {}
     log10_share: dict[str, Array] = {}
+    sequences: dict[str, Array] = {}
     reversed_parts: set[str] = set()
     layers_and_parts: list[tuple[str, str]] = []
     for (name, call), recording, length in zip(runs, recorded, lengths, strict=True):
         profile, share = _checked(name, recording)
         if from_true_ends:
-            profile = _mean_from_true_ends(profile, length, call.reverse)
+            profile, sequences[name] = _mean_from_true_ends(profile, length, call.reverse)
         parts = carry_names(call.cell, call.carry)
         of_layer_ = {name: profile[:, -1]}
         layers_and_parts.append((name, ""))
@@ -170,6 +174,7 @@ def gradient_profile(
         frozenset(reversed_parts),
         tuple(layers_and_parts),
         log10_share,
+        sequences,
     )
 
 
@@ -196,8 +201,10 @@ def _checked(name: str, recorded: Probe) -> tuple[Array, Array | None]:
     return jnp.where(once, recorded.zeros, jnp.nan), shares
 
 
-def _mean_from_true_ends(log10_norms: Array, lengths: Array | None, reverse: bool) -> Array:
-    """Returns log10 of the root mean square over examples, aligned at the last step of each, `[time, parts]`.
+def _mean_from_true_ends(log10_norms: Array, lengths: Array | None, reverse: bool) -> tuple[Array, Array]:
+    """Returns log10 of the root mean square over examples, aligned at the last step of each, and their number.
+
+    These are `[time, parts]` and `[time]`.
 
     Args:
       log10_norms: of each example, `[time, examples, parts]`.
@@ -205,18 +212,18 @@ def _mean_from_true_ends(log10_norms: Array, lengths: Array | None, reverse: boo
       reverse: whether the layer ran from the last step to the first: all runs end at step 0.
     """
     time, examples, _ = log10_norms.shape
-    lengths = jnp.full(examples, time, jnp.int32) if lengths is None else lengths.reshape(examples)
+    lengths = jnp.full(examples, time, jnp.int32) if lengths is None else lengths.reshape(examples).astype(jnp.int32)
     lags = jnp.arange(time, dtype=jnp.int32)[:, None]
     source = jnp.broadcast_to(lags, (time, examples)) if reverse else (lengths[None] - 1 - lags) % time
     by_lag = jnp.take_along_axis(log10_norms, source[..., None], 0)
-    within = (lags < lengths[None])[..., None]
-    by_lag = jnp.where(within, by_lag, -jnp.inf)
+    within = lags < lengths[None]
+    by_lag = jnp.where(within[..., None], by_lag, -jnp.inf)
     largest = jnp.max(by_lag, axis=1, keepdims=True)
     safe = jnp.where(jnp.isneginf(largest), jnp.zeros_like(largest), largest)
     squares = jnp.sum(10.0 ** (2.0 * (by_lag - safe)), axis=1)
-    count = jnp.maximum(jnp.sum(within.astype(squares.dtype), axis=1), 1)
-    mean = safe[:, 0] + 0.5 * jnp.log10(squares / count)
-    return mean if reverse else jnp.flip(mean, 0)
+    count = jnp.sum(within, axis=1, dtype=jnp.int32)
+    mean = safe[:, 0] + 0.5 * jnp.log10(squares / jnp.maximum(count, 1).astype(squares.dtype)[:, None])
+    return (mean, count) if reverse else (jnp.flip(mean, 0), jnp.flip(count, 0))
 
 
 def _log10_norms_of_examples(examples: int, adjoint: PyTree, norms: Array, log2_scale: Array) -> Array:

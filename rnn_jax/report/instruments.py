@@ -1,11 +1,14 @@
 """Figures of the instruments that `experiments.measure` has run over the networks of a run, a figure for each.
 
+A second one shows what an instrument found along training, where it has measured networks on the way.
+
     python -c "from rnn_jax.report.instruments import draw_instruments; draw_instruments('runs/...')"
 
 Each network (a cell; where it has several layers, each of them) has a color and a marker of its own. Lines are medians
 over seeds and sequences, bands reach from the tenth to the ninetieth percentile.
 """
 
+import math
 import pathlib
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,8 +27,6 @@ from rnn_jax.report.style import COLORS, COLUMN, MARKERS, TEXT_WIDTH, legend_bel
 # cell, stage, layer -> quantity -> [seeds, ...]
 Found = Mapping[tuple[str, str, str], Mapping[str, np.ndarray]]
 
-_TITLES = {"initialization": "at initialization", "trained": "trained"}
-_STAGE_LINES: dict[str, Any] = {"initialization": (0, (4, 2)), "trained": "-"}
 _FLOOR = -16.0  # of log10 of singular values: what lies deeper would flatten the rest
 
 
@@ -37,7 +38,24 @@ def _networks(found: Found) -> dict[tuple[str, str], str]:
 
 
 def _stages(found: Found) -> list[str]:
-    return [stage for stage in _TITLES if any(of == stage for _, of, _ in found)]
+    """The first stage of training that was measured, and the last."""
+    stages = sorted({stage for _, stage, _ in found}, key=_when)
+    return stages if len(stages) < 3 else [stages[0], stages[-1]]
+
+
+def _when(stage: str) -> float:
+    """The step of a stage, as far as its name tells it: "trained" is behind all others."""
+    known = {"initialization": 0.0, "trained": math.inf}
+    return known[stage] if stage in known else float(stage.rpartition("_")[2])
+
+
+def _title(stage: str) -> str:
+    titles = {"initialization": "at initialization", "trained": "trained"}
+    return titles.get(stage) or f"after {stage.rpartition('_')[2]} steps"
+
+
+def _stage_line(found: Found, stage: str) -> Any:
+    return "-" if stage == _stages(found)[-1] else (0, (4, 2))
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -75,7 +93,7 @@ def _panels(found: Found, rows: int, height: float) -> tuple[Figure, np.ndarray]
     figure = Figure(figsize=(width, rows * height + legend), layout="constrained")
     axes = figure.subplots(rows, len(stages), sharex="row", sharey="row", squeeze=False)
     for ax, stage in zip(axes[0], stages):
-        ax.set_title(_TITLES[stage])
+        ax.set_title(_title(stage))
     return figure, axes
 
 
@@ -89,7 +107,9 @@ def profile_figure(found: Found) -> Figure:
         for number, ((cell, layer), name) in enumerate(networks.items()):
             if (cell, stage, layer) not in found:
                 continue
-            norm_ST, share_ST = (found[cell, stage, layer][word] for word in ("log10_norm", "log10_share"))
+            of = found[cell, stage, layer]
+            certain = _certain(of)
+            norm_ST, share_ST = of["log10_norm"][:, certain], of["log10_share"][:, certain]
             style = {"markevery": mark_every(norm_ST.shape[-1]), **_style(number)}
             plot_profile(norm_ax, norm_ST, label=name, **style)
             plot_profile(share_ax, share_ST, label=name, **style)
@@ -97,6 +117,12 @@ def profile_figure(found: Found) -> Figure:
         share_ax.set_ylabel("" if column else "log$_{10}$ ‖share of ∂L/∂θ‖")
         legend_below(share_ax)
     return figure
+
+
+def _certain(of: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which steps of a profile at least half of its sequences reach, bool `[time]`."""
+    counts_T = of["sequences"][0] if "sequences" in of else np.ones(of["log10_norm"].shape[-1])
+    return 2 * counts_T >= np.max(counts_T)
 
 
 @paper()
@@ -183,26 +209,34 @@ def gates_figure(found: Found) -> Figure:
                     _line(ax, steps, near_ST, f"_{gate}, saturated", band=False, linestyle=":", **style)
                 if f"{gate} time_constant" in of:
                     constants = np.sort(of[f"{gate} time_constant"].reshape(len(mean_ST), -1), axis=-1)[:, ::-1]
-                    ranks, label = np.arange(1, constants.shape[-1] + 1), f"_{gate}, {_TITLES[stage]}"
-                    _line(row[-1], ranks, constants, label, linestyle=_STAGE_LINES[stage], **style)
+                    ranks, label = np.arange(1, constants.shape[-1] + 1), f"_{gate}, {_title(stage)}"
+                    _line(row[-1], ranks, constants, label, linestyle=_stage_line(found, stage), **style)
             ax.set_ylabel(name if ax is row[0] else "")
-        spans = [value for line in row[-1].lines for value in np.asarray(line.get_ydata()) if np.isfinite(value)]
-        if spans:
-            is_wide = max(spans) > 10 * min(spans) > 0
-            row[-1].set(ylabel="steps", **({"yscale": "log"} if is_wide else {"ylim": (0, 1.1 * max(spans))}))
-        else:
-            row[-1].set_axis_off()
+        _scale_steps(row[-1])
     for ax, stage in zip(axes[0], stages):
-        ax.set_title(_TITLES[stage])
+        ax.set_title(_title(stage))
     axes[0, -1].set_title("time constants of units")
     for ax in axes[-1, :-1]:
         ax.set_xlabel("step of the run")
     axes[-1, -1].set_xlabel("rank of the unit")
     handles = [Line2D([], [], label=gate, **_style(number)) for number, gate in enumerate(gates)]
     handles.append(Line2D([], [], color="0.3", linestyle=":", label="share of a gate's values near an end"))
-    handles += [Line2D([], [], color="0.3", linestyle=_STAGE_LINES[stage], label=_TITLES[stage]) for stage in stages]
+    handles += [
+        Line2D([], [], color="0.3", linestyle=_stage_line(found, stage), label=_title(stage)) for stage in stages
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
+
+
+def _scale_steps(ax: Axes) -> None:
+    """Scales an axis of time constants by the lines and bands in it; without any, there is no axis."""
+    spans = [value for line in ax.lines for value in np.asarray(line.get_ydata()) if np.isfinite(value)]
+    if spans:
+        spans += [y for band in ax.collections for path in band.get_paths() for y in np.asarray(path.vertices)[:, 1]]
+        is_wide = max(spans) > 10 * min(spans) > 0
+        ax.set(ylabel="steps", **({"yscale": "log"} if is_wide else {"ylim": (0, 1.1 * max(spans))}))
+    else:
+        ax.set_axis_off()
 
 
 @paper()
@@ -213,12 +247,12 @@ def truncation_figure(found: Found) -> Figure:
     cells = list(dict.fromkeys(cell for cell, _, _ in found))
     labels = {"cosine": "cosine to the whole gradient", "norm_ratio": "norm / that of the whole gradient"}
     for ax, (quantity, name) in zip(axes, labels.items()):
-        for (cell, stage, layer), of in sorted(found.items(), key=lambda item: _stages(found).index(item[0][1])):
-            if layer:  # of the whole network alone
+        for (cell, stage, layer), of in sorted(found.items(), key=lambda item: _when(item[0][1])):
+            if layer or stage not in _stages(found):  # of the whole network alone
                 continue
-            style = {**_style(cells.index(cell)), "linestyle": _STAGE_LINES[stage]}
+            style = {**_style(cells.index(cell)), "linestyle": _stage_line(found, stage)}
             ratio = f"  (signal / noise {np.median(of['signal_to_noise']):.2g})"
-            _line(ax, of["every"][0], of[quantity], f"{cell}, {_TITLES[stage]}{ratio}", **style)
+            _line(ax, of["every"][0], of[quantity], f"{cell}, {_title(stage)}{ratio}", **style)
         ax.axhline(1, color="0.6", linewidth=0.5, zorder=1)
         ax.set(xscale="log", xlabel="truncation length, steps", ylabel=name)
     legend_below(axes[0])
@@ -239,6 +273,148 @@ def memory_figure(found: Found) -> Figure:
         ax.set(xlabel="lag  (steps before the carry)", ylim=(-0.1, 1.05))
         legend_below(ax)
     axes[0, 0].set_ylabel("input read back, R$^2$ on held-out steps")
+    return figure
+
+
+def _growth(of: Mapping[str, np.ndarray]) -> np.ndarray:
+    """log10 of the factor a step by which the most stretched direction grows, up to the last lag inside."""
+    largest, lags = of["log10_values"][..., 0], of["lags"][0]
+    last = np.maximum(np.sum(of["inside"], axis=-1, keepdims=True) - 1, 0)
+    return np.take_along_axis(largest, last, -1)[..., 0] / lags[last[..., 0]]
+
+
+def _mean_radius(of: Mapping[str, np.ndarray]) -> np.ndarray:
+    inside = of["inside"]
+    return np.sum(np.where(inside, of["spectral_radius"], 0), axis=-1) / np.maximum(np.sum(inside, axis=-1), 1)
+
+
+def _middle(of: Mapping[str, np.ndarray]) -> int:
+    """Which of the truncation lengths is the middle one."""
+    return (of["every"].shape[-1] - 1) // 2
+
+
+def _middle_cosine(of: Mapping[str, np.ndarray]) -> np.ndarray:
+    return of["cosine"][:, _middle(of)]
+
+
+# What is drawn along training: for each instrument the panels, each a name and a function of what was found of one
+# network at one stage, to one number a seed, or a seed and a sequence.
+_Panel = tuple[str, Callable[[Mapping[str, np.ndarray]], np.ndarray]]
+_ALONG: dict[str, tuple[_Panel, ...]] = {
+    "jacobian": (
+        ("log$_{10}$ largest singular value / lag", _growth),
+        ("spectral radius of a step", _mean_radius),
+    ),
+    "lyapunov": (
+        ("largest exponent, nats a step", lambda of: of["exponents"][..., 0]),
+        ("median exponent, nats a step", lambda of: np.median(of["exponents"], axis=-1)),
+    ),
+    "truncation": (
+        ("cosine to the whole gradient", _middle_cosine),
+        ("signal / noise of the gradient", lambda of: of["signal_to_noise"]),
+    ),
+    "memory": (("memory capacity", lambda of: of["capacity"].sum(-1)),),
+}
+_ALONG_CAPTIONS = {
+    "jacobian": "Left: the decay rate of the recurrence: log10 of its largest singular value over the longest lag,"
+    " divided by that lag. At 0 a gradient passes undiminished; at -0.1 it loses a factor of ten in ten steps. Right:"
+    " the largest modulus of an eigenvalue of a single step, the mean over the run.",
+    "lyapunov": "Left: the largest Lyapunov exponent of the run on its inputs; above 0 small changes grow, and"
+    " gradients explode; one near 0 remembers. Right: the exponent that half of the directions lie below: how fast most"
+    " of what the carry holds is forgotten.",
+    "truncation": "Left: the cosine between the whole gradient and the one truncated at the middle one of the lengths"
+    " measured: where it falls, the network has begun to use what lies further back. Right: the norm of the gradient of"
+    " the batch over what its examples scatter.",
+    "memory": "How much of all earlier inputs a linear map reads back from the carry, summed over lags and features.",
+    "gates": "Left: the mean of each gate over sequences, steps and units. Right: over how many steps a unit forgets to"
+    " 1/e, as its forget or update gate implies: the median over units, and the band from the tenth to the ninetieth"
+    " percentile.",
+}
+_ALONG_CAPTION = (
+    " Along training, from the networks as they were drawn (step 0) on; a point for each measurement, the median over"
+    " seeds and sequences, and the band from the tenth to the ninetieth percentile."
+)
+
+
+def _along_training(found: Found, steps: Mapping[str, int]) -> dict[str, list[tuple[int, Mapping[str, np.ndarray]]]]:
+    """Returns, by the name of a network, what was found of it at each step; without those of one step alone.
+
+    At initialization it is the same at every learning rate, and stands under the name of the cell alone.
+    """
+    along = {}
+    for (cell, layer), name in _networks(found).items():
+        points = []
+        for stage, step in steps.items():
+            cells = (cell, cell.rpartition(" at ")[0]) if stage == "initialization" else (cell,)
+            points += [(step, found[of, stage, layer]) for of in cells if (of, stage, layer) in found][:1]
+        if len(points) > 1:
+            along[name] = sorted(points, key=lambda point: point[0])
+    return along
+
+
+def _line_along(ax: Axes, steps: list[int], values: list[np.ndarray], label: str, **style: Any) -> None:
+    median, low, high = np.array([_over_all(value, axes=0) for value in values]).T
+    ax.plot(steps, median, label=label, **style)
+    ax.fill_between(steps, low, high, color=style["color"], alpha=0.13, linewidth=0)
+
+
+@paper()
+def along_figure(name: str, found: Found, steps: Mapping[str, int]) -> Figure:
+    """What an instrument found of each network along training, in one panel for each number.
+
+    Args:
+      name: of the instrument.
+      found: by it.
+      steps: of each stage.
+    """
+    if name == "truncation":  # of the whole network alone
+        found = {key: of for key, of in found.items() if not key[2]}
+    along, panels = _along_training(found, steps), _ALONG[name]
+    width = TEXT_WIDTH if len(panels) > 1 else COLUMN + 0.4
+    figure = Figure(figsize=(width, 2.6 + 0.15 * len(along)), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (label, number) in zip(axes, panels):
+        for k, (network, points) in enumerate(along.items()):
+            at = [step for step, _ in points]
+            _line_along(ax, at, [number(of) for _, of in points], network, **_style(k))
+        if name in ("jacobian", "lyapunov"):  # what neither grows nor shrinks
+            ax.axhline(1 if number is _mean_radius else 0, color="0.6", linewidth=0.5, zorder=1)
+        if number is _middle_cosine:
+            of = next(iter(found.values()))
+            label = f"{label}\nof pieces of {of['every'][0][_middle(of)]} steps"
+        ax.set(xlabel="training step", ylabel=label)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    legend_below(axes[0])
+    return figure
+
+
+@paper()
+def gates_along_figure(found: Found, steps: Mapping[str, int]) -> Figure:
+    """A row for each network: the means of its gates along training, and the time constants of its units."""
+    along = _along_training(found, steps)
+    gates = list(dict.fromkeys(key.rpartition(" ")[0] for of in found.values() for key in of))
+    figure = Figure(figsize=(TEXT_WIDTH, 0.7 + 1.5 * len(along)), layout="constrained")
+    axes = figure.subplots(len(along), 2, sharex=True, squeeze=False)
+    for ax in axes[1:, 0]:
+        ax.sharey(axes[0, 0])
+    for (mean_ax, constant_ax), (network, points) in zip(axes, along.items()):
+        at = [step for step, _ in points]
+        for k, gate in enumerate(gates):
+            for ax, quantity in ((mean_ax, "mean"), (constant_ax, "time_constant")):
+                if all(f"{gate} {quantity}" in of for _, of in points):
+                    _line_along(ax, at, [of[f"{gate} {quantity}"] for _, of in points], gate, **_style(k))
+        mean_ax.set_ylabel(network)
+        _scale_steps(constant_ax)
+        if not constant_ax.lines:
+            place = {"transform": constant_ax.transAxes, "ha": "center", "fontsize": 7, "color": "0.4"}
+            constant_ax.text(0.5, 0.5, "names no gate that forgets", **place)
+    axes[0, 0].set_title("mean of a gate")
+    axes[0, 1].set_title("time constants of units")
+    for ax in axes[-1]:
+        ax.set_xlabel("training step")
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    handles = [Line2D([], [], label=gate, **_style(k)) for k, gate in enumerate(gates)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -286,6 +462,12 @@ INSTRUMENTS: dict[str, tuple[Callable[[Found], Figure], str]] = {
 }
 
 
+_OF_EACH = (
+    " The sequences differ in length: above, the lag counts from the end of each, and lags that fewer than half of them"
+    " reach are left out; below, it counts from the end of the longest."
+)
+
+
 def draw_instruments(run_dir: read.StrPath) -> list[pathlib.Path]:
     """Draws what each instrument left in a run directory into its figures/ and returns the paths written.
 
@@ -296,10 +478,31 @@ def draw_instruments(run_dir: read.StrPath) -> list[pathlib.Path]:
     source = " ".join(config.get("argv", []))
     paths = []
     for name, (draw, caption) in INSTRUMENTS.items():
-        if (folder / f"{name}.npz").exists():
-            figure = draw(read.load_instrument(folder, name))
-            paths.append(save_figure(figure, folder / "figures" / f"{name}.png", caption=caption, source=source))
+        if not (folder / f"{name}.npz").exists():
+            continue
+        found = read.load_instrument(folder, name)
+        if any("sequences" in of for of in found.values()):
+            caption += _OF_EACH
+        path = folder / "figures" / f"{name}.png"
+        paths.append(save_figure(draw(found), path, caption=caption, source=source))
+        steps = _steps(folder, config, found)
+        on_the_way = any(stage.startswith("step_") for stage in steps)
+        if name in _ALONG_CAPTIONS and on_the_way and _along_training(found, steps):
+            figure = gates_along_figure(found, steps) if name == "gates" else along_figure(name, found, steps)
+            caption, path = _ALONG_CAPTIONS[name] + _ALONG_CAPTION, path.with_name(f"{name}_training.png")
+            paths.append(save_figure(figure, path, caption=caption, source=source))
     return paths
+
+
+def _steps(folder: pathlib.Path, config: Mapping[str, Any], found: Found) -> dict[str, int]:
+    """Returns the step of each stage that was measured, but that of "trained" where the run does not tell it."""
+    rows = read.load_table(folder)
+    trained = rows[0].get("best_step") if rows else None  # of experiments.train
+    trained = trained or config.get("flags", {}).get("steps")
+    steps = {stage: _when(stage) for _, stage, _ in found}
+    if "trained" in steps and trained is not None:
+        steps["trained"] = float(trained)
+    return {stage: int(step) for stage, step in steps.items() if step < math.inf}
 
 
 def measured(run_dir: pathlib.Path) -> bool:

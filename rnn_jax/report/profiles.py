@@ -24,6 +24,7 @@ from rnn_jax.report.style import COLUMN, legend_below, line_style, paper, save_f
 _FLOOR = -12.0
 _E, _THOUSAND = -math.log10(math.e), -3.0  # where the horizons are read off: 1/e and 1/1000
 _LAG = "lag  T \N{MINUS SIGN} t  (steps back from the end)"
+_LAG_OF_EACH = "lag  T \N{MINUS SIGN} t  (steps back from the end of each sequence)"
 _NORM = "‖∂L/∂carry$_t$‖"
 _RATIO = f"log$_{{10}}$ of {_NORM} / its largest value"
 # What a panel is called, for each value of the column "stage" of summary.csv.
@@ -142,6 +143,8 @@ def profiles_figure(profiles: read.Profiles, horizons: Sequence[Mapping[str, str
                 label=curve.label + _horizon(horizons, curve, stage),
                 **line_style(i, reach),
             )
+        if profiles.sequences:
+            ax.set_xlabel(_LAG_OF_EACH)
         for name, level in (("1/e", _E), ("1/1000", _THOUSAND)):
             ax.axhline(level, color="0.4", linewidth=0.5, zorder=1)
             place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
@@ -178,7 +181,8 @@ def training_figure(profiles: read.Profiles, title: str = "") -> Figure:
     for ax in axes[len(curves) :]:
         ax.remove()
     axes[0].set_xlim(-0.5, _reach(curves) + 0.5)
-    figure.supxlabel(f"{_LAG}\nwhite: below 1/1000 from here on    grey: exactly zero, or NaN")
+    lag = _LAG_OF_EACH if profiles.sequences else _LAG
+    figure.supxlabel(f"{lag}\nwhite: below 1/1000 from here on    grey: exactly zero, or NaN")
     bar = figure.colorbar(image, ax=list(axes[: len(curves)]), extend="min" if lowest < _FLOOR else "neither")
     bar.set_label(_RATIO, fontsize=7)
     return figure
@@ -196,16 +200,35 @@ def draw_profiles(run_dir: read.StrPath) -> list[pathlib.Path]:
     config = read.load_config(run_dir)
     profiles = read.load_profiles(run_dir)
     title = run_title(config.get("flags", {}), profiles)
+    of_each = _of_each(profiles)
     figures = {
-        "gradient_flow.png": (profiles_figure(profiles, read.load_table(run_dir), title), _PROFILES_CAPTION),
+        "gradient_flow.png": (profiles_figure(profiles, read.load_table(run_dir), title), _PROFILES_CAPTION + of_each),
     }
     if len(profiles.steps) > 1:
-        figures["gradient_flow_training.png"] = training_figure(profiles, title), _TRAINING_CAPTION
+        figures["gradient_flow_training.png"] = training_figure(profiles, title), _TRAINING_CAPTION + of_each
     folder = pathlib.Path(run_dir) / "figures"
     return [
         save_figure(figure, folder / name, caption=caption, source=" ".join(config.get("argv", [])))
         for name, (figure, caption) in figures.items()
     ]
+
+
+def _of_each(profiles: read.Profiles) -> str:
+    """Says, of sequences that differ in length, from where lags count and how many sequences they rest on."""
+    counts = [count_T for layers in profiles.sequences.values() for count_T in layers.values()]
+    if not counts:
+        return ""
+    shortest = min(counts, key=len)
+    first, last = int(shortest[-1]), int(shortest[0])
+    reached = (
+        f"all lags rest on {first} sequences"
+        if first == last
+        else f"lag 0 rests on {first} sequences, and lag {len(shortest) - 1}, the last that is shown, on {last} of them"
+    )
+    return (
+        f" The sequences differ in length. The lag counts from the end of each: {reached}; lags that fewer than half"
+        " reach are left out."
+    )
 
 
 def _curves(profiles: read.Profiles) -> list[_Curve]:

@@ -30,10 +30,13 @@ class Profiles:
       steps: [L], the training steps at which profiles were taken.
       log10_norm: cell -> (layer, part of its carry), as ("rnn", "c"), or ("rnn", "") for the whole carry ->
         [L, seeds, time], log10 of the norm of the adjoint; -inf where it is exactly zero.
+      sequences: cell -> layer -> [time], over how many sequences each is the mean, where they differ in length: lags
+        then count from the end of each. Empty where all have one length.
     """
 
     steps: np.ndarray
     log10_norm: dict[str, dict[tuple[str, str], np.ndarray]]
+    sequences: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def whole_carries(self, cell: str) -> dict[str, np.ndarray]:
         """Returns the profiles of a cell's layers, without those of parts of their carries."""
@@ -68,11 +71,15 @@ def load_profiles(run_dir: StrPath) -> Profiles:
     """Reads gradient_flow.npz; raises ValueError if the run wrote none, or it is damaged."""
     path = _existing(run_dir, "gradient_flow.npz")
     log10_norm: dict[str, dict[tuple[str, str], np.ndarray]] = {}
+    sequences: dict[str, dict[str, np.ndarray]] = {}
     try:
         with np.load(path) as arrays:
             steps = arrays["steps"]
             for key in arrays.files:
-                if key != "steps":
+                if key.count("|") == 1:
+                    cell, layer = key.split("|")
+                    sequences.setdefault(cell, {})[layer] = arrays[key]
+                elif key != "steps":
                     cell, layer, part = key.split("|")
                     if arrays[key].ndim != 3 or len(arrays[key]) != len(steps):
                         raise ValueError(f"{key!r} has not a profile at each of {len(steps)} steps")
@@ -82,7 +89,7 @@ def load_profiles(run_dir: StrPath) -> Profiles:
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{_is_damaged(path, reason)}{_remedy(run_dir)}") from None
-    return Profiles(steps, log10_norm)
+    return Profiles(steps, log10_norm, sequences)
 
 
 def load_instrument(run_dir: StrPath, name: str) -> dict[tuple[str, str, str], dict[str, np.ndarray]]:

@@ -33,7 +33,10 @@ _DAMAGE = (ValueError, KeyError, IndexError, OSError, EOFError, zipfile.BadZipFi
 
 _Drawer = Callable[[read.StrPath], list[pathlib.Path]]
 # Figures come in this order, others behind them by name.
-_FIRST = ("comparison", "learning", "grid_lstm", "gradient_flow", "gradient_flow_training", *INSTRUMENTS)
+_FIRST = (
+    *("comparison", "learning", "grid_lstm", "gradient_flow", "gradient_flow_training"),
+    *(name + ending for name in INSTRUMENTS for ending in ("", "_training")),
+)
 # Tables that are shown as they are; of others the report has a link.
 _SHOWN = {
     "ensembles.csv": "seconds_together",

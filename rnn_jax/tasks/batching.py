@@ -140,6 +140,17 @@ def collate(
     return batch
 
 
+def widen(batch: Batch, width: int) -> Batch:
+    """Returns a padded batch with more padding, to T = `width` steps, which changes nothing where lengths are read."""
+    wider: Any = dict(batch)
+    for name in _TIME_SERIES:
+        if name in wider:
+            array = wider[name]
+            margins = [(0, 0), (0, width - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
+            wider[name] = np.pad(array, margins, constant_values=_PADDING.get(name, 0))
+    return wider
+
+
 def _check_batching(source: Source, batch_size: int, seed: int) -> None:
     """Raises ValueError unless there can be batches of this size in the order of this seed."""
     if not 1 <= batch_size <= len(source):

@@ -10,6 +10,7 @@ before it is read, and that is said on stderr.
 import contextlib
 import dataclasses
 import functools
+import glob
 import hashlib
 import json
 import logging
@@ -157,6 +158,18 @@ def restore_checkpoint(run_dir: StrPath, name: str, like: _Tree, *, newest: bool
         return array
 
     return jax.tree_util.tree_map_with_path(unstored, like)
+
+
+def name_at_step(name: str, step: int) -> str:
+    """Names the checkpoint of the weights that a training kept at a step; `name` is that of the training's own."""
+    return f"{name}-step_{step}"
+
+
+def kept_steps(run_dir: StrPath, name: str) -> list[int]:
+    """Returns the steps at which the training of a checkpoint kept its weights, ascending."""
+    found = (pathlib.Path(run_dir) / "checkpoints").glob(f"{glob.escape(name)}-step_*")
+    steps = {path.name[len(name_at_step(name, 0)) - 1 :].removesuffix(_PREVIOUS) for path in found}
+    return sorted(int(step) for step in steps if step.isdecimal())
 
 
 def has_checkpoint(run_dir: StrPath, name: str) -> bool:

@@ -11,6 +11,7 @@ from rnn_jax.tasks.bucketing import bucket_boundaries, width_count
 
 _LARGEST = 2**31 - 1  # steps are counted in int32
 _MOST_TIMES = 1_000_000  # that a run is evaluated, or looked at
+_MOST_KEPT = 100  # weights on the way through training: each takes its place on disk, and its time to be measured
 _CHOICES = {"on_nonfinite": ("stop", "skip", "take"), "look": ("probe", "update")}
 
 
@@ -28,6 +29,7 @@ class TrainConfig:
         and the norms of gradient, update and weights by layer. "update": the gradient flow and the loss of the update
         that follows, from its own batch and backward pass, which takes no pass more; the mean loss is not logged.
       seed: of the order of the data and of dropout, for one model.
+      keep_at: steps after which the weights are kept, in a checkpoint of their own: `kept_at`.
       keep_best: whether the result is the model with the best score on the validation split, or the last one.
       patience: evaluations without a better score after which training stops; None goes on.
       on_nonfinite: at a loss or gradient that is not finite, "stop", "skip" the update and count it, or "take" it.
@@ -41,6 +43,7 @@ class TrainConfig:
     look_at: frozenset[int]
     look: str = "probe"
     seed: int = 0
+    keep_at: frozenset[int] = frozenset()
     keep_best: bool = True
     patience: int | None = None
     on_nonfinite: str = "stop"
@@ -54,7 +57,7 @@ class TrainConfig:
             if not least <= value <= _LARGEST:
                 allowed = f"{least} or more" if value < least else f"at most {_LARGEST}"
                 raise ValueError(f"{name}={value} is out of range; allowed: {allowed}.")
-        for name in ("eval_at", "look_at"):
+        for name in ("eval_at", "look_at", "keep_at"):
             outside = sorted(step for step in getattr(self, name) if not 0 <= step <= self.steps)
             if outside:
                 raise ValueError(f"{name} has step {outside[0]}, out of range; allowed: 0 to {self.steps}.")
@@ -92,6 +95,27 @@ def every(interval: int, steps: int, name: str = "interval") -> frozenset[int]:
             f"{name}={interval} is out of range for {steps} steps; allowed: at most {_MOST_TIMES:,} times in all."
         )
     return frozenset(range(interval, steps + 1, interval))
+
+
+def kept_at(interval: int | None, steps: int) -> frozenset[int]:
+    """Returns the multiples of an interval below the number of steps, after which weights are kept for instruments.
+
+    Args:
+      interval: of --instruments_every; None keeps none.
+      steps: of the training. The weights at its end are kept anyway.
+
+    Raises:
+      ValueError: if there would be none, or more than a hundred.
+    """
+    if interval is None:
+        return frozenset()
+    least = (steps - 1) // (_MOST_KEPT + 1) + 1
+    if not least <= interval < steps:
+        raise ValueError(
+            f"--instruments_every={interval} is out of range for {steps} steps; allowed: {least} or more, so that at"
+            f" most {_MOST_KEPT} networks are kept, and less than the steps."
+        )
+    return frozenset(range(interval, steps, interval))
 
 
 def evenly(count: int, steps: int) -> frozenset[int]:

@@ -44,6 +44,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rnn_jax import tasks
+from rnn_jax.tasks.batching import widen
 from rnn_jax.training import checkpoints, run_directory
 from rnn_jax.training.config import TrainConfig, batches_of
 from rnn_jax.training.ensemble import over_members
@@ -51,7 +52,7 @@ from rnn_jax.training.evaluation import Evaluator
 from rnn_jax.training.nonfinite import NotFinite, describe_not_finite, finite_members, layer_of, parameter_names
 from rnn_jax.training.session import Interrupted, Session, open_session
 from rnn_jax.training.update import State, ensemble_state, initial_state, make_update, own_copy
-from rnn_jax.training.watch import Diagnostics, diagnose, probe_batch
+from rnn_jax.training.watch import Diagnostics, certain_lags, diagnose, probe_batch
 from rnn_jax.unroll import BATCH, batch_mesh
 
 Array = jax.Array
@@ -74,7 +75,9 @@ class TrainResult:
       skipped: updates left out because they were not finite.
       seconds: of training and evaluation, over all sessions; one number.
       look_steps: `[L]`, at which the gradient flow was looked at.
-      profiles: by (layer, part of its carry), `[L, S, time]`, with S = 1 for one model.
+      profiles: by (layer, part of its carry), `[L, S, time]`, with S = 1 for one model. Of sequences that differ in
+        length, the lags that at least half of them reach.
+      sequences: of these, for every layer over how many of them the profiles are the mean, `[time]`; else empty.
     """
 
     model: PyTree
@@ -86,6 +89,7 @@ class TrainResult:
     seconds: float
     look_steps: list[int]
     profiles: dict[tuple[str, str], np.ndarray]
+    sequences: dict[str, np.ndarray]
 
 
 def train(
@@ -146,7 +150,8 @@ def train_ensemble(
     other labels as they are; not gradient_flow.csv, which is long: `run_directory.save_profile_table` does.
 
     Args:
-      task: what to learn, of sequences of one length.
+      task: what to learn. Where sequences differ in length, each member reads the batches that a run of its own would
+        read, padded to the widest among those of all members.
       models: with their initial weights, `[S, ...]`: all seeds of the first label, then those of the second.
       opt_states: as `optimizer.init` makes them of each member, `[S, ...]`; they may hold different learning rates.
       optimizer: an optax transformation.
@@ -164,13 +169,8 @@ def train_ensemble(
     Raises:
       Interrupted: SIGINT or SIGTERM came; the checkpoint has been written.
       NotFinite: as `train`, of a member.
-      ValueError: as `train`; or the sequences differ in length, or the batch is to be spread over devices.
+      ValueError: as `train`; or the batch is to be spread over devices.
     """
-    if task.train.lengths is not None:
-        raise ValueError(
-            f"the task {task.name!r} has sequences of different lengths, whose batches members of different seeds"
-            " cannot read side by side; allowed for an ensemble: sequences of one length."
-        )
     if config.devices > 1:
         raise ValueError(f"devices={config.devices} spreads the batch of one model; allowed for an ensemble: 1.")
     state = ensemble_state(task, models, opt_states, [*seeds] * len(labels), config)
@@ -239,6 +239,7 @@ class _Run:
         self.probe = probe_batch(task, config.batch_size) if config.look == "probe" else None
         self.best_models: PyTree = None  # of an ensemble
         self.profiles: dict[int, dict[tuple[str, str], np.ndarray]] = {}  # [S, time] each
+        self.sequences: dict[str, np.ndarray] = {}  # [time] each
         self.seconds_before = 0.0
         self.start = time.perf_counter()
         self.step = 0
@@ -280,7 +281,8 @@ class _Run:
             logs = config.look == "probe" and (last or self.step % LOG_EVERY == 0)
             looks = probes and (last or self.step in config.look_at)
             evaluates = last or self.step in config.eval_at
-            if not (logs or looks or evaluates or signals):
+            keeps = self.step in config.keep_at
+            if not (logs or looks or evaluates or keeps or signals):
                 continue
             self._check_finite(recent)
             recent.clear()
@@ -289,6 +291,9 @@ class _Run:
             if looks:
                 self._log_layers(seen)
                 self._probe()
+            if keeps:
+                name = checkpoints.name_at_step(self.last, self.step)
+                checkpoints.save_checkpoint(self.run_dir, name, self.state.model, {"step": self.step})
             if evaluates:
                 self._evaluate()
             if evaluates or signals:
@@ -305,6 +310,9 @@ class _Run:
         batches = [next(stream) for stream in self.streams]
         if self.one_model:
             return batches[0]
+        if self.task.train.lengths is not None:
+            width = max(batch[name].shape[1] for batch in batches for name in ("tokens", "xs") if name in batch)
+            batches = [widen(batch, width) for batch in batches]
         return jax.tree.map(lambda *arrays: np.stack(arrays), *batches * len(self.labels))
 
     def _own(self, state: State) -> State:
@@ -389,7 +397,13 @@ class _Run:
     def _probe(self) -> None:
         seen = self._by_member(self.diagnose(self.state.model, self.probe))
         if seen.log10_norm:
-            self.profiles[self.step] = seen.log10_norm
+            counts = {layer: count_ST[0] for layer, count_ST in seen.sequences.items()}  # the same of all members
+            kept = {layer: certain_lags(count_T) for layer, count_T in counts.items()}
+            self.sequences = {layer: count_T[kept[layer]] for layer, count_T in counts.items()}
+            self.profiles[self.step] = {
+                (layer, part): norm_ST[:, kept.get(layer, slice(None))]
+                for (layer, part), norm_ST in seen.log10_norm.items()
+            }
         shares = {
             self._row(k, "saturation", gate): share[k] for k in self._going() for gate, share in seen.saturation.items()
         }
@@ -472,7 +486,7 @@ class _Run:
             for i, label in enumerate(self.labels):
                 mine = slice(i * len(self.seeds), (i + 1) * len(self.seeds))
                 by_label[label] = {name: array_LST[:, mine] for name, array_LST in profiles.items()}
-            run_directory.save_profiles(self.run_dir, steps, by_label)
+            run_directory.save_profiles(self.run_dir, steps, by_label, self.sequences)
             if self.one_model:
                 run_directory.save_profile_table(self.run_dir)
         note = {
@@ -528,6 +542,7 @@ class _Run:
         steps, by_label = run_directory.load_profiles(self.run_dir)
         if not all(label in by_label for label in self.labels):
             return {}
+        self.sequences = run_directory.load_sequences(self.run_dir).get(self.labels[0], {})
         names = by_label[self.labels[0]]
         arrays = {name: np.concatenate([by_label[label][name] for label in self.labels], axis=1) for name in names}
         mine = self.config.look_at | {self.config.steps}  # the file may hold more, of other labels
@@ -575,4 +590,5 @@ class _Run:
             seconds=self._seconds(),
             look_steps=steps,
             profiles=profiles,
+            sequences=self.sequences,
         )

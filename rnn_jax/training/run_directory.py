@@ -6,9 +6,12 @@
     metrics.csv           step,name,value: one row a number, flushed at each write; holds no times
     timing.csv            step,seconds,examples_per_second: of a training run
     events.out.tfevents*  the same numbers for TensorBoard
-    gradient_flow.npz     "steps" [L] and, for each "<cell>|<layer>|<part>", log10 adjoint norms [L, seeds, time]
-    gradient_flow.csv     cell,layer,part,step,seed,t,lag,log10_norm: the same numbers, t = 1..T and lag = T - t
-    <instrument>.npz      of experiments.measure: "<cell>|<stage>|<layer>|<quantity>", [seeds, ...]
+    gradient_flow.npz     "steps" [L] and, for each "<cell>|<layer>|<part>", log10 adjoint norms [L, seeds, time];
+                          where sequences differ in length, "<cell>|<layer>": over how many each is the mean [time]
+    gradient_flow.csv     cell,layer,part,step,seed,t,lag,log10_norm: the same numbers, t = 1..T and lag = T - t; and
+                          sequences, where they differ in length
+    <instrument>.npz      of experiments.measure: "<cell>|<stage>|<layer>|<quantity>", [seeds, ...]; a stage is
+                          "initialization", "step_<k>" or "trained"
     summary.csv           one row a result, columns chosen by the experiment
     checkpoints/<name>/   Orbax, with checksums (`rnn_jax.training.checkpoints`); <name>.previous/ is the one before
     .lock                 who writes here (`rnn_jax.training.lock`); no data
@@ -249,7 +252,12 @@ class MetricWriter:
         self.close()
 
 
-def save_profiles(run_dir: StrPath, steps: Sequence[int] | np.ndarray, log10_norm: Profiles) -> pathlib.Path:
+def save_profiles(
+    run_dir: StrPath,
+    steps: Sequence[int] | np.ndarray,
+    log10_norm: Profiles,
+    sequences: Mapping[str, np.ndarray] | None = None,
+) -> pathlib.Path:
     """Writes gradient profiles to gradient_flow.npz; those of other cells that it holds already stay.
 
     Where other cells were looked at at other steps, "steps" holds them all, and a profile is NaN where it has none.
@@ -258,6 +266,7 @@ def save_profiles(run_dir: StrPath, steps: Sequence[int] | np.ndarray, log10_nor
       run_dir: the run directory.
       steps: [L], the training steps at which profiles were taken; 0 is before the first update.
       log10_norm: the profiles; -inf (an exact zero) and NaN are kept.
+      sequences: for each layer over how many sequences its profiles are the mean, `[time]`, where that differs.
 
     Returns:
       The path of gradient_flow.npz.
@@ -283,8 +292,10 @@ def save_profiles(run_dir: StrPath, steps: Sequence[int] | np.ndarray, log10_nor
                 )
             arrays[_KEY_SEPARATOR.join((cell, layer, part))] = array_LST
 
-    others_L, others = _load_arrays(run_dir)
+    counts = {_KEY_SEPARATOR.join((cell, layer)): n for cell in log10_norm for layer, n in (sequences or {}).items()}
+    others_L, others, others_counts = _load_arrays(run_dir)
     others = {key: array for key, array in others.items() if key.split(_KEY_SEPARATOR)[0] not in log10_norm}
+    counts |= {key: n for key, n in others_counts.items() if key.split(_KEY_SEPARATOR)[0] not in log10_norm}
     if others and not np.array_equal(others_L, steps_L):
         all_L = np.union1d(others_L, steps_L)
         others = {key: _at_steps(all_L, others_L, array) for key, array in others.items()}
@@ -293,13 +304,13 @@ def save_profiles(run_dir: StrPath, steps: Sequence[int] | np.ndarray, log10_nor
     path = pathlib.Path(run_dir) / "gradient_flow.npz"
     with replacing(path) as temporary, temporary.open("wb") as file:
         # numpy's stub reads each of these keywords as its flag `allow_pickle`
-        np.savez(file, steps=steps_L, **others, **arrays)  # type: ignore[arg-type]
+        np.savez(file, steps=steps_L, **others, **arrays, **counts)  # type: ignore[arg-type]
     return path
 
 
 def load_profiles(run_dir: StrPath) -> tuple[np.ndarray, dict[str, dict[tuple[str, str], np.ndarray]]]:
     """Returns the steps [L] and the profiles that `save_profiles` wrote; none of either if it wrote none."""
-    steps_L, arrays = _load_arrays(run_dir)
+    steps_L, arrays, _ = _load_arrays(run_dir)
     log10_norm: dict[str, dict[tuple[str, str], np.ndarray]] = {}
     for key, array_LST in arrays.items():
         cell, layer, part = key.split(_KEY_SEPARATOR)
@@ -307,19 +318,31 @@ def load_profiles(run_dir: StrPath) -> tuple[np.ndarray, dict[str, dict[tuple[st
     return steps_L, log10_norm
 
 
+def load_sequences(run_dir: StrPath) -> dict[str, dict[str, np.ndarray]]:
+    """Returns, by cell and layer, over how many sequences profiles are the mean, `[time]`, where that was saved."""
+    sequences: dict[str, dict[str, np.ndarray]] = {}
+    for key, count_T in _load_arrays(run_dir)[2].items():
+        cell, layer = key.split(_KEY_SEPARATOR)
+        sequences.setdefault(cell, {})[layer] = count_T
+    return sequences
+
+
 def save_profile_table(run_dir: StrPath) -> pathlib.Path:
     """Writes gradient_flow.csv, the numbers of gradient_flow.npz, and returns its path."""
-    steps_L, arrays = _load_arrays(run_dir)
+    steps_L, arrays, counts = _load_arrays(run_dir)
     path = pathlib.Path(run_dir) / "gradient_flow.csv"
     with replacing(path) as temporary, _open_csv(temporary) as table:
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["cell", "layer", "part", "step", "seed", "t", "lag", "log10_norm"])
+        columns = ["cell", "layer", "part", "step", "seed", "t", "lag", "log10_norm"]
+        writer.writerow([*columns, "sequences"] if counts else columns)
         for key, array_LST in arrays.items():
             names = key.split(_KEY_SEPARATOR)
+            of_layer = counts.get(key.rpartition(_KEY_SEPARATOR)[0])
             for step, profile_ST in zip(steps_L.tolist(), array_LST.tolist(), strict=True):
                 for seed, profile_T in enumerate(profile_ST):
                     for t, value in enumerate(profile_T, start=1):
-                        writer.writerow([*names, step, seed, t, len(profile_T) - t, value])
+                        row = [*names, step, seed, t, len(profile_T) - t, value]
+                        writer.writerow(row if of_layer is None else [*row, of_layer[t - 1]])
     return path
 
 
@@ -329,7 +352,7 @@ def save_instrument(run_dir: StrPath, name: str, arrays: Mapping[tuple[str, str,
     Args:
       run_dir: the run directory.
       name: of the instrument.
-      arrays: by cell, stage ("initialization" or "trained"), layer and quantity, `[seeds, ...]`.
+      arrays: by cell, stage ("initialization", "step_<k>", "trained"), layer and quantity, `[seeds, ...]`.
 
     Raises:
       ValueError: a name contains "|".
@@ -350,13 +373,16 @@ def save_instrument(run_dir: StrPath, name: str, arrays: Mapping[tuple[str, str,
     return path
 
 
-def _load_arrays(run_dir: StrPath) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _load_arrays(run_dir: StrPath) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Returns the steps of gradient_flow.npz, its profiles, and over how many sequences these are the mean."""
     path = pathlib.Path(run_dir) / "gradient_flow.npz"
     if not path.exists():
-        return np.zeros(0, int), {}
+        return np.zeros(0, int), {}, {}
     try:
         with np.load(path) as arrays:
-            return arrays["steps"], {key: arrays[key] for key in arrays.files if key != "steps"}
+            found = {key: arrays[key] for key in arrays.files if key != "steps"}
+            counts = {key: array for key, array in found.items() if key.count(_KEY_SEPARATOR) == 1}
+            return arrays["steps"], {key: found[key] for key in found if key not in counts}, counts
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Damaged(f"{str(path)!r} is damaged ({reason[:100]}); allowed: the file that the run wrote.") from None

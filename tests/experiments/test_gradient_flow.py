@@ -19,8 +19,11 @@ import pytest
 
 from rnn_jax import tasks
 from rnn_jax.models import SequenceClassifier
+from rnn_jax.report.read import load_instrument
 from rnn_jax.training.checkpoints import restore_checkpoint
+from rnn_jax.training.networks import load_networks
 from rnn_jax.training.step import make_ensemble
+from rnn_jax.training.watch import probe_batch
 from tests.experiments import command
 from tests.experiments.refusals import refusals
 
@@ -170,6 +173,67 @@ def test_a_task_of_tokens_that_asks_at_every_step_runs(tmp_path):
         assert arrays["elman|rnn|"].shape == (3, 2, 9)
     summary = rows(tmp_path / "out" / "summary.csv")
     assert {row["parameters"] for row in summary} == {str(2 * 3 + (3 + 4 + 1) * 4 + (4 + 1) * 2)}
+
+
+def adjoint_norms(model, tokens, label):
+    """|dL/d h_t| for t = 1..T of one text and its Elman network, by the chain rule in float64."""
+    arrays = (model.embedding.embedding, model.rnn.cell.kernel, model.rnn.cell.recurrent_kernel, model.rnn.cell.bias)
+    embedding, kernel, recurrent, bias = (np.asarray(array[...], np.float64) for array in arrays)
+    head, shift = (np.asarray(array[...], np.float64) for array in (model.head.kernel, model.head.bias))
+    states = [np.zeros(len(recurrent))]
+    for token in tokens:
+        states.append(np.tanh(embedding[token] @ kernel + states[-1] @ recurrent + bias))
+    scores = np.exp(states[-1] @ head + shift)
+    from_output = head @ (scores / scores.sum() - np.eye(len(shift))[label])
+    adjoint, norms = np.zeros(len(recurrent)), []
+    for step, state in zip(range(len(tokens), 0, -1), reversed(states)):
+        norms.append(np.linalg.norm(adjoint))
+        reaching = adjoint + (from_output if step == len(tokens) else 0.0)
+        adjoint = recurrent @ (reaching * (1.0 - state**2))
+    return np.array(norms[::-1])
+
+
+def test_texts_of_different_lengths_are_profiled_from_their_own_ends_and_measured_on_the_way(tmp_path):
+    lines = [f"{' '.join('abcd'[(k * j) % 4] for j in range(3 + k % 20))},{k % 2}" for k in range(60)]
+    (tmp_path / "texts.csv").write_text("\n".join(["text,label", *lines, ""]))
+    out = tmp_path / "out"
+    done = run(
+        "--cells=elman", f"--task=csv:{tmp_path / 'texts.csv'}", "--steps=4", "--seeds=2", "--hidden=4", "--emb_size=3",
+        "--batch=32", "--instruments=gates", "--instruments_every=2", f"--out={out}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        task, networks = load_networks(out, "step_2")
+    batch = probe_batch(task, 32)
+    lengths = batch["lengths"]
+    assert len(set(lengths.tolist())) > 8
+    model = jax.tree.map(lambda leaf: leaf[1], networks["elman"])
+    squares = np.zeros((32, lengths.max()))
+    for row, tokens, length, label in zip(squares, batch["tokens"], lengths, batch["label"], strict=True):
+        row[len(row) - length :] = adjoint_norms(model, tokens[:length], label) ** 2 / 32**2  # L is the mean over 32
+    longer = np.array([np.sum(lengths > lag) for lag in reversed(range(lengths.max()))])
+    expected = np.sqrt(squares.sum(axis=0) / longer)[2 * longer >= 32]
+    with np.load(out / "gradient_flow.npz") as arrays:
+        assert arrays["steps"].tolist() == [0, 1, 2, 3, 4]
+        np.testing.assert_array_equal(arrays["elman|rnn"], longer[2 * longer >= 32])
+        found = arrays["elman|rnn|"][2, 1]
+    np.testing.assert_allclose(10.0 ** found[:-1], expected[:-1], rtol=1e-4)
+    assert found[-1] == -np.inf
+
+    table = rows(out / "gradient_flow.csv")
+    assert {(row["lag"], row["sequences"]) for row in table} == {
+        (str(lag), str(count)) for lag, count in enumerate(longer[::-1]) if 2 * count >= 32
+    }
+    (score,) = [row["value"] for row in rows(out / "metrics.csv") if row["name"] == "elman/seed1/test_accuracy"]
+    assert {row["test_score"] for row in rows(out / "summary.csv") if row["seed"] == "1"} == {score}
+    assert set(load_instrument(out, "gates")) == {
+        ("elman", stage, "rnn") for stage in ("initialization", "step_2", "trained")
+    }
+    report = (out / "report.html").read_text()
+    assert "The lag counts from the end of each: lag 0 rests on 32 sequences, and lag" in report
+    assert "Along training" in report
+    assert "A figure is missing" not in report
 
 
 def test_a_user_defined_cell_runs_by_its_path(tmp_path):

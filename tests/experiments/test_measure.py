@@ -16,12 +16,13 @@ from rnn_jax.report.run_report import write_report
 from rnn_jax.training import checkpoints, run_directory
 from rnn_jax.training.build import ModelSettings, make_model
 from rnn_jax.training.config import TrainConfig
-from rnn_jax.training.networks import STAGES, load_networks
+from rnn_jax.training.networks import load_networks, stages_of
 from rnn_jax.training.optimizers import make_optimizer
 from rnn_jax.training.step import make_ensemble
 from rnn_jax.training.update import initial_state
 from rnn_jax.training.watch import probe_batch
 
+STAGES = ["initialization", "trained"]
 OPTIONS = {"seq_len": 8, "train_size": 64, "test_size": 16}
 
 
@@ -66,21 +67,26 @@ def norms_by_brute_force(task, model, batch):
     return 0.5 * jnp.log10(jnp.mean(jnp.sum(adjoints_TBH**2, axis=-1), axis=-1))
 
 
-def test_every_instrument_measures_the_trained_network_and_the_one_it_began_as(task, tmp_path):
-    run_dir, _ = make_run(tmp_path / "run", task)
-    paths = instruments.measure_run(run_dir, list(instruments.INSTRUMENTS), STAGES, sequences=16)
+def test_every_instrument_measures_the_trained_network_the_one_it_began_as_and_those_on_the_way(task, tmp_path):
+    run_dir, model = make_run(tmp_path / "run", task, steps=5)
+    assert stages_of(run_dir) == STAGES
+    checkpoints.save_checkpoint(run_dir, "last-step_2", moved(model), {"step": 2})
+    stages = stages_of(run_dir)
+    assert stages == ["initialization", "step_2", "trained"]
+    paths = instruments.measure_run(run_dir, list(instruments.INSTRUMENTS), stages, sequences=16)
     assert paths == [run_dir / f"{name}.npz" for name in instruments.INSTRUMENTS]
     for name in instruments.INSTRUMENTS:
         found = load_instrument(run_dir, name)
         layers = {"", "rnn"} if name == "truncation" else {"rnn"}
-        assert set(found) == {("elman", stage, layer) for stage in STAGES for layer in layers}
+        assert set(found) == {("elman", stage, layer) for stage in stages for layer in layers}
         for quantities in found.values():
             assert all(len(array) == 1 for array in quantities.values())  # one seed
             assert not any(np.isnan(array).any() for array in quantities.values())
 
     *figures, report = write_report(run_dir)
     drawn = [path.stem for path in figures]
-    assert drawn == list(instruments.INSTRUMENTS)
+    assert [name for name in drawn if not name.endswith("_training")] == list(instruments.INSTRUMENTS)
+    assert [f"{name}_training" in drawn for name in instruments.INSTRUMENTS] == [False, *[True] * 5]
     text = report.read_text()
     assert text.count("<figcaption>") == len(drawn)
     assert "A figure is missing" not in text
@@ -117,7 +123,8 @@ def test_a_run_without_a_best_network_is_measured_at_its_last_checkpoint(task, t
     jax.tree.map(lambda one, saved: np.testing.assert_array_equal(one[0], saved), networks["elman"], model)
 
 
-def test_what_cannot_be_measured_is_said_in_one_sentence(tmp_path):
+def test_what_cannot_be_measured_is_said_in_one_sentence(task, tmp_path):
+    whole, _ = make_run(tmp_path / "whole", task)
     (tmp_path / "none").mkdir()
     other = run_directory.create(str(tmp_path / "other"), {"seeds": 3})
     empty = run_directory.create(str(tmp_path / "empty"), {"cell": "elman", "recurrent": True})
@@ -141,6 +148,10 @@ def test_what_cannot_be_measured_is_said_in_one_sentence(tmp_path):
             lambda: load_networks(empty, "initialization"),
             f"--run={str(empty)!r} has no trained network yet; allowed: experiments.train after a checkpoint,"
             " experiments.gradient_flow after its first cell.",
+        ),
+        (
+            lambda: load_networks(whole, "step_7"),
+            f"--run={str(whole)!r} has no networks at 'step_7'; allowed: initialization, trained.",
         ),
     ):
         with pytest.raises(ValueError, match=re.escape(said)):

@@ -595,6 +595,7 @@ def test_from_true_ends_is_the_mean_of_sequences_cut_by_hand(reverse):
         for key, square in (("c", by_lag[0]), ("h", by_lag[1]), ("", by_lag[0] + by_lag[1])):
             squares[key][:length] += square
     longer = np.array([np.sum(lengths > lag) for lag in range(T)])
+    np.testing.assert_array_equal(profile.sequences["rnn"][:: 1 if reverse else -1], longer)
     for key, square in squares.items():
         found = profile.in_run_order()[f"rnn/{key}" if key else "rnn"]
         reference.assert_log10_of(found[::-1], np.sqrt(square / longer))

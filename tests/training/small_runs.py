@@ -49,6 +49,17 @@ def regression(**changes):
     return make_task(tasks.ArraySource(**numbers()), validation=tasks.ArraySource(**numbers(seed=1)), **changes)
 
 
+def ragged_regression():
+    """The same task on sequences of 2 to 6 steps, whose batches have two widths."""
+
+    def source(seed):
+        data = numbers(seed=seed)
+        lengths = np.random.default_rng(seed).integers(2, 7, len(data["xs"]))
+        return tasks.RaggedSource({"xs": [x[:n] for x, n in zip(data["xs"], lengths)]}, target=data["target"])
+
+    return make_task(source(0), validation=source(1))
+
+
 def small_model(cell="gru(update_bias=1)"):
     return SequenceClassifier(cell, 1, 4, 1, rngs=nnx.Rngs(0))
 

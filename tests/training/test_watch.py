@@ -8,7 +8,7 @@ from flax import nnx
 from rnn_jax import flow, tasks
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.tasks.task import cross_entropy, nats
-from rnn_jax.training.watch import diagnose, probe_batch
+from rnn_jax.training.watch import certain_lags, diagnose, probe_batch
 
 
 def ragged_task(count=40):
@@ -41,13 +41,20 @@ def test_a_look_is_the_profile_with_lags_from_the_end_of_each_direction_and_the_
     )
     batch = probe_batch(task, 8)
     seen = jax.jit(lambda model, batch: diagnose(task, model, batch))(model, batch)
-    profile = jax.jit(lambda model, batch: flow.gradient_profile(task.loss, model, batch))(model, batch).log10_norm
+    profile = jax.jit(lambda model, batch: flow.gradient_profile(task.loss, model, batch, from_true_ends=True))(
+        model, batch
+    ).log10_norm
     assert {layer for layer, _ in seen.log10_norm} == set(profile)
     for (layer, part), found in seen.log10_norm.items():
         expected = np.asarray(profile[layer])
         expected = expected[::-1] if "backward_rnn" in layer else expected
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
         assert part == ""
+    lengths = np.asarray(batch["lengths"])
+    longer = [np.sum(lengths > lag) for lag in reversed(range(lengths.max()))]
+    for count in seen.sequences.values():
+        np.testing.assert_array_equal(count, longer)
+    assert set(seen.sequences) == set(profile)
     layers = [f"rnn/layers/{k}/{direction}_rnn" for k in (0, 1) for direction in ("forward", "backward")]
     assert set(seen.saturation) == {f"{layer}/{gate}" for layer in layers for gate in ("reset", "update", "candidate")}
 
@@ -62,6 +69,11 @@ def test_a_look_is_the_profile_with_lags_from_the_end_of_each_direction_and_the_
     xs, saturation, embedded = read(model, batch)
     np.testing.assert_array_equal(xs, embedded)
     np.testing.assert_allclose(seen.saturation["rnn/layers/0/backward_rnn/update"], saturation, rtol=1e-6)
+
+
+def test_lags_that_fewer_than_half_of_the_sequences_reach_are_not_certain():
+    assert np.array([1, 2, 3, 4, 7, 7])[certain_lags(np.array([1, 2, 3, 4, 7, 7]))].tolist() == [4, 7, 7]
+    assert np.arange(3)[certain_lags(np.full(3, 8))].tolist() == [0, 1, 2]
 
 
 def test_a_bag_of_embeddings_has_nothing_to_look_at():
