@@ -120,9 +120,7 @@ def main(argv: list[str]) -> None:
             seeds=_SEEDS.value,
             seq_len=task.seq_len,
         )
-    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-    del given["resume"]
-    given |= task_options()
+    given = running.given_flags(__name__) | task_options()
     run_dir = open_run(
         "grid_lstm", _OUT.value, given, task.fingerprint, resume=_RESUME.value, question=__doc__.splitlines()[0]
     )

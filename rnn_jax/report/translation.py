@@ -50,20 +50,12 @@ class LengthGroup:
     chrf: float
 
 
-def save_translations(run_dir: read.StrPath, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
-    """Writes translations.csv: length, exact (0 or 1), source, answer and given, a row a source."""
-    path = pathlib.Path(run_dir) / _TABLE
-    temporary = path.with_name(f".{_TABLE}.{os.getpid()}")
-    with temporary.open("w", newline="", encoding="utf-8") as table:
-        writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)  # a kill leaves no half of a table
-    return path
-
-
 def load_translations(run_dir: read.StrPath) -> list[dict[str, Any]]:
-    """Reads what `save_translations` wrote; raises ValueError if there is none."""
+    """Reads translations.csv: length, exact (0 or 1), source, answer and given, a row a source.
+
+    Raises:
+      ValueError: there is none.
+    """
     path = pathlib.Path(run_dir) / _TABLE
     if not path.exists():
         raise ValueError(
