@@ -55,20 +55,25 @@ def sums():
     return task, model
 
 
-@pytest.mark.parametrize("kind", [translations, captions, sums])
-def test_a_run_of_sequences_that_was_killed_or_spread_over_devices_ends_as_one_left_alone(tmp_path, monkeypatch, kind):
+def session(kind, run_dir, devices=1):
     task, model = kind()
+    chosen = config(steps=10, batch_size=4, look_every=0, devices=devices)
+    return train(task, model, optax.adam(1e-2), run_dir, chosen, sample=sampler(task)).model
 
-    def session(run_dir, devices=1):
-        chosen = config(steps=10, batch_size=4, look_every=0, devices=devices)
-        return train(task, model, optax.adam(1e-2), run_dir, chosen, sample=sampler(task))
 
-    def written(name):
-        return {path.name: path.read_bytes() for path in (tmp_path / name).glob("samples/*")}
+def written(run_dir):
+    return {path.name: path.read_bytes() for path in [run_dir / "metrics.csv", *run_dir.glob("samples/*")]}
 
-    alone = session(new_run(tmp_path, "alone"))
-    assert sorted(written("alone")) == ["step-000004.txt", "step-000008.txt", "step-000010.txt"]
-    run_dir, save, saved = new_run(tmp_path, "killed"), checkpoints.save_checkpoint, []
+
+KINDS = [captions, pytest.param(translations, marks=pytest.mark.slow), pytest.param(sums, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_of_sequences_that_was_killed_ends_as_one_left_alone(tmp_path, monkeypatch, kind):
+    expected = session(kind, alone := new_run(tmp_path, "alone"))
+    names = ["metrics.csv", "step-000004.txt", "step-000008.txt", "step-000010.txt"]
+    assert sorted(written(alone)) == names
+    run_dir, save, saved = new_run(tmp_path), checkpoints.save_checkpoint, []
 
     def killed_on_the_second(folder, name, *rest):
         if name == "last":
@@ -79,18 +84,22 @@ def test_a_run_of_sequences_that_was_killed_or_spread_over_devices_ends_as_one_l
 
     monkeypatch.setattr(checkpoints, "save_checkpoint", killed_on_the_second)
     with pytest.raises(KeyboardInterrupt):
-        session(run_dir)
+        session(kind, run_dir)
     monkeypatch.undo()
     assert checkpoints.load_note(run_dir, "last")["step"] == 4
-    assert_same_weights(session(run_dir).model, alone.model)
-    assert (run_dir / "metrics.csv").read_bytes() == (tmp_path / "alone" / "metrics.csv").read_bytes()
-    assert written("killed") == written("alone")
-    if jax.device_count() > 1:
-        two = session(new_run(tmp_path, "two"), devices=2)
-        assert_same_weights(two.model, alone.model, rtol=1e-4)
-        one, two = metrics(tmp_path / "alone"), metrics(tmp_path / "two")
-        assert one.keys() == two.keys()
-        np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-4)
+    assert_same_weights(session(kind, run_dir), expected)
+    assert written(run_dir) == written(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+@pytest.mark.parametrize("kind", [captions, translations, sums])
+def test_a_run_of_sequences_on_two_devices_is_the_run_on_one(tmp_path, kind):
+    one, two = (session(kind, new_run(tmp_path, str(devices)), devices) for devices in (1, 2))
+    assert_same_weights(two, one, rtol=1e-4)
+    one, two = (metrics(tmp_path / str(devices)) for devices in (1, 2))
+    assert one.keys() == two.keys()
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-4)
 
 
 def test_a_sample_of_sums_shows_what_is_read_the_answer_and_what_the_model_gives():
