@@ -132,7 +132,7 @@ def draw_effect(*run_dirs: read.StrPath, out: read.StrPath | None = None) -> pat
 
     Args:
       *run_dirs: of `experiments.train`, evaluated by `experiments.translate`.
-      out: the folder for translation_attention.png; the first run directory's figures by default.
+      out: the path of the figure, a PNG file; figures/translation_attention.png of the first run directory by default.
 
     Raises:
       ValueError: if a folder holds no such run.
@@ -157,6 +157,8 @@ def draw_effect(*run_dirs: read.StrPath, out: read.StrPath | None = None) -> pat
     score_ax.set(ylim=(-0.03, 1.03), title="score on the test split")
     start_ax.set_title("encoder, at initialization")
     trained_ax.set(title="encoder, after training", ylabel="")
+    for ax in (start_ax, trained_ax):
+        ax.set_xlabel("lag  T − t, steps")
     legend_below(score_ax)
-    folder = pathlib.Path(run_dirs[0]) / "figures" if out is None else pathlib.Path(out)
-    return save_figure(figure, folder / "translation_attention.png", caption=_EFFECT_CAPTION)
+    path = pathlib.Path(run_dirs[0], "figures", "translation_attention.png") if out is None else pathlib.Path(out)
+    return save_figure(figure, path, caption=_EFFECT_CAPTION)
