@@ -158,7 +158,7 @@ def draw_effect(*run_dirs: read.StrPath, out: read.StrPath | None = None) -> pat
     start_ax.set_title("encoder, at initialization")
     trained_ax.set(title="encoder, after training", ylabel="")
     for ax in (start_ax, trained_ax):
-        ax.set_xlabel("lag  T − t, steps")
+        ax.set_xlabel("lag  T \N{MINUS SIGN} t, steps")
     legend_below(score_ax)
     path = pathlib.Path(run_dirs[0], "figures", "translation_attention.png") if out is None else pathlib.Path(out)
     return save_figure(figure, path, caption=_EFFECT_CAPTION)
