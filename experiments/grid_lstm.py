@@ -149,7 +149,7 @@ def main(argv: list[str]) -> None:
     print(f"\nThe run directory is {run_dir}. Look at:")
     *figures, report = write_report(run_dir)
     tables = (run_dir / name for name in ("summary.csv", "grid_profile.csv", "metrics.csv"))
-    for path in (report, *figures, *tables, *sorted((run_dir / "samples").glob(f"*{_STEPS.value}.txt"))):
+    for path in (report, *figures, *tables, *sorted((run_dir / "samples").glob(f"*-{_STEPS.value:06d}.txt"))):
         print(f"  {path}")
     try:
         if lost := describe_diverged({name: result["finite"] for name, result in results.items()}, _SEED.value):
