@@ -103,10 +103,9 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_num_cpu_devices", _DEVICES.value or os.cpu_count() or 1)
     jax.config.update("jax_default_matmul_precision", "float32")
     plan = make_plan()
-    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-    out = run_directory.make_default_out("benchmark") if _OUT.value is None else _OUT.value
+    given = running.given_flags(__name__)
     run_dir = run_directory.create(
-        out,
+        _OUT.value,
         {**given, "peers": plan.libraries, "passes": plan.passes},
         experiment="benchmark",
         question=__doc__.splitlines()[0],

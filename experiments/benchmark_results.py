@@ -1,6 +1,5 @@
 """What the benchmark measured: a row for each contestant, benchmark.csv, and the tables that it prints."""
 
-import csv
 import dataclasses
 import math
 import pathlib
@@ -10,6 +9,7 @@ import numpy as np
 
 from experiments.benchmark_contestants import OURS, PROFILE
 from experiments.benchmark_peers import Workload
+from rnn_jax.training import run_directory
 
 PROFILE_GOAL = 1.05  # gradient_profile / plain gradient, at batch 8 or more
 
@@ -65,13 +65,7 @@ def with_choice(measurements: list[Measurement], cost: Callable[[Measurement], f
 
 def save(run_dir: pathlib.Path, measurements: Sequence[Measurement]) -> None:
     """Writes benchmark.csv, over an earlier one of this run."""
-    rows = [m.as_row() for m in measurements]
-    temporary = run_dir / ".benchmark.csv"
-    with temporary.open("w", newline="", encoding="utf-8") as table:
-        writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(run_dir / "benchmark.csv")
+    run_directory.save_table(run_dir, [m.as_row() for m in measurements], "benchmark.csv")
 
 
 def print_tables(measurements: Sequence[Measurement], libraries: Sequence[str], *, memory: bool) -> None:

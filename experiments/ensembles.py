@@ -63,9 +63,8 @@ def main(argv: list[str]) -> None:
             batch=_BATCH.value,
             seeds=_SEEDS.value,
         )
-    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-    out = run_directory.make_default_out("ensembles") if _OUT.value is None else _OUT.value
-    run_dir = run_directory.create(out, given, experiment="ensembles", question=__doc__.splitlines()[0])
+    given, question = running.given_flags(__name__), __doc__.splitlines()[0]
+    run_dir = run_directory.create(_OUT.value, given, experiment="ensembles", question=question)
 
     train_alone(cells[0], task, 0, steps=1)  # what JAX does once in a process counts for nobody
     rows: list[dict[str, Any]] = []

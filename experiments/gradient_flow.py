@@ -144,8 +144,7 @@ def main(argv: list[str]) -> None:
             seeds=_SEEDS.value,
             seq_len=task.seq_len,
         )
-    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-    del given["resume"], given["instruments"]  # which may be added to a run
+    given = running.given_flags(__name__)
     given["blanks"] = blanks
     run_dir = open_run(
         "gradient_flow", _OUT.value, given, task.fingerprint, resume=_RESUME.value, question=__doc__.splitlines()[0]

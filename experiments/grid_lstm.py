@@ -17,7 +17,7 @@ stacked LSTM. `parity` gives all bits at once to networks that are deep and not 
 layers, and asks for the parity of all. `digits` gives the image to a 3-LSTM, and its rows one by one to a stacked LSTM.
 
 It writes a run directory (config.json, metrics.csv, TensorBoard events, grid_profile.csv, summary.csv, a checkpoint for
-each network, figures/grid_lstm.png) and prints where.
+each network, samples/ of the answers to a task that asks at every step, figures/grid_lstm.png) and prints where.
 
 References:
   Kalchbrenner, Danihelka, Graves 2015, "Grid long short-term memory", arXiv 1507.01526.
@@ -56,6 +56,7 @@ from rnn_jax.training.loop import train_ensemble
 from rnn_jax.training.nonfinite import NotFinite, describe_diverged, finite_members
 from rnn_jax.training.optimizers import make_ensemble_optimizer
 from rnn_jax.training.resume import load_notes, open_run, other_versions, resume_command
+from rnn_jax.training.samples import sampler
 from rnn_jax.training.session import Interrupted, Session, open_session
 from rnn_jax.training.step import make_ensemble
 from rnn_jax.training.watch import probe_batch
@@ -120,9 +121,7 @@ def main(argv: list[str]) -> None:
             seeds=_SEEDS.value,
             seq_len=task.seq_len,
         )
-    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-    del given["resume"]
-    given |= task_options()
+    given = running.given_flags(__name__) | task_options()
     run_dir = open_run(
         "grid_lstm", _OUT.value, given, task.fingerprint, resume=_RESUME.value, question=__doc__.splitlines()[0]
     )
@@ -149,7 +148,8 @@ def main(argv: list[str]) -> None:
     print_table(task, rows)
     print(f"\nThe run directory is {run_dir}. Look at:")
     *figures, report = write_report(run_dir)
-    for path in (report, *figures, *(run_dir / name for name in ("summary.csv", "grid_profile.csv", "metrics.csv"))):
+    tables = (run_dir / name for name in ("summary.csv", "grid_profile.csv", "metrics.csv"))
+    for path in (report, *figures, *tables, *sorted((run_dir / "samples").glob(f"*-{_STEPS.value:06d}.txt"))):
         print(f"  {path}")
     try:
         if lost := describe_diverged({name: result["finite"] for name, result in results.items()}, _SEED.value):
@@ -272,7 +272,7 @@ def train(
     before = profile(models)
     result = train_ensemble(
         judged, models, jax.vmap(optimizer.init)(models), optimizer, run_dir, train_config(), session,
-        labels=[name], seeds=seeds, checkpoint=name,
+        labels=[name], seeds=seeds, checkpoint=name, sample=sampler(judged),
     )  # fmt: skip
     stages = {"initialization": before, "trained": profile(result.model)}
     told = {

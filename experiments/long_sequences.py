@@ -57,9 +57,8 @@ def main(argv: list[str]) -> None:
         return rnn_jax.RNN(cell, gradient=gradient)
 
     check_sizes(shapes_of(make_layer), lengths[-1])
-    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-    out = run_directory.make_default_out("long_sequences") if _OUT.value is None else _OUT.value
-    run_dir = run_directory.create(out, given, experiment="long_sequences", question=__doc__.splitlines()[0])
+    given, question = running.given_flags(__name__), __doc__.splitlines()[0]
+    run_dir = run_directory.create(_OUT.value, given, experiment="long_sequences", question=question)
     layer = make_layer()
 
     rows = []

@@ -17,7 +17,6 @@ References:
 """
 
 import math
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -55,9 +54,8 @@ def main(argv: list[str]) -> None:
     members = len(gains) * _SEEDS.value
     needed = 3 * 4 * members * _HIDDEN.value**2  # the matrices, as drawn, as scaled, and in the product
     check_memory(needed, device_memory(), gains=len(gains), seeds=_SEEDS.value, hidden=_HIDDEN.value)
-    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-    out = run_directory.make_default_out("order_and_chaos") if _OUT.value is None else _OUT.value
-    run_dir = run_directory.create(out, given, experiment="order_and_chaos", question=__doc__.splitlines()[0])
+    given, question = running.given_flags(__name__), __doc__.splitlines()[0]
+    run_dir = run_directory.create(_OUT.value, given, experiment="order_and_chaos", question=question)
 
     seeds = range(_SEED.value, _SEED.value + _SEEDS.value)
     theory = {gain: mean_field_exponent(gain) for gain in gains}

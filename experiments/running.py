@@ -130,6 +130,18 @@ class _Output(io.TextIOWrapper):
         return super().write(printable(text, keep="\n\t"))
 
 
+def given_flags(program: str) -> dict[str, Any]:
+    """Returns the flags that a program defines itself, with their values: what decides about its run.
+
+    Without --resume and --instruments: neither changes what is trained, and a later command may add them.
+
+    Args:
+      program: its `__name__`.
+    """
+    own = flags.FLAGS.get_flags_for_module(sys.modules[program])
+    return {flag.name: flag.value for flag in own if flag.name not in ("resume", "instruments")}
+
+
 def parse(argv: list[str], *, takes_words: bool) -> list[str]:
     """Returns the words of a command line that are no flags, the name of the program first.
 

@@ -297,9 +297,7 @@ def check(
 
 def given_flags() -> dict[str, Any]:
     """Returns all flags that decide about a run, the options of tasks among them."""
-    given = {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__])}
-    del given["resume"], given["instruments"]  # which may be added to a run
-    return {**given, **{name: flag.value for name, flag in _TASK_OPTIONS.items()}}
+    return running.given_flags(__name__) | {name: flag.value for name, flag in _TASK_OPTIONS.items()}
 
 
 def is_finished(run_dir: pathlib.Path) -> bool:

@@ -27,6 +27,7 @@ from rnn_jax.tasks.subwords import SubwordVocabulary
 from rnn_jax.tasks.task import END
 from rnn_jax.tasks.translation import corpus_scores
 from rnn_jax.tasks.vocabulary import UNKNOWN, Vocabulary
+from rnn_jax.training import run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.load import LoadedRun, load_run
 
@@ -167,7 +168,7 @@ def evaluate(run: LoadedRun, task: tasks.Task) -> None:
             texts = {"source": source, "answer": answers.decode(answer[answer > END]), "given": answers.decode(given)}
             same = bool(np.all((given == answer) | (answer < 0)))
             rows.append({"length": int(batch["lengths"][k]), "exact": int(same), **texts})
-    path = report.save_translations(run.run_dir, rows)
+    path = run_directory.save_table(run.run_dir, rows, "translations.csv")
     by_length = report.by_length(rows)
     print(f"{task.name}, {len(rows)} sources of the test split, {decoder_name()}:")
     print(f"  exact match   {np.mean([row['exact'] for row in rows]):.4f}")

@@ -387,7 +387,7 @@ class GridLSTMCell(Cell):
 
     def __call__(self, carry: tuple[GridState, ...], x: Array) -> tuple[tuple[GridState, ...], Array]:
         gates = self.gates(carry, x)
-        below, after = self.grid.project(x), []
+        below, after = self.grid.project(x), []  # as `gates` has done: XLA makes one product of both
         for level, before in enumerate(carry):
             block = self.grid.block(level)
             time, depth = (_with_prefix(f"{level}/{name}_", gates) for name in _DIMENSIONS)

@@ -322,12 +322,13 @@ def _times(folder: pathlib.Path) -> dict[tuple[str, str], int]:
 
 
 def _samples(folder: pathlib.Path) -> list[str]:
-    """What the model put out at the last evaluation, if it puts out sequences."""
-    files = sorted((folder / "samples").glob("*.txt"))
-    if not files:
-        return []
-    text = files[-1].read_text(encoding="utf-8", errors="replace")[:_SAMPLES]
-    return [html.heading(f"Samples, {files[-1].stem}"), html.preformatted(text)]
+    """What each model put out at its last evaluation, if it puts out sequences."""
+    last = {file.name.rpartition("step-")[0]: file for file in sorted((folder / "samples").glob("*.txt"))}
+    parts = []
+    for file in last.values():
+        text = file.read_text(encoding="utf-8", errors="replace")[:_SAMPLES]
+        parts += [html.heading(f"Samples, {file.stem}"), html.preformatted(text)]
+    return parts
 
 
 def _files(folder: pathlib.Path) -> list[str]:

@@ -50,20 +50,12 @@ class LengthGroup:
     chrf: float
 
 
-def save_translations(run_dir: read.StrPath, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
-    """Writes translations.csv: length, exact (0 or 1), source, answer and given, a row a source."""
-    path = pathlib.Path(run_dir) / _TABLE
-    temporary = path.with_name(f".{_TABLE}.{os.getpid()}")
-    with temporary.open("w", newline="", encoding="utf-8") as table:
-        writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)  # a kill leaves no half of a table
-    return path
-
-
 def load_translations(run_dir: read.StrPath) -> list[dict[str, Any]]:
-    """Reads what `save_translations` wrote; raises ValueError if there is none."""
+    """Reads translations.csv: length, exact (0 or 1), source, answer and given, a row a source.
+
+    Raises:
+      ValueError: there is none.
+    """
     path = pathlib.Path(run_dir) / _TABLE
     if not path.exists():
         raise ValueError(
@@ -140,7 +132,7 @@ def draw_effect(*run_dirs: read.StrPath, out: read.StrPath | None = None) -> pat
 
     Args:
       *run_dirs: of `experiments.train`, evaluated by `experiments.translate`.
-      out: the folder for translation_attention.png; the first run directory's figures by default.
+      out: the path of the figure, a PNG file; figures/translation_attention.png of the first run directory by default.
 
     Raises:
       ValueError: if a folder holds no such run.
@@ -165,6 +157,8 @@ def draw_effect(*run_dirs: read.StrPath, out: read.StrPath | None = None) -> pat
     score_ax.set(ylim=(-0.03, 1.03), title="score on the test split")
     start_ax.set_title("encoder, at initialization")
     trained_ax.set(title="encoder, after training", ylabel="")
+    for ax in (start_ax, trained_ax):
+        ax.set_xlabel("lag  T \N{MINUS SIGN} t, steps")
     legend_below(score_ax)
-    folder = pathlib.Path(run_dirs[0]) / "figures" if out is None else pathlib.Path(out)
-    return save_figure(figure, folder / "translation_attention.png", caption=_EFFECT_CAPTION)
+    path = pathlib.Path(run_dirs[0], "figures", "translation_attention.png") if out is None else pathlib.Path(out)
+    return save_figure(figure, path, caption=_EFFECT_CAPTION)

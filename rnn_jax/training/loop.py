@@ -143,11 +143,13 @@ def train_ensemble(
     labels: Sequence[str],
     seeds: Sequence[int],
     checkpoint: str,
+    sample: Callable[[PyTree], str] | None = None,
 ) -> TrainResult:
     """Trains S members in one program, one for each label and seed, or goes on where their checkpoint stands.
 
     It writes metrics.csv, TensorBoard events, its checkpoints, and gradient_flow.npz, where it leaves the profiles of
-    other labels as they are; not gradient_flow.csv, which is long: `run_directory.save_profile_table` does.
+    other labels as they are; not gradient_flow.csv, which is long: `run_directory.save_profile_table` does. At each
+    evaluation it writes samples/<checkpoint>-step-<step>.txt, of the first member.
 
     Args:
       task: what to learn. Where sequences differ in length, each member reads the batches that a run of its own would
@@ -162,6 +164,7 @@ def train_ensemble(
       labels: of the members in metrics.csv and gradient_flow.npz: one for each learning rate, for instance.
       seeds: of the order of the data and of dropout.
       checkpoint: the name of the checkpoint; with "-best" behind it, that of the best models.
+      sample: as `train`, of one member's model.
 
     Returns:
       the result, with a members axis in front; the members in the order of `models`.
@@ -174,7 +177,7 @@ def train_ensemble(
     if config.devices > 1:
         raise ValueError(f"devices={config.devices} spreads the batch of one model; allowed for an ensemble: 1.")
     state = ensemble_state(task, models, opt_states, [*seeds] * len(labels), config)
-    return _Run(task, state, optimizer, run_dir, config, labels, seeds, checkpoint).run(session)
+    return _Run(task, state, optimizer, run_dir, config, labels, seeds, checkpoint, sample=sample).run(session)
 
 
 @dataclasses.dataclass
@@ -441,8 +444,11 @@ class _Run:
         if self.sample is not None:
             folder = self.run_dir / "samples"
             folder.mkdir(exist_ok=True)
-            with run_directory.replacing(folder / f"step-{self.step:06d}.txt") as temporary:
-                temporary.write_text(self.sample(self.state.model), encoding="utf-8")
+            model, name = self.state.model, f"step-{self.step:06d}.txt"
+            if not self.one_model:
+                model, name = jax.tree.map(lambda leaf: leaf[0], model), f"{self.last}-{name}"
+            with run_directory.replacing(folder / name) as temporary:
+                temporary.write_text(self.sample(model), encoding="utf-8")
         if self.one_model:
             self._time()
 

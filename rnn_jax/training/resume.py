@@ -47,12 +47,11 @@ def open_run(
     """
     if resume and out is None:
         raise ValueError("--resume needs the run to go on with; allowed: with --out=FOLDER.")
-    out = run_directory.make_default_out(experiment) if out is None else out
-    folder = pathlib.Path(os.path.expanduser(out))
     cells = [flags["cell"]] if "cell" in flags else split_names(flags["cells"]) if "cells" in flags else []
     source = describe_source(cells)
-    if not (resume and (folder / "config.json").exists()):
+    if out is None or not (resume and pathlib.Path(os.path.expanduser(out), "config.json").exists()):
         return run_directory.create(out, {**flags, "data": data}, source, experiment=experiment, question=question)
+    folder = pathlib.Path(os.path.expanduser(out))
     lock.hold(folder)
     if (folder / "metrics.csv").exists() and not any((folder / "checkpoints").glob("*")):
         print(f"The run in {out!r} has no checkpoint: it begins again.", file=sys.stderr)

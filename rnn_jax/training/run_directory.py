@@ -80,7 +80,7 @@ def make_default_out(name: str) -> str:
 
 
 def create(
-    out: str,
+    out: str | None,
     config: Mapping[str, object],
     source: Mapping[str, object] | None = None,
     *,
@@ -90,7 +90,7 @@ def create(
     """Makes the folder `out`, with its parents, holds it for this process, and writes its config.json.
 
     Args:
-      out: where; `~` is expanded.
+      out: where; `~` is expanded. None: `make_default_out` of the experiment.
       config: the flags of the run; it stands under "flags" in config.json.
       source: of the code, as `rnn_jax.training.source` describes it; it stands under "source".
       experiment: the name of what makes the run.
@@ -100,6 +100,8 @@ def create(
       ValueError: `out` is empty, is a file, cannot be written, is being written by another process, or already holds
         a run or other files, which stay untouched.
     """
+    if out is None:
+        out = make_default_out(experiment)
     run_dir = pathlib.Path(os.path.expanduser(out))
     if not out.strip():
         raise ValueError(f"--out={out!r} names no folder; {_ALLOWED}")

@@ -9,21 +9,52 @@ import numpy as np
 
 from rnn_jax import tasks
 from rnn_jax.models import Sampling, generate
-from rnn_jax.tasks.task import END
+from rnn_jax.tasks.task import END, NOT_ASKED, run_model
 from rnn_jax.tasks.vocabulary import PADDING, UNKNOWN
 
 _TRANSLATIONS = 10  # sources of a sample
 _PROMPT, _CONTINUATION = 32, 300  # tokens of a sample of a stream
 _CAPTIONS = 20  # images of which the captions are shown
+_SEQUENCES = 10  # whose answers, a step each, are shown
+_SHOWN = 200  # tokens of each of these, the last ones
 
 
 def sampler(task: tasks.Task) -> Callable[[Any], str] | None:
-    """Returns what shows a model's outputs on the validation split, as text; None if the task's answers are no text."""
+    """Returns what shows a model's outputs on the validation split, or else the test split, as text.
+
+    None if the task asks for numbers, or for one class a sequence, of which there is not much to see.
+    """
     if task.kind is tasks.Kind.STREAM:
         return _text_sampler(task)
     if task.kind is tasks.Kind.SEQUENCE:
         return _translation_sampler(task) if task.reads_tokens else _caption_sampler(task)
+    if task.kind is tasks.Kind.ANSWER_A_STEP and task.reads_tokens:
+        return _steps_sampler(task)
     return None
+
+
+def _steps_sampler(task: tasks.Task) -> Callable[[Any], str]:
+    """Shows the first sequences, as numbers, and the classes that are asked for and given, where they are asked."""
+    source = task.test if task.validation is None else task.validation
+    batch = tasks.collate([source[index] for index in range(min(_SEQUENCES, len(source)))], source.lengths is not None)
+    names = task.class_names or tuple(map(str, range(task.out_features)))
+    answers = jax.jit(lambda model: jnp.argmax(run_model(model, batch), axis=-1))
+
+    def shown(words: list[str]) -> str:
+        return ("... " if len(words) > _SHOWN else "") + " ".join(words[-_SHOWN:])
+
+    def sample(model: Any) -> str:
+        parts = []
+        for tokens, labels, given in zip(batch["tokens"], batch["labels"], np.asarray(answers(model))):
+            asked = labels != NOT_ASKED
+            parts.append(
+                f"read    {shown([str(token) for token in tokens])}\n"
+                f"answer  {shown([names[label] for label in labels[asked]])}\n"
+                f"given   {shown([names[label] for label in given[asked]])}\n"
+            )
+        return "\n".join(parts)
+
+    return sample
 
 
 def _text_sampler(task: tasks.Task) -> Callable[[Any], str]:

@@ -151,7 +151,7 @@ def test_the_estimator_of_hard_attention_has_the_gradient_of_the_expected_log_li
     places, key = 3, jax.random.key(0)
     answer = np.array([[3, END], [END, NOT_ASKED]], np.int32)
     xs = features(2, places)
-    model = captioner(hard=True, expected_rate=0.0, entropy_weight=0.0, doubly_stochastic=0.0)
+    model = captioner(hard=True, expected_rate=0.0, reinforce_weight=1.0, entropy_weight=0.0, doubly_stochastic=0.0)
     step_keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.split(key, 3)[0], jnp.arange(2, dtype=jnp.uint32))
     look_keys = jax.random.key_data(jax.vmap(jax.random.split)(step_keys)[:, 0])
     paths = np.array([((s, t), (u, 0)) for s, t, u in itertools.product(range(places), repeat=3)])
@@ -248,6 +248,7 @@ def test_a_tiny_captioner_reads_its_image_and_is_lost_without_it(hard):
     ("changes", "told"),
     [
         ({"doubly_stochastic": -1.0}, "doubly_stochastic=-1.0 is no weight"),
+        ({"reinforce_weight": -1.0}, "reinforce_weight=-1.0 is no weight"),
         ({"expected_rate": 1.5}, "expected_rate=1.5 is no rate"),
         ({"cell": "tests.user_cells:AttendingCell"}, "cannot attend"),
     ],

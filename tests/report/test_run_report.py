@@ -178,6 +178,18 @@ def test_tables_of_other_experiments_are_sorted_and_drawn(tmp_path):
     assert "lstm, one run after another\n30.0 s" in text
 
 
+def test_the_last_samples_of_each_network_are_shown(tmp_path):
+    run_dir = run_directory.create(str(tmp_path / "run"), {}, experiment="grid_lstm")
+    (run_dir / "samples").mkdir()
+    for network, step in (("grid_lstm-", 5), ("grid_lstm-", 10), ("stacked_lstm-", 5)):
+        (run_dir / "samples" / f"{network}step-{step:06d}.txt").write_text(f"given by {network} at {step}")
+    write_report(run_dir, draw=False)
+    text = page_of(run_dir).text
+    assert "given by grid_lstm- at 10" in text
+    assert "given by stacked_lstm- at 5" in text
+    assert "given by grid_lstm- at 5" not in text
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     sentence = f"{str(tmp_path)!r} has no config.json; allowed: a run directory that holds one"
     none = "there is no run to report on; allowed: one run directory or more."
