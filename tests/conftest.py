@@ -32,8 +32,9 @@ if jax.__version_info__ < (0, 11):
     QUICK_FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 
 
-# Cells on which the conformance kit runs unasked: pointwise, of Flax, with a context, with a key.
-KITS = ("elman", "flax.nnx:LSTMCell", "tests.user_cells:AttendingCell", "tests.user_cells:Zoneout")
+# Where the conformance kit runs unasked, on a cell with a context; it also does on the README's pointwise cell, and on
+# a general one in tests/flow/test_check.py.
+KITS = ("tests.user_cells:AttendingCell",)
 
 
 def pytest_addoption(parser):
@@ -79,10 +80,7 @@ def changed_files():
 
 
 def kit_is_due(name, changed):
-    """Whether the conformance kit runs on a cell unasked: on four of different kinds, and where its file has changed.
-
-    Without a release there is nothing to compare with: on the four alone.
-    """
+    """Whether the conformance kit runs on a cell unasked: on `KITS`, and where its file has changed since a release."""
     ours = ":" not in name
     if name in KITS:
         return True

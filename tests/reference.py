@@ -38,9 +38,9 @@ def every_cell() -> list[str]:
     return [*rnn_jax.list_cells(), *(f"flax.nnx:{name}" for name in FLAX_CELLS)]
 
 
-def quick_jit(function):
-    """Returns `jax.jit(function)`, compiled in half the time to slower code: most tests run a program once."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+def quick_jit(function, **kwargs):
+    """Returns `jax.jit(function, **kwargs)`, compiled in half the time to slower code: most programs run once."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **kwargs)
 
 
 def make_cell(name, in_features, hidden_features, *, seed=0, dtype=jnp.float64, **kwargs):
