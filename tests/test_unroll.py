@@ -95,7 +95,7 @@ def small_segments(monkeypatch):
     monkeypatch.setattr(affine, "_SHORT_BYTES", 0)
 
 
-@pytest.mark.parametrize(("time", "reverse"), [(12, False), (11, False), (11, True)])
+@pytest.mark.parametrize(("time", "reverse"), [(12, False), (11, True)])
 def test_a_sequence_of_several_segments_is_a_loop_in_python(time, reverse, small_segments):
     """Of a length that the segments divide (12), and of a prime."""
     resets = np.zeros((2, time), bool)
@@ -194,7 +194,7 @@ def test_truncation_lets_no_gradient_pass_between_pieces(name, reverse):
     carry = reference.random_carry(cell, (3,), seed=3)
 
     def in_pieces(cell, xs, carry):
-        first, second = (slice(3, 7), slice(0, 3)) if reverse else (slice(0, 4), slice(4, 7))
+        first, second = (slice(4, 7), slice(0, 4)) if reverse else (slice(0, 4), slice(4, 7))
         carry, one = unroll(cell, xs[:, first], carry, reverse=reverse)
         carry, two = unroll(cell, xs[:, second], jax.lax.stop_gradient(carry), reverse=reverse)
         return carry, jnp.concatenate([two, one] if reverse else [one, two], axis=1)

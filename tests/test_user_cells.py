@@ -44,20 +44,23 @@ def test_whoever_asks_sees_the_path(name, obstacle):
 
 @pytest.mark.parametrize("name", [name for name in PATHS if name not in ("ConvLSTMCell", "DecayCell")])
 def test_two_layers_are_classified_and_profiled(name):
+    """Compiled where a cell asks for more than its inputs or its carry is out of the ordinary; else on shapes alone."""
     layers = 1 if name == "AttendingCell" else 2
     model = SequenceClassifier(f"tests.user_cells:{name}", 3, 5, 2, layers=layers, rngs=nnx.Rngs(0))
     xs, lengths = jnp.ones((2, 4, 3), jnp.float32), jnp.array([4, 2])
 
-    @reference.quick_jit
     def profile(model):
         def loss(model):
             return jnp.sum(model(xs, lengths, key=jax.random.key(0)) ** 2)
 
         return flow.gradient_profile(loss, model)
 
-    shown = profile(model)
-    assert np.isfinite(shown.loss)
     bottom = "rnn" if layers == 1 else "rnn/layers/0"
+    if name not in ("AttendingCell", "MatrixCell", "Zoneout"):
+        assert jax.eval_shape(profile, model).log10_norm[bottom].shape == (4,)
+        return
+    shown = reference.quick_jit(profile)(model)
+    assert np.isfinite(shown.loss)
     assert np.isfinite(shown.log10_norm[bottom][0])
 
 
@@ -115,6 +118,7 @@ def test_the_first_carry_can_be_learned():
     cell = make_cell("lstm(learned_carry=True)", 3, 5, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     xs, resets = reference.normal(1, 2, 4, 3), jnp.zeros((2, 4), bool).at[0, 2].set(True)
 
+    @reference.quick_jit
     def loss(cell):
         return jnp.sum(unroll(cell, xs, resets=resets)[1] ** 2)
 
