@@ -82,8 +82,8 @@ def test_a_cell_of_flax_in_our_rnn_gives_what_it_gives_in_theirs(name):
 @pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
 def test_our_cell_needs_no_initial_carry_in_the_rnn_of_flax(name):
     xs = inputs()
-    for rngs in (None, False):
-        run = reference.quick_jit(lambda cell, rngs=rngs: [kind(cell, rngs=rngs)(xs) for kind in (nnx.RNN, RNN)])
+    for options in ({}, {"rngs": False}):
+        run = reference.quick_jit(lambda cell, options=options: [kind(cell, **options)(xs) for kind in (nnx.RNN, RNN)])
         reference.assert_close(*run(cell(name)), 1e-13)
 
 
@@ -351,7 +351,8 @@ def test_bidirectional_is_two_runs_joined_step_by_step(lengths):
 def test_bidirectional_is_that_of_flax(padded, time_major):
     xs = jnp.swapaxes(inputs(), 0, 1) if time_major else inputs()
     arguments = {"time_major": time_major, "return_carry": True, "merge_fn": lambda a, b: a - 2.0 * b}
-    theirs = nnx.Bidirectional(nnx.RNN(cell("lstm")), nnx.RNN(cell("gru", seed=5)), **arguments)
+    layers = [nnx.RNN(one, rngs=False) for one in (cell("lstm"), cell("gru", seed=5))]
+    theirs = nnx.Bidirectional(*layers, **arguments)
     lengths = jnp.asarray(LENGTHS) if padded else None
     expected_carry, expected = reference.quick_jit(lambda: theirs(xs, seq_lengths=lengths))()
     carry, ys = reference.quick_jit(lambda: pair(**arguments)(xs, seq_lengths=lengths))()

@@ -584,7 +584,7 @@ def test_an_exemption_is_a_status_of_its_own():
     ("name", "passed", "not_applicable"),
     [
         ("flax.nnx:LSTMCell", ["contract", "parameters"], ["context", "key", "pointwise", "gates"]),
-        ("tests.user_cells:Zoneout", ["key", "adjoints"], ["context"]),
+        ("tests.user_cells:Zoneout", ["key"], ["context"]),
     ],
 )
 def test_what_a_cell_does_not_claim_is_not_asked_of_it(name, passed, not_applicable):

@@ -63,7 +63,6 @@ def crossings(compiled):
         ("lstm", {}),
         ("gru", {"gradient": Checkpointed(3)}),
         ("elman", {"gradient": Truncated(2)}),
-        ("lstm", {"method": "scan"}),
     ],
 )
 def test_two_devices_give_what_one_gives(name, more):
