@@ -242,7 +242,7 @@ def torch_cases(kind):
         pytest.param("float32", 1e-5, layers, both, both, id=_case_name("float32", layers, both, both))
         for layers, both in ((1, False), (2, True))
     ]
-    return wide + (narrow if kind == "lstm" else narrow[:1])
+    return wide + narrow[:1]
 
 
 def _case_name(dtype, layers, both, padded):
