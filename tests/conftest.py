@@ -36,11 +36,6 @@ if jax.__version_info__ < (0, 11):
     QUICK_FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 
 
-# Where the conformance kit runs unasked, on a cell with a context; it also does on the README's pointwise cell, and on
-# a general one in tests/flow/test_check.py.
-KITS = ("tests.user_cells:AttendingCell",)
-
-
 def pytest_addoption(parser):
     parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, too")
     parser.addoption("--all", action="store_true", help="run the conformance kit on all cells, and compile as users do")
@@ -70,7 +65,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish():
-    gc.freeze()
+    gc.freeze()  # what is imported stays
     gc.set_threshold(20_000, 10, 10)
     gc.enable()
 
@@ -90,10 +85,12 @@ def changed_files():
 
 
 def kit_is_due(name, changed):
-    """Whether the conformance kit runs on a cell unasked: on `KITS`, and where its file has changed since a release."""
+    """Whether the conformance kit runs on a cell unasked: where its file has changed since the last release.
+
+    It always runs on the README's pointwise cell (tests/test_readme.py), on a general one, and what it says of a cell
+    of Flax, with a context or with a key is told (tests/flow/test_check.py).
+    """
     ours = ":" not in name
-    if name in KITS:
-        return True
     if changed is None:
         return False
     module = rnn_jax.cell_info(name).cls.__module__ if ours else name.partition(":")[0]

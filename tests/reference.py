@@ -229,7 +229,7 @@ def from_torch(kind, layer, suffix, *, gradients=False):
 def torch_cases(kind):
     """Returns the cases a cell is held to torch in: (dtype, tolerance, layers, bidirectional, padded).
 
-    The LSTM in every shape of network; the others, which run in the same layers, in the smallest and the largest.
+    The LSTM in four shapes of network; the others, which run in the same layers, in two; each once in float32.
     """
     shapes = [(1, False, False), (1, True, True), (2, False, False), (2, True, True)]
     if kind != "lstm":
@@ -238,11 +238,7 @@ def torch_cases(kind):
         pytest.param("float64", 1e-10, layers, both, padded, id=_case_name("float64", layers, both, padded))
         for layers, both, padded in shapes
     ]
-    narrow = [
-        pytest.param("float32", 1e-5, layers, both, both, id=_case_name("float32", layers, both, both))
-        for layers, both in ((1, False), (2, True))
-    ]
-    return wide + narrow[:1]
+    return [*wide, pytest.param("float32", 1e-5, 1, False, False, id=_case_name("float32", 1, False, False))]
 
 
 def _case_name(dtype, layers, both, padded):

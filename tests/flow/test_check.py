@@ -585,6 +585,7 @@ def test_an_exemption_is_a_status_of_its_own():
     [
         ("flax.nnx:LSTMCell", ["contract", "parameters"], ["context", "key", "pointwise", "gates"]),
         ("tests.user_cells:Zoneout", ["key"], ["context"]),
+        ("tests.user_cells:AttendingCell", ["batch axes", "context", "adjoints", "padding"], ["key"]),
     ],
 )
 def test_what_a_cell_does_not_claim_is_not_asked_of_it(name, passed, not_applicable):
