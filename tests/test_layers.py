@@ -351,10 +351,14 @@ def test_bidirectional_is_two_runs_joined_step_by_step(lengths):
 def test_bidirectional_is_that_of_flax(padded, time_major):
     xs = jnp.swapaxes(inputs(), 0, 1) if time_major else inputs()
     arguments = {"time_major": time_major, "return_carry": True, "merge_fn": lambda a, b: a - 2.0 * b}
-    layers = [nnx.RNN(one, rngs=False) for one in (cell("lstm"), cell("gru", seed=5))]
-    theirs = nnx.Bidirectional(*layers, **arguments)
     lengths = jnp.asarray(LENGTHS) if padded else None
-    expected_carry, expected = reference.quick_jit(lambda: theirs(xs, seq_lengths=lengths))()
+
+    @reference.quick_jit
+    def theirs(*cells):
+        layers = [nnx.RNN(cell, rngs=False) for cell in cells]
+        return nnx.Bidirectional(*layers, rngs=False, **arguments)(xs, seq_lengths=lengths)
+
+    expected_carry, expected = theirs(cell("lstm"), cell("gru", seed=5))
     carry, ys = reference.quick_jit(lambda: pair(**arguments)(xs, seq_lengths=lengths))()
     reference.assert_close(carry, expected_carry, 1e-13)
     one, other = (jnp.swapaxes(y, 0, 1) if time_major else y for y in (ys, expected))
