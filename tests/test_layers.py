@@ -487,7 +487,6 @@ MODELS = {
 @pytest.mark.parametrize(
     ("transform", "passed", "kind"),
     [
-        ("jit", False, "fast-path"),
         ("jit", True, "plain-path"),
         ("grad", True, "fast-path"),
         ("grad", False, "plain-path"),

@@ -14,7 +14,6 @@ from rnn_jax import Checkpointed, Truncated, Whole, unroll
 from rnn_jax.unroll import fused_obstacle
 from tests import reference
 
-CELLS = [name for name in reference.REPRESENTATIVE if "Attending" not in name]  # which a context is handed to
 KINDS = ["lstm", "gru", "gru_reset_before"]  # the fast path with carry parts, with gates apart, and the plain path
 F, H = 2, 3
 
@@ -56,9 +55,19 @@ losses_and_grads = reference.quick_jit(
 # ---------------------------------------------------------------------------------------------- the loop in Python
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_unroll_is_a_loop_in_python(name):
-    batch_shape = {"elman": (), "gru": (2, 2)}.get(name, (3,))
+# The cells of the catalogue, for one shape of batch: test_every_cell.py; a cell with a context: test_user_cells.py.
+@pytest.mark.parametrize(
+    ("name", "batch_shape"),
+    [
+        ("lstm", (2, 2)),
+        ("gru_reset_before", (3,)),
+        ("flax.nnx:LSTMCell", (3,)),
+        ("tests.user_cells:IndRNNCell", ()),
+        ("tests.user_cells:MatrixCell", (3,)),
+        ("tests.user_cells:Zoneout", (3,)),
+    ],
+)
+def test_unroll_is_a_loop_in_python(name, batch_shape):
     count = int(np.prod(batch_shape))
     lengths, resets = np.array([5, 4, 0, 2])[:count], np.zeros((count, 5), bool)
     resets[0, 2] = resets[-1, 4] = True
@@ -75,12 +84,11 @@ def small_segments(monkeypatch):
     monkeypatch.setattr(affine, "_SHORT_BYTES", 0)
 
 
-@pytest.mark.parametrize(("time", "reverse"), [(12, False), (11, True)])
-def test_a_sequence_of_several_segments_is_a_loop_in_python(time, reverse, small_segments):
-    """Of a length that the segments divide (12), and of a prime."""
-    resets = np.zeros((2, time), bool)
+def test_a_sequence_of_several_segments_is_a_loop_in_python(small_segments):
+    """Of a prime number of steps; of one that the segments divide: tests/unroll/test_fused.py."""
+    resets = np.zeros((2, 11), bool)
     resets[0, 2] = resets[0, 9] = resets[1, 6] = True
-    check_against_loop("lstm", (2,), time, np.array([time, time - 4]), resets, reverse)
+    check_against_loop("lstm", (2,), 11, np.array([11, 7]), resets, reverse=True)
 
 
 def check_against_loop(name, batch_shape, time, lengths, resets, reverse):

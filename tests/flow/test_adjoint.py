@@ -69,7 +69,7 @@ def check_brute_force(name, batch_shape, how):
         assert np.all(np.abs(actual - wanted) <= 2e-6 * size)  # each step by its own size; the scale is a float32
 
 
-@pytest.mark.parametrize("name", ["elman", "gru", "flax.nnx:LSTMCell", *(f"tests.user_cells:{name}" for name in USER)])
+@pytest.mark.parametrize("name", ["elman", "flax.nnx:LSTMCell", *(f"tests.user_cells:{name}" for name in USER)])
 def test_adjoints_of_every_kind_of_cell_are_brute_force(name):
     check_brute_force(name, (B,), HOW["padded-reset-reverse" if len(name) % 2 else "padded-reset"])
 

@@ -200,9 +200,7 @@ def first_basis(n, k):
     return np.linalg.qr(np.asarray(jax.random.normal(jax.random.key(0), (n, k), jnp.float64)))[0]
 
 
-@pytest.mark.parametrize(
-    "name", ["lstm", "flax.nnx:LSTMCell", "tests.user_cells:IndRNNCell", "tests.user_cells:Zoneout"]
-)
+@pytest.mark.parametrize("name", ["lstm", "flax.nnx:LSTMCell", "tests.user_cells:IndRNNCell"])
 def test_the_spectrum_is_brute_force(name):
     """The Jacobians themselves, on every kind of cell: test_jacobian.py."""
     cell, xs, arguments, matrices = spectra.case(name)

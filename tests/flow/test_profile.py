@@ -59,7 +59,6 @@ def compare(profile, name, adjoint, tolerance=1e-6):
 
 LOSSES = {"last": (1.0, 0.0, 0.0), "all": (0.0, 1.0, 0.0), "carry": (0.0, 0.0, 1.0)}
 HOW = {
-    "plain": {},
     "padded-reset": {"lengths": LENGTHS, "resets": RESETS},
     "padded-reset-reverse": {"lengths": LENGTHS, "resets": RESETS, "reverse": True},
 }
@@ -75,7 +74,6 @@ def loss_of(final, ys, weights):
 @pytest.mark.parametrize(
     ("name", "how"),
     [
-        ("lstm", "plain"),
         ("lstm", "padded-reset-reverse"),
         ("gru_reset_before", "padded-reset"),
         ("flax.nnx:LSTMCell", "padded-reset"),

@@ -55,7 +55,7 @@ def test_an_empty_sequence_in_both_directions_has_the_scores_of_zeros():
 
 
 def test_any_number_of_batch_axes_will_do():
-    model = make(bidirectional=True)
+    model = make("elman", bidirectional=True)
     xs = reference.normal(2, 2, 2, T, F, dtype=jnp.float32)
     lengths = np.random.default_rng(0).integers(1, T + 1, (2, 2))
     run = reference.quick_jit(model)
@@ -128,14 +128,13 @@ def test_it_is_the_packed_network_of_torch(kind, dtype, layers, bidirectional):
 
 @pytest.mark.parametrize("answer", ANSWERS[1:], ids=named)
 def test_every_pool_over_a_packed_network_is_that_of_torch(answer):
-    torch_models.check_classifier("gru", "float64", 1e-10, layers=1, bidirectional=True, **answer)
+    torch_models.check_classifier("elman", "float64", 1e-10, layers=1, bidirectional=True, **answer)
 
 
 @pytest.mark.parametrize("answer", [ANSWERS[0], ANSWERS[-1], BAGS[0]], ids=named)
 def test_a_batch_padded_to_500_is_one_padded_to_50(answer):
     """In outputs and all gradients, dropout included, whatever tokens the padding holds."""
-    cell = "gru" if answer == {"pool": "last"} else "elman"
-    model = make_of_tokens(cell, layers=2, bidirectional=cell == "gru", dropout=0.3, **answer)
+    model = make_of_tokens("elman", layers=2, bidirectional=answer == {"pool": "last"}, dropout=0.3, **answer)
     lengths, short = np.array([50, 13, 1]), tokens(B, 50)
     long = np.concatenate([short, tokens(B, 450, seed=4)], axis=1)
     other = np.where(np.arange(50) < lengths[:, None], short, (short + 1) % V)
@@ -153,7 +152,7 @@ def test_a_batch_padded_to_500_is_one_padded_to_50(answer):
 
 @pytest.mark.parametrize("answer", [*ANSWERS, *BAGS], ids=named)
 def test_padding_of_nan_changes_nothing_and_gets_no_gradient(answer):
-    model, padding = make(**answer), np.arange(T) >= LENGTHS[:, None]
+    model, padding = make("elman", **answer), np.arange(T) >= LENGTHS[:, None]
     xs = inputs()
     spoilt = jnp.where(padding[..., None], jnp.float32(jnp.nan), xs)
 
@@ -171,7 +170,7 @@ def test_padding_of_nan_changes_nothing_and_gets_no_gradient(answer):
 
 @pytest.mark.parametrize("answer", [*ANSWERS, *BAGS], ids=named)
 def test_an_empty_sequence_leaves_values_and_gradients_finite(answer):
-    model, lengths = make_of_tokens(**answer), np.array([5, 0, 2])
+    model, lengths = make_of_tokens("elman", **answer), np.array([5, 0, 2])
 
     def loss(model):
         answers = model(tokens(), lengths)
@@ -185,7 +184,7 @@ def test_an_empty_sequence_leaves_values_and_gradients_finite(answer):
 
 @pytest.mark.parametrize("answer", [*ANSWERS, *BAGS], ids=named)
 def test_full_lengths_are_no_lengths_for_every_pool(answer):
-    model = make_of_tokens(bidirectional=True, **answer)
+    model = make_of_tokens("elman", bidirectional=True, **answer)
     full, none = reference.quick_jit(lambda model: (model(tokens(), np.full(B, T)), model(tokens())))(model)
     reference.assert_close(full, none, 1e-13)
 

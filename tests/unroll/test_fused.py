@@ -78,7 +78,7 @@ def test_fast_is_plain_over_several_segments_whether_preactivations_are_kept_or_
     monkeypatch.setattr(fused, "_SEGMENT_BYTES", 1000)  # two or three steps
     monkeypatch.setattr(fused, "_SHORT_BYTES", 0)
     monkeypatch.setattr(fused, "_WIDE", wide)  # if the cell is, they are kept
-    cell, xs = make(name), draw(3, 11, F)
+    cell, xs = make(name), draw(3, 12 if reverse else 11, F)  # segments divide it, or do not
     carry = cell.initialize_carry((3, F))
     fast, plain = (outputs_and_gradients(cell, xs, carry, method, reverse=reverse) for method in ("auto", "scan"))
     assert_trees_close(fast, plain, rtol=1e-9, atol=1e-12)
