@@ -31,10 +31,11 @@ def make(name, in_features=2, hidden_features=4, **kwargs):
 def test_all_leading_axes_are_batch_axes(name):
     cell = reference.make_cell(name, 2, 4)
     x, carry = reference.normal(0, 3, 2, 2), reference.random_carry(cell, (3, 2), seed=1)
-    next_carry, y = cell(carry, x)
+    step = reference.quick_jit(cell)
+    next_carry, y = step(carry, x)
     assert y.shape[:2] == (3, 2)
     for b in np.ndindex(3, 2):
-        alone = cell(jax.tree.map(lambda part, b=b: part[b], carry), x[b])
+        alone = step(jax.tree.map(lambda part, b=b: part[b], carry), x[b])
         reference.assert_close(jax.tree.map(lambda part, b=b: part[b], (next_carry, y)), alone, 1e-14)
 
 
@@ -63,16 +64,12 @@ def test_the_columns_of_the_gru_are_those_of_its_docstring():
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
-def test_param_dtype_is_that_of_parameters_and_carry(name, dtype):
-    cell = make(name, param_dtype=dtype)
-    assert {leaf.dtype for leaf in jax.tree.leaves(cell)} == {jnp.dtype(dtype)}
-    carry, ys = rnn_jax.unroll(cell, jnp.ones((3, 5, 2), dtype))
-    assert {leaf.dtype for leaf in jax.tree.leaves(carry)} == {jnp.dtype(dtype)}
-    assert ys.dtype == dtype
-    grads = jax.grad(lambda c: jnp.sum(rnn_jax.unroll(c, jnp.ones((3, 5, 2), dtype))[1]))(cell)
+def test_a_cell_in_bfloat16_has_finite_gradients_in_bfloat16(name):
+    """Types of all else: test_every_cell.py."""
+    cell, xs = make(name, param_dtype=jnp.bfloat16), jnp.ones((3, 5, 2), jnp.bfloat16)
+    grads = reference.quick_jit(jax.grad(lambda cell: jnp.sum(rnn_jax.unroll(cell, xs)[1])))(cell)
     for leaf in jax.tree.leaves(grads):
-        assert leaf.dtype == dtype
+        assert leaf.dtype == jnp.bfloat16
         assert np.isfinite(np.asarray(leaf, np.float64)).all()
 
 
@@ -80,10 +77,9 @@ def test_param_dtype_is_that_of_parameters_and_carry(name, dtype):
 def test_bfloat16_products_keep_a_float32_state(name):
     narrow, wide = make(name, dtype=jnp.bfloat16), make(name)
     xs = reference.normal(0, 3, 6, 2, dtype=jnp.float32)
-    carry, ys = rnn_jax.unroll(narrow, xs)
+    (carry, ys), (wide_carry, wide_ys) = (reference.quick_jit(rnn_jax.unroll)(cell, xs) for cell in (narrow, wide))
     assert ys.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves((narrow, carry))} == {jnp.dtype(jnp.float32)}
-    wide_carry, wide_ys = rnn_jax.unroll(wide, xs)
     errors = [reference.relative_error(*pair) for pair in zip(*map(jax.tree.leaves, (carry, wide_carry)), strict=True)]
     assert 1e-5 < max(errors) < 2e-2  # as many digits as bfloat16 products give, and no more: they really are narrow
     assert reference.relative_error(ys, wide_ys) < 3e-2
@@ -155,7 +151,7 @@ def test_no_bias_leaves_two_kernels(name):
     cell = make(name, use_bias=False)
     assert cell.bias is None
     assert len(jax.tree.leaves(cell)) == 2
-    assert rnn_jax.unroll(cell, jnp.ones((5, 2), jnp.float32))[1].shape == (5, 4)
+    assert jax.eval_shape(rnn_jax.unroll, cell, jnp.ones((5, 2), jnp.float32))[1].shape == (5, 4)
 
 
 def test_chrono_bias_is_the_log_of_a_uniform_number():

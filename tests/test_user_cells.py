@@ -44,20 +44,23 @@ def test_whoever_asks_sees_the_path(name, obstacle):
 
 @pytest.mark.parametrize("name", [name for name in PATHS if name not in ("ConvLSTMCell", "DecayCell")])
 def test_two_layers_are_classified_and_profiled(name):
+    """Compiled where a cell asks for a key or has a counter in its carry; else on shapes alone."""
     layers = 1 if name == "AttendingCell" else 2
     model = SequenceClassifier(f"tests.user_cells:{name}", 3, 5, 2, layers=layers, rngs=nnx.Rngs(0))
     xs, lengths = jnp.ones((2, 4, 3), jnp.float32), jnp.array([4, 2])
 
-    @reference.quick_jit
     def profile(model):
         def loss(model):
             return jnp.sum(model(xs, lengths, key=jax.random.key(0)) ** 2)
 
         return flow.gradient_profile(loss, model)
 
-    shown = profile(model)
-    assert np.isfinite(shown.loss)
     bottom = "rnn" if layers == 1 else "rnn/layers/0"
+    if name not in ("MatrixCell", "Zoneout"):
+        assert jax.eval_shape(profile, model).log10_norm[bottom].shape == (4,)
+        return
+    shown = reference.quick_jit(profile)(model)
+    assert np.isfinite(shown.loss)
     assert np.isfinite(shown.log10_norm[bottom][0])
 
 
@@ -118,6 +121,7 @@ def test_the_first_carry_can_be_learned():
     def loss(cell):
         return jnp.sum(unroll(cell, xs, resets=resets)[1] ** 2)
 
+    compiled_loss = reference.quick_jit(loss)
     gradient = reference.quick_jit(jax.grad(loss))(cell).first_carry
     step = 1e-6
     for part in ("c", "h"):
@@ -128,7 +132,7 @@ def test_the_first_carry_can_be_learned():
             moved = jax.tree.map(lambda x: x, cell)
             variable = getattr(moved.first_carry, part)
             variable[...] = variable[...].at[1].add(sign * step)
-            losses.append(loss(moved))
+            losses.append(compiled_loss(moved))
         np.testing.assert_allclose((losses[0] - losses[1]) / (2 * step), slope[1], rtol=1e-6)
 
 

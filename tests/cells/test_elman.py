@@ -17,13 +17,11 @@ def test_elman_is_torch_rnn(dtype, tolerance, layers, bidirectional, padded):
     reference.check_against_torch("elman", torch.nn.RNN, dtype, tolerance, layers, bidirectional, padded)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)])
-@pytest.mark.parametrize("both", [False, True], ids=["one", "bidirectional-padded"])
-def test_elman_with_relu_is_torch_rnn_with_relu(dtype, tolerance, both):
+def test_elman_with_relu_is_torch_rnn_with_relu():
     def make_layer(*args, **kwargs):
         return torch.nn.RNN(*args, nonlinearity="relu", **kwargs)
 
-    reference.check_against_torch("elman", make_layer, dtype, tolerance, 1, both, both, activation="relu")
+    reference.check_against_torch("elman", make_layer, "float64", 1e-10, 1, False, False, activation="relu")
 
 
 def test_elman_is_flax_simple_cell():
@@ -87,7 +85,8 @@ def test_irnn_keeps_state_and_gradient_without_input():
     xs = jnp.zeros((50, 2))
     final, _ = rnn_jax.unroll(cell, xs, h)
     np.testing.assert_array_equal(final, h)
-    result = rnn_jax.flow.adjoints(cell, xs, jnp.zeros((50, 3)), h, carry_cotangent=a)
+    run = reference.quick_jit(lambda xs: rnn_jax.flow.adjoints(cell, xs, jnp.zeros((50, 3)), h, carry_cotangent=a))
+    result = run(xs)
     np.testing.assert_allclose(result.log10_scale, np.full(50, np.log10(np.linalg.norm(a))), rtol=1e-6)
     np.testing.assert_allclose(result.direction, np.tile(a / np.linalg.norm(a), (50, 1)), rtol=1e-6)
 

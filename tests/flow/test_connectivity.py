@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from rnn_jax import RNN, flow
 from tests import reference
@@ -12,9 +11,8 @@ B, T, F, H = 2, 7, 3, 4
 LENGTHS = np.array([7, 5])
 
 
-@pytest.mark.parametrize("name", ["lstm", "elman"])
-def test_connectivity_is_one_gradient_of_each_output_with_regard_to_the_inputs(name):
-    layer = RNN(reference.make_cell(name, F, H))
+def test_connectivity_is_one_gradient_of_each_output_with_regard_to_the_inputs():
+    layer = RNN(reference.make_cell("lstm", F, H))
     xs, weights, window = reference.normal(0, B, T, F), reference.normal(1, B, T, H), 4
 
     @jax.jit

@@ -27,9 +27,10 @@ def is_near(value, low):
 LENGTHS = [None, [7, 3, 1]]
 
 
-@pytest.mark.parametrize("resets", [False, True])
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize(
+    ("lengths", "reverse", "resets"),
+    [(None, False, False), (LENGTHS[1], False, True), (LENGTHS[1], True, True)],
+)
 def test_statistics_are_those_of_a_loop_over_true_steps(lengths, reverse, resets):
     cell = make_cell("lstm", 2, 5, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     xs = 6 * np.random.default_rng(0).normal(size=(3, 7, 2))
@@ -132,8 +133,8 @@ def test_the_lags_of_a_layer_that_runs_in_reverse_count_from_its_own_end():
     def loss(model, xs):
         return jnp.sum(model(xs)[0].h ** 2)
 
-    of_flipped = flow.gradient_profile(loss, ahead, jnp.flip(xs, axis=1))
-    profile = flow.gradient_profile(loss, back, xs)
+    run = reference.quick_jit(lambda model, xs: flow.gradient_profile(loss, model, xs))
+    of_flipped, profile = run(ahead, jnp.flip(xs, axis=1)), run(back, xs)
     assert profile.reversed_parts == {"rnn", "rnn/c", "rnn/h"}
     assert not of_flipped.reversed_parts
     for part, log10_norm in profile.in_run_order().items():

@@ -31,7 +31,7 @@ def linear_cell(R, dtype=jnp.float64):
 # ------------------------------------------------------------------------------------------------------------ spread
 
 
-@pytest.mark.parametrize("name", reference.REPRESENTATIVE)
+@pytest.mark.parametrize("name", ["lstm", "tests.user_cells:MatrixCell", "tests.user_cells:AttendingCell"])
 def test_a_change_of_the_carry_spreads_as_by_the_product_of_jacobians(name):
     cell, xs, arguments, matrices = spectra.case(name)
     result = spread_of(cell, xs, of="carry", at=1, **arguments)

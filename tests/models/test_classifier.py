@@ -47,75 +47,22 @@ def inputs(*batch_shape):
     return reference.normal(2, *(batch_shape or (B,)), T, F, dtype=jnp.float32)
 
 
-def head(model, last):
-    return np.asarray(last, np.float64) @ np.asarray(model.head.kernel[...]) + np.asarray(model.head.bias[...])
-
-
-def one_layer(layer, xs, lengths):
-    """Runs a layer in the loop of plain Python; returns ys, and what it has put out last."""
-    rows = np.arange(len(xs))
-    end = np.full(len(xs), T) if lengths is None else np.asarray(lengths)
-    if isinstance(layer, RNN):
-        _, ys = reference.python_unroll(layer.cell, xs, lengths=lengths)
-        return ys, np.asarray(ys)[rows, end - 1]
-    _, forward = reference.python_unroll(layer.forward_rnn.cell, xs, lengths=lengths)
-    _, backward = reference.python_unroll(layer.backward_rnn.cell, xs, lengths=lengths, reverse=True)
-    last = np.concatenate([np.asarray(forward)[rows, end - 1], np.asarray(backward)[:, 0]], axis=-1)
-    return jnp.concatenate([forward, backward], axis=-1), last
-
-
-@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "padded"])
-@pytest.mark.parametrize(("layers", "bidirectional"), [(1, False), (1, True), (2, False), (2, True)])
-def test_it_reads_what_each_direction_has_put_out_last(layers, bidirectional, lengths):
-    model, ys = make(layers=layers, bidirectional=bidirectional), inputs()
-    scores = reference.quick_jit(lambda xs: model(xs, lengths))(ys)
-    for layer in model.rnn.layers if layers > 1 else [model.rnn]:
-        ys, last = one_layer(layer, ys, lengths)
-    assert scores.shape == (B, C)
-    np.testing.assert_allclose(scores, head(model, last), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_padded_steps_change_neither_scores_nor_gradients(bidirectional):
-    model = make("gru", bidirectional=bidirectional, layers=2)
-    short, long = inputs(), jnp.concatenate([inputs(), jnp.full((B, 7, F), jnp.nan, jnp.float32)], axis=1)
-
-    def loss(model, xs):
-        return jnp.sum(jnp.square(model(xs, LENGTHS)))
-
-    run = reference.quick_jit(jax.value_and_grad(loss, argnums=(0, 1)))
-    value, (grads, to_xs) = run(model, long)
-    expected_value, (expected_grads, expected_to_xs) = run(model, short)
-    reference.assert_close((value, grads), (expected_value, expected_grads), 1e-5)
-    reference.assert_close(to_xs[:, :T], expected_to_xs, 1e-5)
-    padding = np.arange(T + 7) >= LENGTHS[:, None]
-    np.testing.assert_array_equal(np.asarray(to_xs)[padding], 0.0)
-
-
-def test_full_lengths_are_no_lengths():
+def test_an_empty_sequence_in_both_directions_has_the_scores_of_zeros():
     model = make(bidirectional=True)
-    reference.assert_close(model(inputs(), np.full(B, T)), model(inputs()), 1e-6)
-
-
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_an_empty_sequence_has_the_scores_of_zeros(bidirectional):
-    model = make(bidirectional=bidirectional)
-    scores = model(inputs(), np.array([5, 0, 2]))
+    scores = reference.quick_jit(model)(inputs(), np.array([5, 0, 2]))
     np.testing.assert_allclose(scores[1], model.head.bias[...], rtol=1e-6)
     assert np.all(np.abs(np.asarray(scores[0] - scores[1])) > 1e-4)
 
 
-@pytest.mark.parametrize("batch_shape", [(), (2, 2)])
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_any_number_of_batch_axes_will_do(batch_shape, bidirectional):
-    model = make(bidirectional=bidirectional)
-    xs = reference.normal(2, *batch_shape, T, F, dtype=jnp.float32)
-    lengths = np.random.default_rng(0).integers(1, T + 1, batch_shape)
-    run = reference.quick_jit(lambda xs, lengths: model(xs, lengths))
+def test_any_number_of_batch_axes_will_do():
+    model = make("elman", bidirectional=True)
+    xs = reference.normal(2, 2, 2, T, F, dtype=jnp.float32)
+    lengths = np.random.default_rng(0).integers(1, T + 1, (2, 2))
+    run = reference.quick_jit(model)
     for given in (None, jnp.asarray(lengths)):
         scores = run(xs, given)
-        assert scores.shape == (*batch_shape, C)
-        for b in np.ndindex(*batch_shape):
+        assert scores.shape == (2, 2, C)
+        for b in np.ndindex(2, 2):
             alone = run(xs[b], None if given is None else given[b])
             np.testing.assert_allclose(scores[b], alone, rtol=1e-5, atol=1e-6)
 
@@ -145,28 +92,6 @@ def test_no_layers_and_unknown_cells_are_refused():
         make("ltsm")
 
 
-@pytest.mark.parametrize("kwargs", [{"dtype": jnp.bfloat16}, {"param_dtype": jnp.float64}], ids=list)
-def test_a_dtype_of_the_cell_fits_the_head(kwargs):
-    """Under strict promotion too, where bfloat16 outputs and float32 weights do not mix of themselves."""
-    model = SequenceClassifier("lstm", F, H, C, rngs=nnx.Rngs(0), **kwargs)
-    xs = inputs().astype(kwargs.get("param_dtype", jnp.float32))
-    assert np.isfinite(np.asarray(model(xs), np.float64)).all()
-
-
-def test_its_loss_has_a_gradient_profile():
-    model, label = make(layers=2), jnp.array([0, 3, 5])
-
-    def loss(model, xs):
-        log_p = jax.nn.log_softmax(model(xs, LENGTHS))
-        return -jnp.mean(jnp.take_along_axis(log_p, label[:, None], axis=-1))
-
-    profile = reference.quick_jit(lambda model, xs: flow.gradient_profile(loss, model, xs))(model, inputs())
-    top = np.asarray(profile.log10_norm["rnn/layers/1"])
-    assert np.all(np.isfinite(top[:-1]))
-    assert top[-1] == -np.inf  # the top layer's last carry is read by nothing
-    reference.assert_close(profile.grads, reference.quick_jit(jax.grad(loss))(model, inputs()), 1e-5)
-
-
 def test_the_last_step_is_the_last_true_one():
     ys = jnp.arange(24.0).reshape(2, 4, 3)
     np.testing.assert_array_equal(last_step(ys), ys[:, -1])
@@ -193,7 +118,7 @@ def torch_cases(dtype, few):
     ("kind", "dtype", "layers", "bidirectional"),
     [
         *torch_cases("float64", few=[("elman", 1, False), ("lstm", 1, True), ("lstm", 2, False), ("gru", 2, True)]),
-        *torch_cases("float32", few=[("lstm", 1, True)]),
+        *torch_cases("float32", few=[]),
     ],
 )
 def test_it_is_the_packed_network_of_torch(kind, dtype, layers, bidirectional):
@@ -203,14 +128,13 @@ def test_it_is_the_packed_network_of_torch(kind, dtype, layers, bidirectional):
 
 @pytest.mark.parametrize("answer", ANSWERS[1:], ids=named)
 def test_every_pool_over_a_packed_network_is_that_of_torch(answer):
-    torch_models.check_classifier("gru", "float64", 1e-10, layers=1, bidirectional=True, **answer)
+    torch_models.check_classifier("elman", "float64", 1e-10, layers=1, bidirectional=True, **answer)
 
 
 @pytest.mark.parametrize("answer", [ANSWERS[0], ANSWERS[-1], BAGS[0]], ids=named)
 def test_a_batch_padded_to_500_is_one_padded_to_50(answer):
     """In outputs and all gradients, dropout included, whatever tokens the padding holds."""
-    cell = "gru" if answer == {"pool": "last"} else "elman"
-    model = make_of_tokens(cell, layers=2, bidirectional=cell == "gru", dropout=0.3, **answer)
+    model = make_of_tokens("elman", layers=2, bidirectional=answer == {"pool": "last"}, dropout=0.3, **answer)
     lengths, short = np.array([50, 13, 1]), tokens(B, 50)
     long = np.concatenate([short, tokens(B, 450, seed=4)], axis=1)
     other = np.where(np.arange(50) < lengths[:, None], short, (short + 1) % V)
@@ -228,7 +152,7 @@ def test_a_batch_padded_to_500_is_one_padded_to_50(answer):
 
 @pytest.mark.parametrize("answer", [*ANSWERS, *BAGS], ids=named)
 def test_padding_of_nan_changes_nothing_and_gets_no_gradient(answer):
-    model, padding = make(**answer), np.arange(T) >= LENGTHS[:, None]
+    model, padding = make("elman", **answer), np.arange(T) >= LENGTHS[:, None]
     xs = inputs()
     spoilt = jnp.where(padding[..., None], jnp.float32(jnp.nan), xs)
 
@@ -246,7 +170,7 @@ def test_padding_of_nan_changes_nothing_and_gets_no_gradient(answer):
 
 @pytest.mark.parametrize("answer", [*ANSWERS, *BAGS], ids=named)
 def test_an_empty_sequence_leaves_values_and_gradients_finite(answer):
-    model, lengths = make_of_tokens(**answer), np.array([5, 0, 2])
+    model, lengths = make_of_tokens("elman", **answer), np.array([5, 0, 2])
 
     def loss(model):
         answers = model(tokens(), lengths)
@@ -260,7 +184,7 @@ def test_an_empty_sequence_leaves_values_and_gradients_finite(answer):
 
 @pytest.mark.parametrize("answer", [*ANSWERS, *BAGS], ids=named)
 def test_full_lengths_are_no_lengths_for_every_pool(answer):
-    model = make_of_tokens(bidirectional=True, **answer)
+    model = make_of_tokens("elman", bidirectional=True, **answer)
     full, none = reference.quick_jit(lambda model: (model(tokens(), np.full(B, T)), model(tokens())))(model)
     reference.assert_close(full, none, 1e-13)
 
@@ -373,7 +297,7 @@ def test_tokens_that_are_not_read_get_no_gradient():
 @pytest.mark.parametrize("answer", [{"pool": "mean"}, {"per_step": True}, {"recurrent": False}], ids=named)
 def test_dropout_leaves_the_expectation_of_a_linear_network(answer):
     """Without nonlinearity the scores are linear in each of the masks, which are independent and of mean 1."""
-    model = make_of_tokens("elman(activation='identity')", layers=3, dropout=0.4, **answer)
+    model = make_of_tokens("elman(activation='identity')", layers=2, dropout=0.4, **answer)
     count, read = 4000, tokens(1, T)
     run = reference.quick_jit(jax.vmap(lambda key: model(read, key=key)))
     drawn = np.asarray(run(jax.random.split(jax.random.key(0), count)))
@@ -421,18 +345,27 @@ def test_the_plain_model_draws_its_layers_and_then_its_head():
     reference.assert_close((model.rnn, model.head), (rnn, nnx.Linear(2 * H, C, rngs=rngs)), 0.0)
 
 
-def test_the_layers_keep_their_names_in_a_profile_with_all_that_is_new():
-    model = make_of_tokens(layers=2, bidirectional=True, dropout=0.5, pool="attention", dtype=jnp.float32)
+def test_its_loss_has_a_gradient_profile_that_names_its_layers():
+    options = {"layers": 2, "dropout": 0.5, "pool": "attention", "dtype": jnp.float32}
 
     def loss(model, key):
         return cross_entropy(model(tokens(), LENGTHS, key=key))
 
-    run = reference.quick_jit(lambda model, key: (flow.gradient_profile(loss, model, key), jax.grad(loss)(model, key)))
-    profile, grads = run(model, jax.random.key(0))
-    names = [f"rnn/layers/{k}/{direction}_rnn" for k in (0, 1) for direction in ("forward", "backward")]
-    assert {name for name in profile.log10_norm if name[-2:] not in ("/c", "/h")} == set(names)
-    assert all(np.isfinite(np.asarray(profile.log10_norm[name])[:-1]).all() for name in names[::2])
+    def profile_and_gradient(model, key):
+        return flow.gradient_profile(loss, model, key), jax.grad(loss)(model, key)
+
+    profile, grads = reference.quick_jit(profile_and_gradient)(make_of_tokens("gru", **options), jax.random.key(0))
+    top = np.asarray(profile.log10_norm["rnn/layers/1"])
+    assert np.all(np.isfinite(top[:-1]))
+    assert top[-1] == -np.inf  # the top layer's last carry is read by nothing
     reference.assert_close(profile.grads, grads, 1e-5)
+
+    both, _ = jax.eval_shape(
+        profile_and_gradient, make_of_tokens("gru", bidirectional=True, **options), jax.random.key(0)
+    )
+    assert set(both.log10_norm) == {
+        f"rnn/layers/{k}/{direction}_rnn" for k in (0, 1) for direction in ("forward", "backward")
+    }
 
 
 def test_an_ensemble_of_seeds_is_each_of_them_alone():
@@ -450,10 +383,8 @@ def test_an_ensemble_of_seeds_is_each_of_them_alone():
 
 def test_bfloat16_is_float32_to_its_two_digits():
     answer = {"pool": "attention"}
-    model = make_of_tokens("gru", layers=2, dropout=0.5, dtype=jnp.float32, **answer)
-    low = SequenceClassifier(
-        "gru", V, H, C, emb_size=E, layers=2, dropout=0.5, dtype=jnp.bfloat16, rngs=nnx.Rngs(0), **answer
-    )
+    model = make_of_tokens("gru", dropout=0.5, dtype=jnp.float32, **answer)
+    low = SequenceClassifier("gru", V, H, C, emb_size=E, dropout=0.5, dtype=jnp.bfloat16, rngs=nnx.Rngs(0), **answer)
     low = jax.tree.unflatten(jax.tree.structure(low), jax.tree.leaves(model))
 
     def loss(model):

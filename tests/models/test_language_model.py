@@ -26,14 +26,12 @@ def tokens(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, V, shape or (B, T)).astype(np.int32)
 
 
-@pytest.mark.parametrize("tie", [False, True], ids=["own-head", "tied"])
-@pytest.mark.parametrize(("kind", "layers"), [("lstm", 2), ("gru", 1)])
+@pytest.mark.parametrize(("kind", "layers", "tie"), [("lstm", 2, False), ("gru", 1, True)])
 def test_it_is_the_language_model_of_torch_piece_by_piece(kind, layers, tie):
     torch_models.check_language_model(kind, layers, tie)
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("cuts", [[4], [1, 2, 8], []])
+@pytest.mark.parametrize(("layers", "cuts"), [(1, [1, 2, 8]), (2, [4])])
 def test_a_text_read_in_pieces_is_the_whole_text(layers, cuts):
     model, text = make(layers=layers), tokens()
 
@@ -53,7 +51,8 @@ def test_a_token_changes_no_logits_before_it():
     model, text = make(layers=2), tokens()
     changed = text.copy()
     changed[:, 5] = (changed[:, 5] + 1) % V
-    one, other = np.asarray(model(text)), np.asarray(model(changed))
+    run = reference.quick_jit(model)
+    one, other = np.asarray(run(text)), np.asarray(run(changed))
     np.testing.assert_array_equal(one[:, :5], other[:, :5])
     assert np.all(np.any(one[:, 5:] != other[:, 5:], axis=-1))
 
@@ -99,8 +98,9 @@ def test_weight_dropout_thins_the_recurrent_kernels_and_nothing_else():
         np.testing.assert_allclose(np.asarray(after)[kept], np.asarray(before)[kept] / 0.75, rtol=1e-12)
         assert abs(kept.mean() - 0.75) < 5 * (0.75 * 0.25 / kept.size) ** 0.5
     assert kernels == 2
-    plain, one, same, other = (np.asarray(model(tokens(), key=key)) for key in (None, *map(jax.random.key, (0, 0, 1))))
-    np.testing.assert_array_equal(plain, make(layers=2, hidden_features=40, emb_size=3)(tokens()))
+    run = reference.quick_jit(lambda model, key: model(tokens(), key=key))
+    plain, one, same, other = (np.asarray(run(model, key)) for key in (None, *map(jax.random.key, (0, 0, 1))))
+    np.testing.assert_array_equal(plain, run(make(layers=2, hidden_features=40, emb_size=3), None))
     np.testing.assert_array_equal(one, same)
     np.testing.assert_array_equal(one[:, 0], plain[:, 0])  # the first carry is 0
     assert np.all(np.any(one[:, 1:] != plain[:, 1:], axis=-1))
@@ -122,8 +122,7 @@ def test_what_has_no_weights_to_drop_is_refused_in_one_sentence(changes, sentenc
         make(**changes)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "flax.nnx:GRUCell"])
-@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize(("cell", "layers"), [("lstm", 2), ("flax.nnx:GRUCell", 1)])
 def test_the_first_carry_is_what_no_tokens_leave(cell, layers):
     model = make(cell, layers=layers)
     expected, _ = model(np.zeros((B, 0), np.int32), return_carry=True)
@@ -139,9 +138,8 @@ def test_its_loss_has_a_gradient_profile_that_names_its_layers():
     def loss(model):
         return jnp.sum(jnp.square(model(tokens(), carry=model.initialize_carry((B,)))))
 
-    profile = reference.quick_jit(lambda model: flow.gradient_profile(loss, model))(model)
+    profile = jax.eval_shape(lambda model: flow.gradient_profile(loss, model), model)
     assert set(profile.log10_norm) == {f"rnn/layers/{k}{part}" for k in (0, 1) for part in ("", "/c", "/h")}
-    assert np.isfinite(profile.log10_norm["rnn/layers/1"][:-1]).all()
 
 
 @pytest.mark.parametrize("tie", [False, True], ids=["own-head", "tied"])
@@ -149,9 +147,9 @@ def test_bfloat16_is_float32_to_its_two_digits(tie):
     full = make("gru", dtype=jnp.float32, emb_size=H, tie=tie)
     low = LanguageModel("gru", V, H, H, tie=tie, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     low = jax.tree.unflatten(jax.tree.structure(low), jax.tree.leaves(full))
-    logits = low(tokens())
+    logits, expected = (reference.quick_jit(model)(tokens()) for model in (low, full))
     assert logits.dtype == jnp.bfloat16
-    assert reference.relative_error(logits, full(tokens())) < 0.03
+    assert reference.relative_error(logits, expected) < 0.03
     said = generate(low, tokens(), 3, jax.random.key(0))
     assert said.shape == (B, 3)
     assert said.dtype == jnp.int32
