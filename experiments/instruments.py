@@ -38,11 +38,11 @@ def _profile(task: tasks.Task, model: Any, batch: tasks.Batch) -> Quantities:
 def _each_call(
     measure: Callable[[LayerCall], dict[str, jax.Array]], task: tasks.Task, model: Any, batch: tasks.Batch
 ) -> Quantities:
-    """Measures every call of every layer; of several calls of a layer, each has a number behind its name."""
+    """Measures every call of every layer; of several calls of a layer, each has a number behind its name, `rnn[0]`."""
     found: Quantities = {}
     for layer, calls in flow.layer_calls(lambda recorded: task.loss(recorded, batch), model).items():
         for number, call in enumerate(calls):
-            name = layer if len(calls) == 1 else f"{layer}#{number}"
+            name = layer if len(calls) == 1 else f"{layer}[{number}]"
             found |= {(name, quantity): array for quantity, array in measure(call).items()}
     return found
 
@@ -122,15 +122,24 @@ def measure_run(
       sequences: of the training split that are measured; by default `SEQUENCES` of each instrument.
 
     Raises:
-      ValueError: the run has no networks to measure, or one has no recurrent layer; or as the instrument.
+      ValueError: the run has no networks to measure, or none has a recurrent layer; or as the instrument.
     """
     networks: dict[tuple[str, str], Any] = {}
+    without: list[str] = []
     for stage in stages:
         task, of_stage = load_networks(run_dir, stage)
         for cell, models in of_stage.items():
-            if not flow.calls.layer_names(models):
-                raise ValueError(f"--run={str(run_dir)!r}: {cell!r} has no recurrent layer; allowed: one that has.")
-            networks[cell, stage] = models
+            if flow.calls.layer_names(models):
+                networks[cell, stage] = models
+            elif repr(cell) not in without:
+                without.append(repr(cell))
+    if without and not networks:
+        has = "has" if len(without) == 1 else "have"
+        raise ValueError(
+            f"--run={str(run_dir)!r}: {' and '.join(without)} {has} no recurrent layer; allowed: one that has."
+        )
+    if without:
+        print(f"{' and '.join(without)}: left out, as it has no recurrent layer.", file=sys.stderr)
     paths = []
     names = list(names)
     bar = tqdm.tqdm(total=len(names) * len(networks), unit="network", disable=None)

@@ -1,7 +1,8 @@
 r"""What do the instruments show of the networks of a run?
 
-Measures the networks of a finished run of experiments.train or experiments.gradient_flow, as they were trained or as
-they were drawn, on sequences of the training split.
+Measures the networks of a finished run of experiments.train, experiments.gradient_flow or experiments.grid_lstm, as
+they were trained or as they were drawn, on sequences of the training split: classifiers, language models,
+encoder-decoders and captioners, each layer and each call of it by itself.
 
     python -m experiments.measure --run=runs/mine                   (every instrument; 1 to 2 min on 2 CPU cores)
     python -m experiments.measure --run=runs/mine --instruments=jacobian,lyapunov --at=initialization,trained
@@ -19,7 +20,7 @@ from rnn_jax.report.run_report import write_report
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.networks import STAGES
 
-_RUN = flags.DEFINE_string("run", None, "Run directory of experiments.train or experiments.gradient_flow.")
+_RUN = flags.DEFINE_string("run", None, "Run directory of experiments.train, gradient_flow or grid_lstm.")
 _INSTRUMENTS = flags.DEFINE_list("instruments", list(INSTRUMENTS), f"Of {', '.join(INSTRUMENTS)}.")
 _AT = flags.DEFINE_list("at", ["trained"], f"Of {', '.join(STAGES)}: which networks.")
 _SEQUENCES = flags.DEFINE_integer(
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> None:
     enable_compilation_cache()
     names = parse_instruments(_INSTRUMENTS.value)
     if _RUN.value is None:
-        raise ValueError("--run is missing; allowed: a run directory of experiments.train or gradient_flow.")
+        raise ValueError("--run is missing; allowed: a run directory of experiments.train, gradient_flow or grid_lstm.")
     wrong = [stage for stage in _AT.value if stage not in STAGES]
     if wrong or not _AT.value:
         raise ValueError(f"--at={','.join(_AT.value)} is no choice of networks; allowed: {', '.join(STAGES)}.")

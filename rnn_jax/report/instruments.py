@@ -27,6 +27,7 @@ Found = Mapping[tuple[str, str, str], Mapping[str, np.ndarray]]
 _TITLES = {"initialization": "at initialization", "trained": "trained"}
 _STAGE_LINES: dict[str, Any] = {"initialization": (0, (4, 2)), "trained": "-"}
 _FLOOR = -16.0  # of log10 of singular values: what lies deeper would flatten the rest
+_LOST = -6.5  # log10 of the share of the largest below which one step in float32 leaves rounding errors
 
 
 def _networks(found: Found) -> dict[tuple[str, str], str]:
@@ -113,10 +114,9 @@ def jacobian_figure(found: Found) -> Figure:
             of = found[cell, stage, layer]
             lags, inside, style = of["lags"][0], of["inside"], _style(number)
             log10_values = np.where(inside[..., None], of["log10_values"], np.nan)
-            lines = {"-": 0, "--": log10_values.shape[-1] // 2, ":": -1}
-            for linestyle, place in lines.items():
-                word = {0: "largest", -1: "smallest"}.get(place, "middle")
-                label = name if place == 0 else f"_{name}, {word}"
+            kept = _directions_kept(log10_values)
+            for linestyle, place in {"-": 0, "--": kept // 2, ":": kept - 1}.items():
+                label = f"_{name}" if linestyle != "-" else name
                 if place == 0:
                     highest = max(highest, np.nanmax(_over_all(log10_values[..., 0])[2], initial=0.0))
                 _line(values_ax, lags, log10_values[..., place], label, linestyle=linestyle, band=place == 0, **style)
@@ -130,6 +130,19 @@ def jacobian_figure(found: Found) -> Figure:
     axes[0, 0].set_ylabel("log$_{10}$ singular values")
     axes[1, 0].set_ylabel("spectral radius of a step")
     return figure
+
+
+def _directions_kept(log10_values: np.ndarray) -> int:
+    """Returns how many directions half of the sequences keep in the first step, above rounding error.
+
+    An attending cell forgets its last glimpse at once: half of its directions would be lines of rounding errors.
+
+    Args:
+      log10_values: `[..., lags, n]`, the largest first.
+    """
+    first = log10_values[..., 0, :].reshape(-1, log10_values.shape[-1])
+    kept = np.sum(first > first[:, :1] + _LOST, axis=-1)[np.isfinite(first[:, 0])]
+    return max(1, int(np.median(kept))) if len(kept) else 1
 
 
 def _kinds() -> list[Line2D]:
@@ -253,8 +266,8 @@ INSTRUMENTS: dict[str, tuple[Callable[[Found], Figure], str]] = {
         jacobian_figure,
         "Above: by which factor the recurrence stretches a small change of the carry, in the direction where it does so"
         " most, least, and in the middle (log10 of singular values of the Jacobian over a growing lag). Near 0 a"
-        " gradient passes undiminished; directions that fall are forgotten, and those that"
-        " one step loses to rounding are not drawn. Below: the largest modulus of an eigenvalue"
+        " gradient passes undiminished; directions that fall are forgotten, and those that the first step loses to"
+        " rounding are not counted. Below: the largest modulus of an eigenvalue"
         " of a single step; above 1, the step can magnify.",
     ),
     "lyapunov": (
