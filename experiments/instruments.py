@@ -28,7 +28,9 @@ SEQUENCES = {"profile": 32, "jacobian": 8, "lyapunov": 8, "gates": 32, "truncati
 
 
 def _profile(task: tasks.Task, model: Any, batch: tasks.Batch) -> Quantities:
-    profile = flow.gradient_profile(task.loss, model, batch, shares=True, from_true_ends="lengths" in batch)
+    calls = flow.layer_calls(lambda recorded: task.loss(recorded, batch), model)
+    ragged = any(call.lengths is not None for of_layer in calls.values() for call in of_layer)
+    profile = flow.gradient_profile(task.loss, model, batch, shares=True, from_true_ends=ragged)
     found = {(layer, f"log10_norm {part}".strip()): norm for (layer, part), norm in profile.by_layer_and_part().items()}
     for layer, share in profile.log10_share.items():
         found[layer, "log10_share"] = jnp.flip(share) if layer in profile.reversed_parts else share

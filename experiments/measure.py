@@ -2,7 +2,9 @@ r"""What do the instruments show of the networks of a run?
 
 Measures the networks of a finished run of experiments.train, experiments.gradient_flow or experiments.grid_lstm, as
 they were trained or as they were drawn, on sequences of the training split: classifiers, language models,
-encoder-decoders and captioners, each layer and each call of it by itself.
+encoder-decoders and captioners, each layer and each call of it by itself. They are measured as they are tested:
+nothing is dropped out, a decoder is fed the true answer, hard attention reads by its expectation, and a piece of a text
+begins with a carry of zeros.
 
     python -m experiments.measure --run=runs/mine                   (every instrument; 1 to 2 min on 2 CPU cores)
     python -m experiments.measure --run=runs/mine --instruments=jacobian,lyapunov --at=initialization,trained

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from rnn_jax.report import read
 from rnn_jax.report.profiles import plot_profile
@@ -94,6 +94,7 @@ def profile_figure(found: Found) -> Figure:
             style = {"markevery": mark_every(norm_ST.shape[-1]), **_style(number)}
             plot_profile(norm_ax, norm_ST, label=name, **style)
             plot_profile(share_ax, share_ST, label=name, **style)
+        norm_ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         norm_ax.set(xlabel="", ylabel="" if column else "log$_{10}$ ‖∂L/∂carry$_t$‖")
         share_ax.set_ylabel("" if column else "log$_{10}$ ‖share of ∂L/∂θ‖")
         legend_below(share_ax)
@@ -124,6 +125,7 @@ def jacobian_figure(found: Found) -> Figure:
             _line(radius_ax, lags, np.where(inside, of["spectral_radius"], np.nan), f"_{name}", **style)
         values_ax.axhline(0, color="0.6", linewidth=0.5, zorder=1)
         radius_ax.axhline(1, color="0.6", linewidth=0.5, zorder=1)
+        radius_ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         radius_ax.set_xlabel("lag  (steps, from a quarter of the run on)")
         legend_below(radius_ax, handles=[*values_ax.get_legend_handles_labels()[0], *_kinds()], ncols=2)
     axes[0, 0].set_ylim(max(1.1 * lowest, _FLOOR), highest + 0.05 * (highest - max(lowest, _FLOOR)) + 0.1)
@@ -233,7 +235,9 @@ def truncation_figure(found: Found) -> Figure:
             ratio = f"  (signal / noise {np.median(of['signal_to_noise']):.2g})"
             _line(ax, of["every"][0], of[quantity], f"{cell}, {_TITLES[stage]}{ratio}", **style)
         ax.axhline(1, color="0.6", linewidth=0.5, zorder=1)
-        ax.set(xscale="log", xlabel="truncation length, steps", ylabel=name)
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.set(xlabel="truncation length, steps", ylabel=name)
     legend_below(axes[0])
     return figure
 
