@@ -27,7 +27,7 @@ Array = jax.Array
 Carry = Any
 
 _NEAR = 0.05  # of an end of the range
-_KEEPING = ("forget", "update")  # the roles of gates that keep the state where they are 1
+_KEEPING = ("forget", "update", "time_forget")  # the roles of gates that keep the state where they are 1
 
 
 @partial(
@@ -45,8 +45,8 @@ class GateStatistics:
         without a range.
       unit_mean: of each unit, over all true steps, `[...units]`.
       time_constant: -1 / mean(ln f) of each unit, in steps, over all true steps, `[...units]`, of the gates `forget`
-        and `update` of range 0 to 1, which keep the state where they are 1; inf where nothing is forgotten. None for
-        other gates.
+        and `update` (of each level of a grid, `time_forget`) of range 0 to 1, which keep the state where they are 1;
+        inf where nothing is forgotten. None for other gates.
       sequences: how many sequences have the step, int32 `[time]`; where none has, all of the step is 0.
     """
 
@@ -142,7 +142,11 @@ def _statistics(call: LayerCall) -> dict[str, GateStatistics]:
 
     shapes = jax.eval_shape(values_at, call.carry, jax.tree.map(lambda x: x[0], run.steps))
     zeros = {gate: jnp.zeros(value.shape[axis:], value.dtype) for gate, value in shapes.items()}
-    kept = {gate: zero for gate, zero in zeros.items() if gate in _KEEPING and cell.gate_ranges.get(gate) == (0.0, 1.0)}
+    kept = {
+        gate: zero
+        for gate, zero in zeros.items()
+        if _role(gate) in _KEEPING and cell.gate_ranges.get(gate) == (0.0, 1.0)
+    }
     state, (of_steps, sequences) = jax.lax.scan(step, (call.carry, zeros, kept), run.steps)
     _, unit_sums, log_sums = state
     result = {}
@@ -151,6 +155,11 @@ def _statistics(call: LayerCall) -> dict[str, GateStatistics]:
         constant = steps / jnp.abs(log_sums[gate]) if gate in log_sums else None
         result[gate] = GateStatistics(mean, std, low, high, unit_sums[gate] / steps, constant, sequences)
     return result
+
+
+def _role(gate: str) -> str:
+    """Returns what a gate does, without the level of a grid: `time_forget` of `0/time_forget`."""
+    return gate.rpartition("/")[2]
 
 
 def _names_gates(call: LayerCall) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from rnn_jax.report import read
 from rnn_jax.report.profiles import plot_profile
@@ -176,17 +176,23 @@ def lyapunov_figure(found: Found) -> Figure:
 
 @paper()
 def gates_figure(found: Found) -> Figure:
-    """A row for each network: gates over the steps of the run at each stage, and the time constants of its units."""
+    """A row for each network, of a grid for each level: gates over the steps, and the time constants of units."""
     networks, stages = _networks(found), _stages(found)
-    gates = list(dict.fromkeys(name.rpartition(" ")[0] for of in found.values() for name in of))
-    size = (TEXT_WIDTH, 0.6 + 1.6 * len(networks))
+    rows = [
+        (f"{name} {level}".strip(), cell, layer, f"{level}/" if level else "")
+        for (cell, layer), name in networks.items()
+        for level in _levels(found, cell, layer)
+    ]
+    gates = list(dict.fromkeys(name.rpartition(" ")[0].rpartition("/")[2] for of in found.values() for name in of))
+    size = (TEXT_WIDTH, 0.6 + 1.6 * len(rows))
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(networks), len(stages) + 1, squeeze=False)
+    axes = figure.subplots(len(rows), len(stages) + 1, squeeze=False)
     for ax in axes[:, :-1].ravel()[1:]:
         ax.sharey(axes[0, 0])
-    for row, ((cell, layer), name) in zip(axes, networks.items()):
+    for row, (name, cell, layer, level) in zip(axes, rows):
         for ax, stage in zip(row, stages):
-            of = found.get((cell, stage, layer), {})
+            all_gates = found.get((cell, stage, layer), {})
+            of = {word.removeprefix(level): array for word, array in all_gates.items() if word.startswith(level)}
             for number, gate in enumerate(gates):
                 if f"{gate} mean" not in of:
                     continue
@@ -200,7 +206,7 @@ def gates_figure(found: Found) -> Figure:
                     constants = np.sort(of[f"{gate} time_constant"].reshape(len(mean_ST), -1), axis=-1)[:, ::-1]
                     ranks, label = np.arange(1, constants.shape[-1] + 1), f"_{gate}, {_TITLES[stage]}"
                     _line(row[-1], ranks, constants, label, linestyle=_STAGE_LINES[stage], **style)
-            ax.set_ylabel(name if ax is row[0] else "")
+            ax.set_ylabel("\n".join(name.split(" ", 1)) if ax is row[0] else "")
         spans = [value for line in row[-1].lines for value in np.asarray(line.get_ydata()) if np.isfinite(value)]
         if spans:
             is_wide = max(spans) > 10 * min(spans) > 0
@@ -220,6 +226,18 @@ def gates_figure(found: Found) -> Figure:
     return figure
 
 
+def _levels(found: Found, cell: str, layer: str) -> list[str]:
+    """Returns the levels that the gates of a network are named by, "0" of `0/time_forget`; of many the outermost two.
+
+    Of a cell without levels that is "" alone.
+    """
+    words = [
+        word for (of_cell, _, of_layer), of in found.items() if (of_cell, of_layer) == (cell, layer) for word in of
+    ]
+    levels = list(dict.fromkeys(word.rpartition("/")[0] for word in words))
+    return levels if len(levels) <= 4 else [levels[0], levels[-1]]
+
+
 @paper()
 def truncation_figure(found: Found) -> Figure:
     """Cosine and norm ratio of the truncated gradient and the whole one, against the truncation length."""
@@ -236,7 +254,7 @@ def truncation_figure(found: Found) -> Figure:
             _line(ax, of["every"][0], of[quantity], f"{cell}, {_TITLES[stage]}{ratio}", **style)
         ax.axhline(1, color="0.6", linewidth=0.5, zorder=1)
         ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.set(xlabel="truncation length, steps", ylabel=name)
     legend_below(axes[0])
     return figure
@@ -253,6 +271,7 @@ def memory_figure(found: Found) -> Figure:
                 of = found[cell, stage, layer]
                 remark = f"  (capacity {np.median(of['capacity'].sum(-1)):.3g} of {of['fit'][0].size})"
                 _line(ax, of["lags"][0], of["fit"].mean(-1), name + remark, **_style(number))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(xlabel="lag  (steps before the carry)", ylim=(-0.1, 1.05))
         legend_below(ax)
     axes[0, 0].set_ylabel("input read back, R$^2$ on held-out steps")
