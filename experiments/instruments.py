@@ -28,13 +28,25 @@ SEQUENCES = {"profile": 32, "jacobian": 8, "lyapunov": 8, "gates": 32, "truncati
 
 
 def _profile(task: tasks.Task, model: Any, batch: tasks.Batch) -> Quantities:
-    calls = flow.layer_calls(lambda recorded: task.loss(recorded, batch), model)
-    ragged = any(call.lengths is not None for of_layer in calls.values() for call in of_layer)
+    calls: dict[str, LayerCall] = {}
+    for layer, of_layer in flow.layer_calls(lambda recorded: task.loss(recorded, batch), model).items():
+        calls |= dict(zip(_names(layer, len(of_layer)), of_layer, strict=True))
+    ragged = any(call.lengths is not None for call in calls.values())
     profile = flow.gradient_profile(task.loss, model, batch, shares=True, from_true_ends=ragged)
     found = {(layer, f"log10_norm {part}".strip()): norm for (layer, part), norm in profile.by_layer_and_part().items()}
     for layer, share in profile.log10_share.items():
-        found[layer, "log10_share"] = jnp.flip(share) if layer in profile.reversed_parts else share
+        call = calls[layer]
+        if call.reverse:
+            share = jnp.flip(share)
+        elif call.lengths is not None:  # a share is a sum over sequences: its lags count from the end of the longest
+            share = jnp.roll(share, call.time - jnp.max(call.lengths))
+        found[layer, "log10_share"] = share
     return found
+
+
+def _names(layer: str, calls: int) -> list[str]:
+    """Returns a name for each call of a layer, as `GradientProfile` has them."""
+    return [layer] if calls == 1 else [f"{layer}[{number}]" for number in range(calls)]
 
 
 def _each_call(
@@ -43,8 +55,7 @@ def _each_call(
     """Measures every call of every layer; of several calls of a layer, each has a number behind its name, `rnn[0]`."""
     found: Quantities = {}
     for layer, calls in flow.layer_calls(lambda recorded: task.loss(recorded, batch), model).items():
-        for number, call in enumerate(calls):
-            name = layer if len(calls) == 1 else f"{layer}[{number}]"
+        for name, call in zip(_names(layer, len(calls)), calls, strict=True):
             found |= {(name, quantity): array for quantity, array in measure(call).items()}
     return found
 

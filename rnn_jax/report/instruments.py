@@ -94,7 +94,8 @@ def profile_figure(found: Found) -> Figure:
             style = {"markevery": mark_every(norm_ST.shape[-1]), **_style(number)}
             plot_profile(norm_ax, norm_ST, label=name, **style)
             plot_profile(share_ax, share_ST, label=name, **style)
-        norm_ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for ax in (norm_ax, share_ax):
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         norm_ax.set(xlabel="", ylabel="" if column else "log$_{10}$ ‖∂L/∂carry$_t$‖")
         share_ax.set_ylabel("" if column else "log$_{10}$ ‖share of ∂L/∂θ‖")
         legend_below(share_ax)
@@ -125,7 +126,8 @@ def jacobian_figure(found: Found) -> Figure:
             _line(radius_ax, lags, np.where(inside, of["spectral_radius"], np.nan), f"_{name}", **style)
         values_ax.axhline(0, color="0.6", linewidth=0.5, zorder=1)
         radius_ax.axhline(1, color="0.6", linewidth=0.5, zorder=1)
-        radius_ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for ax in (values_ax, radius_ax):
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         radius_ax.set_xlabel("lag  (steps, from a quarter of the run on)")
         legend_below(radius_ax, handles=[*values_ax.get_legend_handles_labels()[0], *_kinds()], ncols=2)
     axes[0, 0].set_ylim(max(1.1 * lowest, _FLOOR), highest + 0.05 * (highest - max(lowest, _FLOOR)) + 0.1)
@@ -283,7 +285,8 @@ INSTRUMENTS: dict[str, tuple[Callable[[Found], Figure], str]] = {
         profile_figure,
         "Above: how large the gradient of the loss with respect to the carry is, against the lag. A line that falls"
         " steeply is a gradient that vanishes, one that rises a gradient that explodes. Below: the norm of what each"
-        " step alone adds to the gradient of the cell's parameters: from which lags learning really comes.",
+        " step alone adds to the gradient of the cell's parameters: from which lags learning really comes (of sequences"
+        " of different lengths, lags from the end of the longest).",
     ),
     "jacobian": (
         jacobian_figure,
