@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rnn_jax.cell import Cell, gate_values
-from rnn_jax.flow.run_order import as_call, in_run_order
+from rnn_jax.flow.run_order import as_call, check_finite, in_run_order, refuse_nan
 from rnn_jax.unroll.record import LayerCall
 from rnn_jax.unroll.running_scale import wide_dtype
 from rnn_jax.unroll.scan import Steps, where_batched
@@ -77,10 +77,13 @@ def gate_statistics(
       xs, carry, context, lengths, resets, reverse, key: as `rnn_jax.unroll`.
 
     Raises:
-      ValueError: for inputs that are not finite, where values can be known; or as `rnn_jax.unroll`.
+      ValueError: for inputs that are not finite, or gates that become so, where values can be known; or as
+        `rnn_jax.unroll`.
     """
     call = as_call(cell, xs, carry, context=context, lengths=lengths, resets=resets, reverse=reverse, key=key)
-    return _statistics(call)
+    result = _statistics(call)
+    refuse_nan(call, result)
+    return result
 
 
 def gate_saturation(call: LayerCall) -> dict[str, Array]:
@@ -91,7 +94,11 @@ def gate_saturation(call: LayerCall) -> dict[str, Array]:
 
     Args:
       call: of a layer, as `layer_calls` records it.
+
+    Raises:
+      ValueError: for inputs that are not finite, where values can be known.
     """
+    check_finite(call)
     shares = {}
     for gate, found in _statistics(call).items():
         if found.low is not None and found.high is not None:

@@ -167,8 +167,7 @@ def measure_made_run(folder, names, name, options, **flags):
 
 def test_lags_of_a_decoder_count_from_the_last_token_of_each_answer(tmp_path):
     """Names of letters are padded to the longest; those that are measured are shorter."""
-    options = {"train_size": 16, "test_size": 4}
-    found, _ = measure_made_run(tmp_path / "run", ["profile"], "glyphs", options, cell="gru")
+    found, _ = measure_made_run(tmp_path / "run", ["profile"], "glyphs", {}, cell="gru")
     of = found["profile"]["gru", "trained", "decoder"]
     norm_T, share_T = of["log10_norm"][0], of["log10_share"][0]
     assert np.isneginf(norm_T[-1])  # no step is behind the last
@@ -182,13 +181,12 @@ def test_lags_of_a_decoder_count_from_the_last_token_of_each_answer(tmp_path):
 def test_every_instrument_measures_every_kind_of_network(kind, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog.\n" * 40)
-    sizes = {"train_size": 64, "test_size": 8}
     rnns = [f"encoder/{direction}_rnn" for direction in ("forward", "backward")]
     name, options, flags, layers = {
         "text": (f"text:{text}", {"seq_len": 12}, {"layers": 2}, {"rnn/layers/0", "rnn/layers/1"}),
-        "dates": ("dates", sizes, {"bidirectional": True}, {*rnns, "decoder"}),
-        "glyphs": ("glyphs", sizes, {}, {"decoder"}),
-        "hard glyphs": ("glyphs", sizes, {"hard_attention": True}, {"decoder"}),
+        "dates": ("dates", {"train_size": 64, "test_size": 8}, {"bidirectional": True}, {*rnns, "decoder"}),
+        "glyphs": ("glyphs", {}, {}, {"decoder"}),
+        "hard glyphs": ("glyphs", {}, {"hard_attention": True}, {"decoder"}),
     }[kind]
     names = list(instruments.INSTRUMENTS)
     found, run_dir = measure_made_run(tmp_path / "run", names, name, options, cell="gru", **flags)

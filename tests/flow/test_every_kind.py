@@ -241,3 +241,36 @@ def test_the_memory_curve_is_the_ridge_regression_in_closed_form(name):
             error = np.sum((y_scored - y.mean(axis=0) - X_scored @ weights) ** 2, axis=0)
             fit = 1 - error / np.sum((y_scored - y_scored.mean(axis=0)) ** 2, axis=0)
             np.testing.assert_allclose(curve.fit[k], fit, rtol=1e-6, atol=1e-9)
+
+
+def test_what_is_no_cell_and_what_is_no_number_is_refused_by_every_instrument():
+    cell = reference.make_cell("gru", F, H)
+    layer, xs = RNN(cell), reference.normal(2, B, T, F)
+    bad = xs.at[1, 3].set(jnp.nan)
+    (call,) = flow.layer_calls(lambda layer: layer(bad), layer)["rnn"]
+    ys = jnp.ones((B, T, H))
+    of_cells = [flow.jacobian_spectrum, flow.lyapunov_spectrum, flow.gate_statistics, flow.memory_curve]
+    of_cells += [flow.signal_spread, functools.partial(flow.adjoints, ys_cotangent=ys)]
+    for measure in of_cells:
+        for wrong in (layer, [layer], nnx.Linear(F, H, rngs=nnx.Rngs(0))):
+            kind = type(wrong).__name__
+            with pytest.raises(
+                ValueError, match=rf"^cell is a {kind}; allowed: a recurrent cell, or the record of one"
+            ):
+                measure(wrong, xs=xs)
+        with pytest.raises(ValueError, match=r"the input of layer 'rnn' is not finite at time step 3 of example 1;"):
+            measure(cell, xs=bad)
+    of_calls = (flow.states, flow.gate_saturation, functools.partial(flow.connectivity, ys_cotangent=ys, window=2))
+    for measure in of_calls:
+        with pytest.raises(ValueError, match=r"the input of layer 'rnn' is not finite at time step 3 of example 1;"):
+            measure(call)
+    with pytest.raises(
+        ValueError, match=r"^cell is a dict; allowed: .* flow\.layer_calls\(function, model\)\[layer\]\[0\]\.$"
+    ):
+        flow.lyapunov_spectrum({"rnn": [call]}, steps=3)
+    for loss, said in (
+        (lambda model, xs: model(xs), r"loss_fn returned float64\[5, 4, 3\]; allowed: a floating-point scalar\."),
+        (lambda model, xs: jnp.sum(model(xs)), r"the input of layer 'rnn' is not finite at time step 3 of example 1;"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            flow.grid_profile(loss, layer, bad)
