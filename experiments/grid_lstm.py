@@ -23,12 +23,10 @@ References:
   Kalchbrenner, Danihelka, Graves 2015, "Grid long short-term memory", arXiv 1507.01526.
 """
 
-import bisect
 import dataclasses
 import functools
 import pathlib
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -45,13 +43,13 @@ from rnn_jax import flow, tasks
 from rnn_jax.constant import parameter_count
 from rnn_jax.flow.calls import layer_names
 from rnn_jax.memory import check_memory
-from rnn_jax.models import GridNetwork, SequenceClassifier
 from rnn_jax.report.run_report import write_report
 from rnn_jax.training import checkpoints, run_directory
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.config import TrainConfig, check_members, evenly
 from rnn_jax.training.ensemble import over_members, use_cores
-from rnn_jax.training.estimate import check_update, device_memory, shapes_of
+from rnn_jax.training.estimate import check_update, device_memory
+from rnn_jax.training.grid import GridSettings, MakeModel, as_in_paper, make_grid, make_networks, size_of
 from rnn_jax.training.loop import train_ensemble
 from rnn_jax.training.nonfinite import NotFinite, describe_diverged, finite_members
 from rnn_jax.training.optimizers import make_ensemble_optimizer
@@ -81,23 +79,8 @@ _TASK_OPTIONS = define_option_flags()
 
 _SCORES_KEPT = 20  # on the way through training, for the learning curve
 _PROFILED = 64  # sequences that the gradient profile is of
+_SETTINGS = tuple(field.name for field in dataclasses.fields(GridSettings))
 _DIGITS = 2  # of addition, unless another number is said: what minutes on a CPU are enough for
-
-MakeModel = Callable[[nnx.Rngs], nnx.Module]
-
-
-class Bits(GridNetwork):
-    """All bits of a string at once, -1 or 1, as the features of one vector."""
-
-    def __call__(self, xs: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        return super().__call__(2.0 * jnp.asarray(xs).astype(jnp.float32) - 1.0, key=key)
-
-
-class Pixels(GridNetwork):
-    """An image without channels, as rows."""
-
-    def __call__(self, xs: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        return super().__call__(jnp.asarray(xs)[..., None], key=key)
 
 
 def main(argv: list[str]) -> None:
@@ -107,7 +90,7 @@ def main(argv: list[str]) -> None:
     task = make_task()
     tasks.batches(task.train, _BATCH.value, _SEED.value)
     check_members(_SEED.value, _SEEDS.value)
-    networks = make_networks(task)
+    networks = networks_of(task)
     for make_model in networks.values():
         check_update(
             task,
@@ -172,20 +155,7 @@ def make_task() -> tasks.Task:
         )
     if _TASK.value == "digits" and task.seq_len != 8:
         raise ValueError(f"--task=digits has {task.seq_len} rows; allowed: the 8 of the image, without blanks.")
-    if _TASK.value != "parity":
-        return task
-
-    def at_once(judge: Callable[..., Any]) -> Callable[..., Any]:
-        """The parity of all bits is that asked at the last step."""
-        return lambda model, batch: judge(model, {"xs": batch["tokens"], "label": batch["labels"][:, -1]})
-
-    return dataclasses.replace(
-        task,
-        kind=tasks.Kind.ONE_ANSWER,
-        loss=at_once(task.loss),
-        score=at_once(task.score),
-        description=f"Whether the number of ones among {task.seq_len} bits, read at once, is odd.",
-    )
+    return as_in_paper(task)
 
 
 def task_options() -> dict[str, Any]:
@@ -197,48 +167,18 @@ def task_options() -> dict[str, Any]:
     return options
 
 
-def make_networks(task: tasks.Task) -> dict[str, MakeModel]:
-    """Returns the Grid LSTM and the network beside it, by name; the latter has about as many parameters.
+def networks_of(task: tasks.Task) -> dict[str, MakeModel]:
+    """Returns the Grid LSTM and the network beside it, by name.
 
     Raises:
-      ValueError: if they cannot be built.
+      ValueError: if they cannot be built, or the Grid LSTM does not fit in memory.
     """
-    options = {"depth": _DEPTH.value, "shared": _SHARED.value}
-
-    def sequences(cell: str, hidden: int, rngs: nnx.Rngs, **kwargs: Any) -> nnx.Module:
-        return SequenceClassifier(
-            cell,
-            task.in_features,
-            hidden,
-            task.out_features,
-            emb_size=_EMB_SIZE.value if task.reads_tokens else None,
-            per_step=task.kind is tasks.Kind.ANSWER_A_STEP,
-            rngs=rngs,
-            **kwargs,
-        )
-
-    def stacked(hidden: int, rngs: nnx.Rngs) -> nnx.Module:
-        return sequences("lstm", hidden, rngs, layers=_DEPTH.value)
-
-    def bits(transform: str, hidden: int, rngs: nnx.Rngs) -> nnx.Module:
-        return Bits(task.seq_len, hidden, 2, axes=0, depth_transform=transform, rngs=rngs, **options)
-
-    def grid(hidden: int, rngs: nnx.Rngs) -> nnx.Module:
-        if _TASK.value == "parity":
-            return bits("lstm", hidden, rngs)
-        if _TASK.value == "digits":
-            return Pixels(1, hidden, task.out_features, axes=2, patch=_PATCH.value, rngs=rngs, **prior)
-        return sequences("grid_lstm", hidden, rngs, **prior)
-
-    prior = {**options, "priority": _PRIORITY.value}
-    other, beside = ("tanh", functools.partial(bits, "tanh")) if _TASK.value == "parity" else ("stacked_lstm", stacked)
-    ours = size_of(functools.partial(grid, _HIDDEN.value))
-    check_memory(4 * ours, device_memory(), hidden=_HIDDEN.value, depth=_DEPTH.value)
-    model: Any = jax.eval_shape(lambda: grid(_HIDDEN.value, nnx.Rngs(0)))
+    settings = GridSettings.of_flags({name: flags.FLAGS[name].value for name in _SETTINGS})
+    grid = make_grid(task, settings)
+    check_memory(4 * size_of(grid), device_memory(), hidden=_HIDDEN.value, depth=_DEPTH.value)
+    model: Any = jax.eval_shape(lambda: grid(nnx.Rngs(0)))
     jax.eval_shape(task.loss, model, probe_batch(task, 2))
-    sizes = range(1, 100 * _HIDDEN.value)
-    hidden = sizes[bisect.bisect_left(sizes, ours, key=lambda size: size_of(functools.partial(beside, size)))]
-    return {"grid_lstm": functools.partial(grid, _HIDDEN.value), other: functools.partial(beside, hidden)}
+    return make_networks(task, settings)
 
 
 def train_config() -> TrainConfig:
@@ -250,10 +190,6 @@ def train_config() -> TrainConfig:
         keep_best=False,
         on_nonfinite="take",  # a member may diverge, and the others go on
     )
-
-
-def size_of(make_model: MakeModel) -> int:
-    return parameter_count(shapes_of(lambda: make_model(nnx.Rngs(0))))
 
 
 def train(

@@ -28,23 +28,36 @@ SEQUENCES = {"profile": 32, "jacobian": 8, "lyapunov": 8, "gates": 32, "truncati
 
 
 def _profile(task: tasks.Task, model: Any, batch: tasks.Batch) -> Quantities:
-    profile = flow.gradient_profile(task.loss, model, batch, shares=True, from_true_ends="lengths" in batch)
+    calls: dict[str, LayerCall] = {}
+    for layer, of_layer in flow.layer_calls(lambda recorded: task.loss(recorded, batch), model).items():
+        calls |= dict(zip(_names(layer, len(of_layer)), of_layer, strict=True))
+    ragged = any(call.lengths is not None for call in calls.values())
+    profile = flow.gradient_profile(task.loss, model, batch, shares=True, from_true_ends=ragged)
     found = {(layer, f"log10_norm {part}".strip()): norm for (layer, part), norm in profile.by_layer_and_part().items()}
     for layer, share in profile.log10_share.items():
-        found[layer, "log10_share"] = jnp.flip(share) if layer in profile.reversed_parts else share
+        call = calls[layer]
+        if call.reverse:
+            share = jnp.flip(share)
+        elif call.lengths is not None:  # a share is a sum over sequences: its lags count from the end of the longest
+            share = jnp.roll(share, call.time - jnp.max(call.lengths))
+        found[layer, "log10_share"] = share
     for layer, count in profile.sequences.items():
         found[layer, "sequences"] = jnp.flip(count) if layer in profile.reversed_parts else count
     return found
 
 
+def _names(layer: str, calls: int) -> list[str]:
+    """Returns a name for each call of a layer, as `GradientProfile` has them."""
+    return [layer] if calls == 1 else [f"{layer}[{number}]" for number in range(calls)]
+
+
 def _each_call(
     measure: Callable[[LayerCall], dict[str, jax.Array]], task: tasks.Task, model: Any, batch: tasks.Batch
 ) -> Quantities:
-    """Measures every call of every layer; of several calls of a layer, each has a number behind its name."""
+    """Measures every call of every layer; of several calls of a layer, each has a number behind its name, `rnn[0]`."""
     found: Quantities = {}
     for layer, calls in flow.layer_calls(lambda recorded: task.loss(recorded, batch), model).items():
-        for number, call in enumerate(calls):
-            name = layer if len(calls) == 1 else f"{layer}#{number}"
+        for name, call in zip(_names(layer, len(calls)), calls, strict=True):
             found |= {(name, quantity): array for quantity, array in measure(call).items()}
     return found
 
@@ -124,24 +137,31 @@ def measure_run(
       sequences: of the training split that are measured; by default `SEQUENCES` of each instrument.
 
     Raises:
-      ValueError: the run has no networks to measure, or one has no recurrent layer; or as the instrument.
+      ValueError: the run has no networks to measure, or none has a recurrent layer; or as the instrument.
     """
     networks: dict[tuple[str, str], Any] = {}
+    without: list[str] = []
     for stage in stages:
         task, of_stage = load_networks(run_dir, stage)
         for cell, models in of_stage.items():
-            if not flow.calls.layer_names(models):
-                raise ValueError(f"--run={str(run_dir)!r}: {cell!r} has no recurrent layer; allowed: one that has.")
-            networks[cell, stage] = models
+            if flow.calls.layer_names(models):
+                networks[cell, stage] = models
+            elif repr(cell) not in without:
+                without.append(repr(cell))
+    if without and not networks:
+        has = "has" if len(without) == 1 else "have"
+        raise ValueError(
+            f"--run={str(run_dir)!r}: {' and '.join(without)} {has} no recurrent layer; allowed: one that has."
+        )
+    if without:
+        print(f"{' and '.join(without)}: left out, as it has no recurrent layer.", file=sys.stderr)
     paths = []
     names = list(names)
     bar = tqdm.tqdm(total=len(names) * len(networks), unit="network", disable=None)
     for name in names:
         bar.set_description(name)
         measure = functools.partial(_on, INSTRUMENTS[name], task, probe_batch(task, sequences or SEQUENCES[name]))
-        # One program for networks that differ in their numbers alone, on one device: a QR decomposition of several
-        # matrices waits for threads that programs on as many devices as there are cores would all hold (jaxlib 0.10).
-        over_all = over_members(measure, devices=1)
+        over_all = over_members(measure)  # one program for networks that differ in their numbers alone
         found: dict[tuple[str, str, str, str], Any] = {}
         for (cell, stage), models in networks.items():
             quantities = over_all(models)

@@ -1,7 +1,10 @@
 r"""What do the instruments show of the networks of a run?
 
-Measures the networks of a finished run of experiments.train or experiments.gradient_flow, as they were trained or as
-they were drawn, or at a step on the way, on sequences of the training split.
+Measures the networks of a finished run of experiments.train, experiments.gradient_flow or experiments.grid_lstm, as
+they were trained or as they were drawn, or at a step on the way, on sequences of the training split: classifiers,
+language models, encoder-decoders and captioners, each layer and each call of it by itself. They are measured as they
+are tested: nothing is dropped out, a decoder is fed the true answer, hard attention reads by its expectation, and a
+piece of a text begins with a carry of zeros.
 
     python -m experiments.measure --run=runs/mine                   (every instrument; 1 to 2 min on 2 CPU cores)
     python -m experiments.measure --run=runs/mine --instruments=jacobian,lyapunov --at=initialization,trained
@@ -20,7 +23,7 @@ from rnn_jax.report.run_report import write_report
 from rnn_jax.training.compilation_cache import enable_compilation_cache
 from rnn_jax.training.networks import STAGES_ALLOWED, is_stage, stages_of
 
-_RUN = flags.DEFINE_string("run", None, "Run directory of experiments.train or experiments.gradient_flow.")
+_RUN = flags.DEFINE_string("run", None, "Run directory of experiments.train, gradient_flow or grid_lstm.")
 _INSTRUMENTS = flags.DEFINE_list("instruments", list(INSTRUMENTS), f"Of {', '.join(INSTRUMENTS)}.")
 _AT = flags.DEFINE_list("at", ["trained"], f"Which networks: {STAGES_ALLOWED}, or all.")
 _SEQUENCES = flags.DEFINE_integer(
@@ -33,7 +36,7 @@ def main(argv: list[str]) -> None:
     enable_compilation_cache()
     names = parse_instruments(_INSTRUMENTS.value)
     if _RUN.value is None:
-        raise ValueError("--run is missing; allowed: a run directory of experiments.train or gradient_flow.")
+        raise ValueError("--run is missing; allowed: a run directory of experiments.train, gradient_flow or grid_lstm.")
     stages = [stage.strip() for stage in _AT.value]
     if not stages or (stages != ["all"] and not all(map(is_stage, stages))):
         raise ValueError(f"--at={','.join(_AT.value)} is no choice of networks; allowed: {STAGES_ALLOWED}, or all.")

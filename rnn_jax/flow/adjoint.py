@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rnn_jax.flow.run_order import as_call
 from rnn_jax.unroll import Probe, check_lengths, fit_carry, unroll
 from rnn_jax.unroll.inputs import input_axes
 from rnn_jax.unroll.running_scale import log2_of_whole, times_power_of_two
@@ -55,8 +56,10 @@ def adjoints(
       lengths, resets, reverse: as `rnn_jax.unroll`.
 
     Raises:
-      ValueError: if `ys_cotangent` has not the shape of ys, or as `rnn_jax.unroll`.
+      ValueError: if `ys_cotangent` has not the shape of ys, or inputs are not finite, where values can be known; or as
+        `rnn_jax.unroll`.
     """
+    as_call(cell, xs, carry, context=context, lengths=lengths, resets=resets, reverse=reverse)  # for what it refuses
     axes = input_axes(cell, xs)
     time = axes.time
     if carry is None:

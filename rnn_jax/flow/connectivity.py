@@ -36,7 +36,7 @@ def connectivity(call: LayerCall, ys_cotangent: Any, window: int) -> Array:
       `[*batch, time, min(window, time)]`; -inf where there is no such step, at padding, and where the gradient is 0.
 
     Raises:
-      ValueError: if the layer ran backward or with resets, or the window is below 1.
+      ValueError: if the layer ran backward or with resets, or the window is below 1; or as `states`.
     """
     if call.reverse or call.resets is not None:
         raise ValueError("connectivity of a layer that ran backward, or with resets; allowed: forward, without resets.")

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rnn_jax.cell import Cell, gate_values
-from rnn_jax.flow.run_order import as_call, in_run_order
+from rnn_jax.flow.run_order import as_call, check_finite, in_run_order, refuse_nan
 from rnn_jax.unroll.record import LayerCall
 from rnn_jax.unroll.running_scale import wide_dtype
 from rnn_jax.unroll.scan import Steps, where_batched
@@ -27,7 +27,7 @@ Array = jax.Array
 Carry = Any
 
 _NEAR = 0.05  # of an end of the range
-_KEEPING = ("forget", "update")  # the roles of gates that keep the state where they are 1
+_KEEPING = ("forget", "update", "time_forget")  # the roles of gates that keep the state where they are 1
 
 
 @partial(
@@ -45,8 +45,8 @@ class GateStatistics:
         without a range.
       unit_mean: of each unit, over all true steps, `[...units]`.
       time_constant: -1 / mean(ln f) of each unit, in steps, over all true steps, `[...units]`, of the gates `forget`
-        and `update` of range 0 to 1, which keep the state where they are 1; inf where nothing is forgotten. None for
-        other gates.
+        and `update` (of each level of a grid, `time_forget`) of range 0 to 1, which keep the state where they are 1;
+        inf where nothing is forgotten. None for other gates.
       sequences: how many sequences have the step, int32 `[time]`; where none has, all of the step is 0.
     """
 
@@ -77,10 +77,13 @@ def gate_statistics(
       xs, carry, context, lengths, resets, reverse, key: as `rnn_jax.unroll`.
 
     Raises:
-      ValueError: for inputs that are not finite, where values can be known; or as `rnn_jax.unroll`.
+      ValueError: for inputs that are not finite, or gates that become so, where values can be known; or as
+        `rnn_jax.unroll`.
     """
     call = as_call(cell, xs, carry, context=context, lengths=lengths, resets=resets, reverse=reverse, key=key)
-    return _statistics(call)
+    result = _statistics(call)
+    refuse_nan(call, result)
+    return result
 
 
 def gate_saturation(call: LayerCall) -> dict[str, Array]:
@@ -91,7 +94,11 @@ def gate_saturation(call: LayerCall) -> dict[str, Array]:
 
     Args:
       call: of a layer, as `layer_calls` records it.
+
+    Raises:
+      ValueError: for inputs that are not finite, where values can be known.
     """
+    check_finite(call)
     shares = {}
     for gate, found in _statistics(call).items():
         if found.low is not None and found.high is not None:
@@ -142,7 +149,11 @@ def _statistics(call: LayerCall) -> dict[str, GateStatistics]:
 
     shapes = jax.eval_shape(values_at, call.carry, jax.tree.map(lambda x: x[0], run.steps))
     zeros = {gate: jnp.zeros(value.shape[axis:], value.dtype) for gate, value in shapes.items()}
-    kept = {gate: zero for gate, zero in zeros.items() if gate in _KEEPING and cell.gate_ranges.get(gate) == (0.0, 1.0)}
+    kept = {
+        gate: zero
+        for gate, zero in zeros.items()
+        if _role(gate) in _KEEPING and cell.gate_ranges.get(gate) == (0.0, 1.0)
+    }
     state, (of_steps, sequences) = jax.lax.scan(step, (call.carry, zeros, kept), run.steps)
     _, unit_sums, log_sums = state
     result = {}
@@ -151,6 +162,11 @@ def _statistics(call: LayerCall) -> dict[str, GateStatistics]:
         constant = steps / jnp.abs(log_sums[gate]) if gate in log_sums else None
         result[gate] = GateStatistics(mean, std, low, high, unit_sums[gate] / steps, constant, sequences)
     return result
+
+
+def _role(gate: str) -> str:
+    """Returns what a gate does, without the level of a grid: `time_forget` of `0/time_forget`."""
+    return gate.rpartition("/")[2]
 
 
 def _names_gates(call: LayerCall) -> bool:

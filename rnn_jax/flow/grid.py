@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rnn_jax.cells.grid_lstm import GridLSTM, GridLSTMCell, GridState
+from rnn_jax.flow.calls import check_loss
+from rnn_jax.flow.run_order import has_nan, refuse_inputs
 from rnn_jax.layers import RNN, Stack
 
 Array = jax.Array
@@ -67,8 +69,9 @@ def grid_profile(loss_fn: Callable[..., Array], model: PyTree, *args: Any) -> Gr
       *args: passed to the loss.
 
     Raises:
-      ValueError: if the model has none of them, or several; or the loss does not run it once, or with what a grid that
-        runs over whole sequences does not serve: lengths, a first carry, a reversed order.
+      ValueError: if the model has none of them, or several; the loss is no floating-point scalar, or does not run it
+        once, or with what a grid that runs over whole sequences does not serve: lengths, a first carry, a reversed
+        order; or the loss or an adjoint is NaN, where values can be known.
     """
     found = [node for node in jax.tree.leaves(model, is_leaf=_is_profiled) if _is_profiled(node)]
     if len(found) != 1:
@@ -82,16 +85,20 @@ def grid_profile(loss_fn: Callable[..., Array], model: PyTree, *args: Any) -> Gr
         return loss_fn(swapped, *args)
 
     recorder = _Recorder(layer)
-    jax.eval_shape(lambda: loss_with(recorder))
+    jax.eval_shape(lambda: check_loss(loss_with(recorder)))
     zeros = jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), recorder.probes())
     loss, adjoints = jax.value_and_grad(lambda probes: loss_with(_with_probes(layer, probes)))(zeros)
     if isinstance(layer, Stack):
         time_first = [jnp.moveaxis(adjoint, -2, 0) for adjoint in adjoints]
-        return GridProfile(loss, {"depth": jnp.stack([_log10_norm(adjoint, 1) for adjoint in time_first])})
-    norms = {
-        name: jnp.stack([_log10_norm(states[k], layer.axes) for states in adjoints])
-        for k, name in enumerate((*_AXES[layer.axes], "depth"))
-    }
+        norms = {"depth": jnp.stack([_log10_norm(adjoint, 1) for adjoint in time_first])}
+    else:
+        norms = {
+            name: jnp.stack([_log10_norm(states[k], layer.axes) for states in adjoints])
+            for k, name in enumerate((*_AXES[layer.axes], "depth"))
+        }
+    if has_nan((loss, norms)):
+        refuse_inputs(lambda m: loss_fn(m, *args), model)
+        raise ValueError("the loss or an adjoint of the grid is NaN; allowed: inputs and parameters that are finite.")
     return GridProfile(loss, norms)
 
 

@@ -28,6 +28,7 @@ from rnn_jax.flow.run_order import (
     as_call,
     check_count,
     check_finite,
+    check_is_cell,
     coordinates,
     example,
     has_nan,
@@ -119,6 +120,8 @@ def lyapunov_spectrum(
         raise ValueError(
             f"every={every}, parts={parts}, transient={transient}; allowed: 1 or more, transient 0 or more."
         )
+    if not isinstance(cell, LayerCall):
+        check_is_cell(cell)
     free = xs is None and not isinstance(cell, LayerCall)
     if not free:
         if steps is not None or feed_back:

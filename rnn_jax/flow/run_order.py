@@ -62,8 +62,9 @@ def as_call(cell: nnx.RNNCellBase | LayerCall, xs: PyTree, carry: Carry | None, 
       xs, carry, **how: `context`, `lengths`, `resets`, `reverse`, `key`, as `rnn_jax.unroll`; of a cell only.
 
     Raises:
-      ValueError: if one of them is given beside the record of a call, or a cell without inputs; if a true input, the
-        carry or the context is not finite, where values can be known (not inside `jax.jit`); or as `rnn_jax.unroll`.
+      ValueError: as `check_is_cell`; if one of them is given beside the record of a call, or a cell without inputs; if
+        a true input, the carry or the context is not finite, where values can be known (not inside `jax.jit`); or as
+        `rnn_jax.unroll`.
       TypeError: if `how` holds another argument.
     """
     if isinstance(cell, LayerCall):
@@ -76,11 +77,21 @@ def as_call(cell: nnx.RNNCellBase | LayerCall, xs: PyTree, carry: Carry | None, 
             raise ValueError(f"{given[0]} is given beside the record of a call, which has its own; allowed: None.")
         call = cell
     else:
+        check_is_cell(cell)
         if xs is None:
             raise ValueError("xs=None, and the cell reads inputs; allowed: [*batch, time, ...features].")
         call = prepare_call(cell, xs, carry, **how)
     check_finite(call)
     return call
+
+
+def check_is_cell(cell: Any) -> None:
+    """Raises ValueError for what is no cell: a layer, a model without recurrent layers, the calls of all layers."""
+    if not (hasattr(cell, "initialize_carry") and hasattr(cell, "num_feature_axes")):
+        raise ValueError(
+            f"cell is a {type(cell).__name__}; allowed: a recurrent cell, or the record of one call of a layer, as"
+            " flow.layer_calls(function, model)[layer][0]."
+        )
 
 
 def in_run_order(call: LayerCall) -> Run:

@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 
 from rnn_jax.cell import Cell, carry_names, gate_values, step
+from rnn_jax.flow.run_order import check_finite
 from rnn_jax.unroll import unroll
 from rnn_jax.unroll.record import LayerCall
 
@@ -62,7 +63,11 @@ def states(call: LayerCall) -> States:
 
     Args:
       call: of a layer, as `layer_calls` records it.
+
+    Raises:
+      ValueError: for inputs that are not finite, where values can be known.
     """
+    check_finite(call)
     _, (carry, gates) = unroll(
         _StateReader(call.cell),
         call.xs,

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from rnn_jax.report import read
 from rnn_jax.report.profiles import plot_profile
@@ -28,6 +28,7 @@ from rnn_jax.report.style import COLORS, COLUMN, MARKERS, TEXT_WIDTH, legend_bel
 Found = Mapping[tuple[str, str, str], Mapping[str, np.ndarray]]
 
 _FLOOR = -16.0  # of log10 of singular values: what lies deeper would flatten the rest
+_LOST = -6.5  # log10 of the share of the largest below which one step in float32 leaves rounding errors
 
 
 def _networks(found: Found) -> dict[tuple[str, str], str]:
@@ -113,6 +114,8 @@ def profile_figure(found: Found) -> Figure:
             style = {"markevery": mark_every(norm_ST.shape[-1]), **_style(number)}
             plot_profile(norm_ax, norm_ST, label=name, **style)
             plot_profile(share_ax, share_ST, label=name, **style)
+        for ax in (norm_ax, share_ax):
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         norm_ax.set(xlabel="", ylabel="" if column else "log$_{10}$ ‖∂L/∂carry$_t$‖")
         share_ax.set_ylabel("" if column else "log$_{10}$ ‖share of ∂L/∂θ‖")
         legend_below(share_ax)
@@ -139,10 +142,9 @@ def jacobian_figure(found: Found) -> Figure:
             of = found[cell, stage, layer]
             lags, inside, style = of["lags"][0], of["inside"], _style(number)
             log10_values = np.where(inside[..., None], of["log10_values"], np.nan)
-            lines = {"-": 0, "--": log10_values.shape[-1] // 2, ":": -1}
-            for linestyle, place in lines.items():
-                word = {0: "largest", -1: "smallest"}.get(place, "middle")
-                label = name if place == 0 else f"_{name}, {word}"
+            kept = _directions_kept(log10_values)
+            for linestyle, place in {"-": 0, "--": kept // 2, ":": kept - 1}.items():
+                label = f"_{name}" if linestyle != "-" else name
                 if place == 0:
                     highest = max(highest, np.nanmax(_over_all(log10_values[..., 0])[2], initial=0.0))
                 _line(values_ax, lags, log10_values[..., place], label, linestyle=linestyle, band=place == 0, **style)
@@ -150,12 +152,27 @@ def jacobian_figure(found: Found) -> Figure:
             _line(radius_ax, lags, np.where(inside, of["spectral_radius"], np.nan), f"_{name}", **style)
         values_ax.axhline(0, color="0.6", linewidth=0.5, zorder=1)
         radius_ax.axhline(1, color="0.6", linewidth=0.5, zorder=1)
+        for ax in (values_ax, radius_ax):
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         radius_ax.set_xlabel("lag  (steps, from a quarter of the run on)")
         legend_below(radius_ax, handles=[*values_ax.get_legend_handles_labels()[0], *_kinds()], ncols=2)
     axes[0, 0].set_ylim(max(1.1 * lowest, _FLOOR), highest + 0.05 * (highest - max(lowest, _FLOOR)) + 0.1)
     axes[0, 0].set_ylabel("log$_{10}$ singular values")
     axes[1, 0].set_ylabel("spectral radius of a step")
     return figure
+
+
+def _directions_kept(log10_values: np.ndarray) -> int:
+    """Returns how many directions half of the sequences keep in the first step, above rounding error.
+
+    An attending cell forgets its last glimpse at once: half of its directions would be lines of rounding errors.
+
+    Args:
+      log10_values: `[..., lags, n]`, the largest first.
+    """
+    first = log10_values[..., 0, :].reshape(-1, log10_values.shape[-1])
+    kept = np.sum(first > first[:, :1] + _LOST, axis=-1)[np.isfinite(first[:, 0])]
+    return max(1, int(np.median(kept))) if len(kept) else 1
 
 
 def _kinds() -> list[Line2D]:
@@ -187,17 +204,23 @@ def lyapunov_figure(found: Found) -> Figure:
 
 @paper()
 def gates_figure(found: Found) -> Figure:
-    """A row for each network: gates over the steps of the run at each stage, and the time constants of its units."""
+    """A row for each network, of a grid for each level: gates over the steps, and the time constants of units."""
     networks, stages = _networks(found), _stages(found)
-    gates = list(dict.fromkeys(name.rpartition(" ")[0] for of in found.values() for name in of))
-    size = (TEXT_WIDTH, 0.6 + 1.6 * len(networks))
+    rows = [
+        (f"{name} {level}".strip(), cell, layer, f"{level}/" if level else "")
+        for (cell, layer), name in networks.items()
+        for level in _levels(found, cell, layer)
+    ]
+    gates = list(dict.fromkeys(name.rpartition(" ")[0].rpartition("/")[2] for of in found.values() for name in of))
+    size = (TEXT_WIDTH, 0.6 + 1.6 * len(rows))
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(networks), len(stages) + 1, squeeze=False)
+    axes = figure.subplots(len(rows), len(stages) + 1, squeeze=False)
     for ax in axes[:, :-1].ravel()[1:]:
         ax.sharey(axes[0, 0])
-    for row, ((cell, layer), name) in zip(axes, networks.items()):
+    for row, (name, cell, layer, level) in zip(axes, rows):
         for ax, stage in zip(row, stages):
-            of = found.get((cell, stage, layer), {})
+            all_gates = found.get((cell, stage, layer), {})
+            of = {word.removeprefix(level): array for word, array in all_gates.items() if word.startswith(level)}
             for number, gate in enumerate(gates):
                 if f"{gate} mean" not in of:
                     continue
@@ -211,7 +234,7 @@ def gates_figure(found: Found) -> Figure:
                     constants = np.sort(of[f"{gate} time_constant"].reshape(len(mean_ST), -1), axis=-1)[:, ::-1]
                     ranks, label = np.arange(1, constants.shape[-1] + 1), f"_{gate}, {_title(stage)}"
                     _line(row[-1], ranks, constants, label, linestyle=_stage_line(found, stage), **style)
-            ax.set_ylabel(name if ax is row[0] else "")
+            ax.set_ylabel("\n".join(name.split(" ", 1)) if ax is row[0] else "")
         _scale_steps(row[-1])
     for ax, stage in zip(axes[0], stages):
         ax.set_title(_title(stage))
@@ -239,6 +262,18 @@ def _scale_steps(ax: Axes) -> None:
         ax.set_axis_off()
 
 
+def _levels(found: Found, cell: str, layer: str) -> list[str]:
+    """Returns the levels that the gates of a network are named by, "0" of `0/time_forget`; of many the outermost two.
+
+    Of a cell without levels that is "" alone.
+    """
+    words = [
+        word for (of_cell, _, of_layer), of in found.items() if (of_cell, of_layer) == (cell, layer) for word in of
+    ]
+    levels = list(dict.fromkeys(word.rpartition("/")[0] for word in words))
+    return levels if len(levels) <= 4 else [levels[0], levels[-1]]
+
+
 @paper()
 def truncation_figure(found: Found) -> Figure:
     """Cosine and norm ratio of the truncated gradient and the whole one, against the truncation length."""
@@ -254,7 +289,9 @@ def truncation_figure(found: Found) -> Figure:
             ratio = f"  (signal / noise {np.median(of['signal_to_noise']):.2g})"
             _line(ax, of["every"][0], of[quantity], f"{cell}, {_title(stage)}{ratio}", **style)
         ax.axhline(1, color="0.6", linewidth=0.5, zorder=1)
-        ax.set(xscale="log", xlabel="truncation length, steps", ylabel=name)
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.set(xlabel="truncation length, steps", ylabel=name)
     legend_below(axes[0])
     return figure
 
@@ -270,6 +307,7 @@ def memory_figure(found: Found) -> Figure:
                 of = found[cell, stage, layer]
                 remark = f"  (capacity {np.median(of['capacity'].sum(-1)):.3g} of {of['fit'][0].size})"
                 _line(ax, of["lags"][0], of["fit"].mean(-1), name + remark, **_style(number))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(xlabel="lag  (steps before the carry)", ylim=(-0.1, 1.05))
         legend_below(ax)
     axes[0, 0].set_ylabel("input read back, R$^2$ on held-out steps")
@@ -423,14 +461,15 @@ INSTRUMENTS: dict[str, tuple[Callable[[Found], Figure], str]] = {
         profile_figure,
         "Above: how large the gradient of the loss with respect to the carry is, against the lag. A line that falls"
         " steeply is a gradient that vanishes, one that rises a gradient that explodes. Below: the norm of what each"
-        " step alone adds to the gradient of the cell's parameters: from which lags learning really comes.",
+        " step alone adds to the gradient of the cell's parameters: from which lags learning really comes (of sequences"
+        " of different lengths, lags from the end of the longest).",
     ),
     "jacobian": (
         jacobian_figure,
         "Above: by which factor the recurrence stretches a small change of the carry, in the direction where it does so"
         " most, least, and in the middle (log10 of singular values of the Jacobian over a growing lag). Near 0 a"
-        " gradient passes undiminished; directions that fall are forgotten, and those that"
-        " one step loses to rounding are not drawn. Below: the largest modulus of an eigenvalue"
+        " gradient passes undiminished; directions that fall are forgotten, and those that the first step loses to"
+        " rounding are not counted. Below: the largest modulus of an eigenvalue"
         " of a single step; above 1, the step can magnify.",
     ),
     "lyapunov": (

@@ -37,10 +37,7 @@ def use_cores(members: int) -> None:
 
 
 def over_members(
-    function: Callable[..., PyTree],
-    in_axes: tuple[int | None, ...] | None = None,
-    donate_argnums: tuple[int, ...] = (),
-    devices: int | None = None,
+    function: Callable[..., PyTree], in_axes: tuple[int | None, ...] | None = None, donate_argnums: tuple[int, ...] = ()
 ) -> Callable[..., PyTree]:
     """Compiles a function of one member for all members of an ensemble.
 
@@ -50,7 +47,6 @@ def over_members(
       function: of arrays and pytrees, by position; returns a pytree of arrays.
       in_axes: for each argument 0, if its arrays are `[S, ...]`, or None, if all members share it; by default all 0.
       donate_argnums: as for `jax.jit`.
-      devices: over which a CPU spreads the members, at most; all there are by default.
 
     Returns:
       a function that takes the arguments of all S members, and returns what `function` returns, `[S, ...]`.
@@ -80,8 +76,7 @@ def over_members(
         axes = (0,) * len(args) if in_axes is None else in_axes
         members = _members(args, axes)
         free = not jax.sharding.get_abstract_mesh().axis_names
-        available = jax.device_count() if devices is None else devices
-        return compiled(axes, members, devices_for(members, available) if free else 1)(*args)
+        return compiled(axes, members, devices_for(members, jax.device_count()) if free else 1)(*args)
 
     return mapped
 

@@ -17,6 +17,7 @@ from rnn_jax.tasks.embeddings import load_embeddings
 from rnn_jax.tasks.vocabulary import Vocabulary
 from rnn_jax.training import checkpoints, run_directory
 from rnn_jax.training.build import ModelSettings, make_model
+from rnn_jax.training.grid import GridSettings, as_in_paper, make_networks
 from rnn_jax.training.load import make_task_of
 from rnn_jax.training.step import make_ensemble
 
@@ -46,10 +47,10 @@ def load_networks(run_dir: run_directory.StrPath, stage: str) -> tuple[tasks.Tas
     """Returns the task of a run with its data, and its networks by label, each an ensemble of seeds.
 
     Of a run of `experiments.train`, that is one network with one member; of `experiments.gradient_flow`, one for each
-    cell and learning rate that has been trained to its end.
+    cell and learning rate that has been trained to its end; of `experiments.grid_lstm`, each of the two that has.
 
     Args:
-      run_dir: of `experiments.train` or `experiments.gradient_flow`.
+      run_dir: of `experiments.train`, `experiments.gradient_flow` or `experiments.grid_lstm`.
       stage: "initialization", "step_<k>" where the run kept its weights after k steps, or "trained"; of
         `experiments.train`, at its best evaluation so far, or at its last checkpoint where nothing is chosen, for want
         of a validation split.
@@ -65,8 +66,14 @@ def load_networks(run_dir: run_directory.StrPath, stage: str) -> tuple[tasks.Tas
     flags, ready = _find_networks(folder)
     if stage not in (known := stages_of(folder)):
         raise ValueError(f"--run={str(run_dir)!r} has no networks at {stage!r}; allowed: {', '.join(known)}.")
-    load: Callable[..., dict[str, Any]] = _load_ensemble if "cells" in flags else _load_one
+    load: Callable[..., dict[str, Any]] = _load_one
+    if "cells" in flags:
+        load = _load_ensemble
+    elif _is_grid(flags):
+        load = _load_grid
     task = make_task_of(folder, flags)
+    if _is_grid(flags):
+        task = as_in_paper(task)
     networks: dict[str, Any] = {}
     for name in ready:
         networks |= load(folder, flags, task, name, stage)
@@ -81,19 +88,26 @@ def _find_networks(folder: pathlib.Path) -> tuple[dict[str, Any], list[str]]:
     flags = json.loads((folder / "config.json").read_text(encoding="utf-8"))["flags"]
     if "cells" in flags and "learning_rate" in flags and "data" in flags:
         ready = [cell for cell in split_names(flags["cells"]) if _has_finished(folder, cell)]
+    elif _is_grid(flags):
+        ready = [name for name in ("grid_lstm", "stacked_lstm", "tanh") if _has_finished(folder, name)]
     elif "cell" in flags and "recurrent" in flags:
         ready = [name for name in ("best", "last") if checkpoints.has_checkpoint(folder, name)][:1]
     else:
         raise ValueError(
-            f"--run={str(folder)!r} has no networks that can be made again; allowed: a run of experiments.train or of"
-            " experiments.gradient_flow."
+            f"--run={str(folder)!r} has no networks that can be made again; allowed: a run of experiments.train,"
+            " experiments.gradient_flow or experiments.grid_lstm."
         )
     if not ready:
         raise ValueError(
             f"--run={str(folder)!r} has no trained network yet; allowed: experiments.train after a checkpoint,"
-            " experiments.gradient_flow after its first cell."
+            " experiments.gradient_flow or experiments.grid_lstm after its first network."
         )
     return flags, ready
+
+
+def _is_grid(flags: dict[str, Any]) -> bool:
+    """Whether flags are those of `experiments.grid_lstm`."""
+    return "depth" in flags and "patch" in flags
 
 
 def _training_of(name: str) -> str:
@@ -143,3 +157,11 @@ def _load_ensemble(
         return jax.tree.map(lambda leaf: leaf[k * len(seeds) : (k + 1) * len(seeds)], models)
 
     return {cell if len(rates) == 1 else f"{cell} at {rate:g}": at(k) for k, rate in enumerate(rates)}
+
+
+def _load_grid(folder: pathlib.Path, flags: dict[str, Any], task: tasks.Task, name: str, stage: str) -> dict[str, Any]:
+    make_model = make_networks(task, GridSettings.of_flags(flags))[name]
+    make = functools.partial(make_ensemble, make_model, list(range(flags["seed"], flags["seed"] + flags["seeds"])))
+    if stage == "initialization":
+        return {name: make()}
+    return {name: checkpoints.restore_checkpoint(folder, name, jax.eval_shape(make))}

@@ -452,7 +452,7 @@ REPORT = {
 MEASURE = {
     **EVERYWHERE,
     **NO_WORDS,
-    "": "--run is missing; allowed: a run directory of experiments.train or gradient_flow.",
+    "": "--run is missing; allowed: a run directory of experiments.train, gradient_flow or grid_lstm.",
     "--run={dir}/empty": "--run='{dir}/empty' holds no run",
     "--run={dir}/file": "holds no run",
     "--run={dir}/sequence --instruments=nosuch": "nosuch",

@@ -13,7 +13,7 @@ from experiments import instruments
 from rnn_jax import tasks
 from rnn_jax.report.read import load_instrument
 from rnn_jax.report.run_report import write_report
-from rnn_jax.training import checkpoints, run_directory
+from rnn_jax.training import checkpoints, grid, run_directory
 from rnn_jax.training.build import ModelSettings, make_model
 from rnn_jax.training.config import TrainConfig
 from rnn_jax.training.networks import load_networks, stages_of
@@ -141,13 +141,13 @@ def test_what_cannot_be_measured_is_said_in_one_sentence(task, tmp_path):
         ),
         (
             lambda: load_networks(other, "trained"),
-            f"--run={str(other)!r} has no networks that can be made again; allowed: a run of experiments.train or of"
-            " experiments.gradient_flow.",
+            f"--run={str(other)!r} has no networks that can be made again; allowed: a run of experiments.train,"
+            " experiments.gradient_flow or experiments.grid_lstm.",
         ),
         (
             lambda: load_networks(empty, "initialization"),
             f"--run={str(empty)!r} has no trained network yet; allowed: experiments.train after a checkpoint,"
-            " experiments.gradient_flow after its first cell.",
+            " experiments.gradient_flow or experiments.grid_lstm after its first network.",
         ),
         (
             lambda: load_networks(whole, "step_7"),
@@ -163,3 +163,64 @@ def test_a_network_without_recurrent_layers_is_refused(tmp_path):
     run_dir, _ = make_run(tmp_path / "run", tokens, task="temporal_order", seq_len=12, recurrent=False, emb_size=4)
     with pytest.raises(ValueError, match="'bag of embeddings' has no recurrent layer; allowed: one that has"):
         instruments.measure_run(run_dir, ["profile"], ["trained"])
+
+
+def measure_made_run(folder, names, name, options, **flags):
+    """Makes a run of a task that need not be trained, and returns what the instruments showed, by their names."""
+    made = tasks.make_task(name, **options)
+    flags = {"task": name, **options, "hidden": 3, "emb_size": 2, "seed": 3, "recurrent": True, **flags}
+    run_dir = run_directory.create(str(folder), {**flags, "data": made.fingerprint}, experiment="train")
+    model = make_model(made.interface, ModelSettings.of_flags(flags), nnx.Rngs(3))
+    checkpoints.save_checkpoint(run_dir, "best", model, {"step": 5})
+    instruments.measure_run(run_dir, names, ["trained"], sequences=8)
+    return {instrument: load_instrument(run_dir, instrument) for instrument in names}, run_dir
+
+
+def test_lags_of_a_decoder_count_from_the_last_token_of_each_answer(tmp_path):
+    """Names of letters are padded to the longest; those that are measured are shorter."""
+    found, _ = measure_made_run(tmp_path / "run", ["profile"], "glyphs", {}, cell="gru")
+    of = found["profile"]["gru", "trained", "decoder"]
+    norm_T, share_T = of["log10_norm"][0], of["log10_share"][0]
+    assert np.isneginf(norm_T[-1])  # no step is behind the last
+    assert np.isfinite(norm_T[-2])
+    assert np.isfinite(share_T[-1])
+    assert np.isneginf(share_T[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["text", "dates", "glyphs", "hard glyphs"])
+def test_every_instrument_measures_every_kind_of_network(kind, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog.\n" * 40)
+    rnns = [f"encoder/{direction}_rnn" for direction in ("forward", "backward")]
+    name, options, flags, layers = {
+        "text": (f"text:{text}", {"seq_len": 12}, {"layers": 2}, {"rnn/layers/0", "rnn/layers/1"}),
+        "dates": ("dates", {"train_size": 64, "test_size": 8}, {"bidirectional": True}, {*rnns, "decoder"}),
+        "glyphs": ("glyphs", {}, {}, {"decoder"}),
+        "hard glyphs": ("glyphs", {}, {"hard_attention": True}, {"decoder"}),
+    }[kind]
+    names = list(instruments.INSTRUMENTS)
+    found, run_dir = measure_made_run(tmp_path / "run", names, name, options, cell="gru", **flags)
+    for instrument, of in found.items():
+        assert {layer for *_, layer in of} == layers | ({""} if instrument == "truncation" else set())
+        assert not any(np.isnan(array).any() for quantities in of.values() for array in quantities.values())
+    assert [path.stem for path in write_report(run_dir)[:-1]] == names
+
+
+def test_both_networks_of_a_run_of_grid_lstm_are_measured(tmp_path):
+    options = {"digits": 1, "train_size": 32, "test_size": 8}
+    task = tasks.make_task("addition", **options)
+    flags = {"task": "addition", **options, "hidden": 2, "depth": 2, "shared": True, "priority": "depth", "patch": 2}
+    flags |= {"emb_size": 2, "seed": 5, "seeds": 2, "learning_rate": 1e-3, "data": task.fingerprint}
+    run_dir = run_directory.create(str(tmp_path / "run"), flags, experiment="grid_lstm")
+    networks = grid.make_networks(task, grid.GridSettings.of_flags(flags))
+    ensembles = {name: moved(make_ensemble(make, [5, 6])) for name, make in networks.items()}
+    for name, models in ensembles.items():
+        checkpoints.save_checkpoint(run_dir, name, models, {"finished": {}, "step": 9})
+    instruments.measure_run(run_dir, ["gates"], STAGES, sequences=4)
+    found = load_instrument(run_dir, "gates")
+    layers = [("grid_lstm", "rnn"), ("stacked_lstm", "rnn/layers/0"), ("stacked_lstm", "rnn/layers/1")]
+    assert set(found) == {(cell, stage, layer) for cell, layer in layers for stage in STAGES}
+    assert found["grid_lstm", "trained", "rnn"]["1/time_forget time_constant"].shape == (2, 2)
+    for name, models in load_networks(run_dir, "trained")[1].items():
+        jax.tree.map(np.testing.assert_array_equal, models, ensembles[name])

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.flatten_util import ravel_pytree
 
 import rnn_jax
 from rnn_jax import RNN, Bidirectional, flow
 from rnn_jax.flow import graded
+from rnn_jax.models import EncoderDecoder
+from rnn_jax.models.decoding import END, shifted
 from tests import reference
 from tests.flow import spectra
 
@@ -222,6 +225,37 @@ def test_both_directions_of_a_model_are_two_cells_on_the_sequence_and_on_the_tur
             for b in range(2):
                 expected = spectra.log10_values(matrices[b][1:])[:, :1]
                 np.testing.assert_allclose(together[name].log10_values[seed, b], expected, atol=1e-6)
+
+
+def test_a_decoder_starts_from_its_encoder_and_attends_to_its_source():
+    """From the record of its call: products of the Jacobians of `next`, the step that decoding takes."""
+    model = EncoderDecoder(
+        "gru", 5, 6, 2, 2, bidirectional=True, rngs=nnx.Rngs(0), dtype=jnp.float64, param_dtype=jnp.float64
+    )
+    inputs, lengths = jnp.array([[1, 2, 3, 4], [4, 3, 2, 0]], jnp.int32), jnp.array([4, 3], jnp.int32)
+    answer = jnp.array([[2, 3, 4, END], [5, END, -1, -1]], jnp.int32)
+
+    @reference.quick_jit
+    def measure(model):
+        calls = flow.layer_calls(lambda model: model(inputs, lengths, answer=answer), model)
+        return flow.jacobian_spectrum(calls["decoder"][0])
+
+    @reference.quick_jit
+    def one_step(carry, token, context):
+        vector, back = ravel_pytree(carry)
+        return jax.jacrev(lambda v: ravel_pytree(model.next(back(v), token, context)[0])[0])(vector), model.next(
+            carry, token, context
+        )[0]
+
+    result, first, tokens = measure(model), model.start(inputs, lengths), shifted(answer)
+    for b, count in enumerate([4, 2]):
+        carry, context = jax.tree.map(lambda part, b=b: part[b : b + 1], first)
+        matrices = []
+        for t in range(count):
+            matrix, carry = one_step(carry, tokens[b : b + 1, t], context)
+            matrices.append(np.asarray(matrix))
+        assert_values(np.asarray(result.log10_values[b, :count]), spectra.log10_values(np.stack(matrices)))
+        np.testing.assert_array_equal(result.inside[b], np.arange(4) < count)
 
 
 # ------------------------------------------------------------------------------------------------------- bad requests

@@ -523,35 +523,6 @@ def test_a_linear_unit_falls_by_its_weight_to_1e_30000():
 # ------------------------------------------------------------------------------- shares, true ends, several calls
 
 
-@pytest.mark.parametrize("name", ["lstm", "flax.nnx:LSTMCell"])
-def test_the_share_of_a_step_is_the_gradient_of_a_cell_that_this_step_alone_uses(name):
-    """One copy of the cell for each step, in a loop over steps: what the scan adds up."""
-    the_cell, xs, weight = cell(name), inputs(), reference.normal(9, B, T, H)
-
-    def loop(cells):
-        carry, ys = the_cell.initialize_carry((B, F), nnx.Rngs(0)), []
-        for t, cell_t in enumerate(cells):
-            carry, y = cell_t(carry, xs[:, t])
-            ys.append(y)
-        return jnp.sum(jnp.square(jnp.stack(ys, 1)) * weight)
-
-    def floating(tree):  # a cell of Flax has random keys, too
-        return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-
-    grads = reference.quick_jit(jax.grad(loop, allow_int=True))([the_cell] * T)
-    expected = [np.sqrt(sum(np.sum(np.square(leaf)) for leaf in floating(step))) for step in grads]
-
-    def loss_fn(model, xs):
-        return jnp.sum(jnp.square(model(xs)) * weight)
-
-    profile = profile_of(loss_fn, RNN(the_cell), xs, shares=True)
-    assert profile.log10_share["rnn"].dtype == jnp.float32
-    reference.assert_log10_of(profile.log10_share["rnn"], expected)
-    reference.assert_close(
-        floating(profile.grads.cell), [sum(parts) for parts in zip(*map(floating, grads), strict=True)]
-    )
-
-
 def test_shares_do_not_underflow_and_are_left_out_unless_asked_for():
     """h' = w h + x v, L = h_T: what step t adds to the gradient of v is w^(T - t) x, and of w w^(T - t) h_{t-1}."""
     linear = rnn_jax.make_cell("elman", 1, 1, rngs=nnx.Rngs(0), activation="identity", use_bias=False)
