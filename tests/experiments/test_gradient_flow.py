@@ -224,12 +224,12 @@ def small_run(tmp_path_factory):
     return out
 
 
-def curve(out, name):
+def logged(out, name):
     return {int(row["step"]): float(row["value"]) for row in rows(out / "metrics.csv") if row["name"] == name}
 
 
 def test_the_end_of_a_learning_curve_is_the_score_of_its_checkpoint(small_run):
-    scores = curve(small_run, "elman/seed0/held_out_mse")
+    scores = logged(small_run, "elman/seed0/held_out_mse")
     assert sorted(scores) == [0, 1, 2, 3]
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         make = functools.partial(SequenceClassifier, "elman", 2, 4, 1)
@@ -247,7 +247,7 @@ def test_the_end_of_a_learning_curve_is_the_score_of_its_checkpoint(small_run):
 def test_a_member_of_an_ensemble_is_its_own_run(small_run, tmp_path):
     done = run("--cells=elman", "--seeds=1", "--seed=1", *SMALL, f"--out={tmp_path / 'alone'}")
     assert done.returncode == 0, done.stderr
-    alone, together = (curve(out, "elman/seed1/loss") for out in (tmp_path / "alone", small_run))
+    alone, together = (logged(out, "elman/seed1/loss") for out in (tmp_path / "alone", small_run))
     assert alone == pytest.approx(together, rel=1e-5)
 
 
