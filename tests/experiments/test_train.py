@@ -122,15 +122,6 @@ def on_digits(tmp_path_factory, data_dir):
     return out, flags, done.stdout
 
 
-@pytest.fixture
-def resumed(on_digits, tmp_path):
-    """A copy of that run, and a function that goes on with it."""
-    out, flags, _ = on_digits
-    copy = shutil.copytree(out, tmp_path / "run")
-    return copy, lambda: run("train", *flags, f"--out={copy}", "--resume")
-
-
-@pytest.mark.slow
 def test_without_a_validation_split_the_score_is_said_to_be_that_of_the_last_step(on_digits):
     out, _, printed = on_digits
     told = "validation accuracy +none: the task has no such split, and the test score is that of the last step\n"
@@ -138,42 +129,51 @@ def test_without_a_validation_split_the_score_is_said_to_be_that_of_the_last_ste
     assert not (out / "checkpoints" / "best").exists()
 
 
-def test_a_horizon_that_is_not_finite_or_never_reached_is_said_to_be_that(on_digits, resumed):
-    out, resume = resumed
-    assert re.search("horizon of rnn, trained +1/e at lag", on_digits[2])
-    path = out / "summary.csv"
-    steps = load_profiles(out).whole_carries("lstm")["rnn"].shape[-1]
-    rows = re.sub(r"(,rnn,,trained),\d+,\d+,", r"\1,-1,-1,", path.read_text())
-    path.write_text(re.sub(r"(,rnn,,initialization),\d+,\d+,", rf"\1,{steps - 1},{steps},", rows))
-    again = resume()
-    assert re.search("horizon of rnn, trained +not finite\n", again.stdout), again.stderr
-    assert re.search(f"horizon of rnn, initialization +1/e at lag {steps - 1}, 1/1000 never\n", again.stdout)
+def change_config(out, change):
+    config = json.loads((out / "config.json").read_text())
+    change(config)
+    (out / "config.json").write_text(json.dumps(config))
 
 
-def test_to_go_on_with_other_packages_is_warned_of_and_with_other_data_is_refused(resumed):
-    out, resume = resumed
+def test_going_on_with_other_packages_is_warned_of_and_a_finished_run_is_shown_as_its_summary_says(on_digits, tmp_path):
+    first, flags, printed = on_digits
+    out = shutil.copytree(first, tmp_path / "run")
+    again = [*flags, f"--out={out}", "--resume"]
+
+    def made_by_others(config):
+        config["versions"]["jax"] = "0.0.1"
+        config["flags"]["data"]["scikit-learn"] = "0.0.2"
+
+    change_config(out, made_by_others)
     (out / "summary.csv").unlink()
-    path = out / "config.json"
-    config = json.loads(path.read_text())
-    config["versions"]["jax"] = "0.0.1"
-    config["flags"]["data"]["scikit-learn"] = "0.0.2"
-    path.write_text(json.dumps(config))
     before = (out / "metrics.csv").read_bytes()
-    done = resume()
+    done = run("train", *again)
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "other packages" in line]
     packages = re.findall(r"([\w-]+) ([\d.]+), here ([\d.]+)", line)
     here = {name: importlib.metadata.version(name) for name in ("scikit-learn", "jax")}
     assert packages == [("scikit-learn", "0.0.2", here["scikit-learn"]), ("jax", "0.0.1", here["jax"])]
     assert (out / "metrics.csv").read_bytes() == before
-    assert "other packages" not in resume().stderr  # it is finished
 
-    config["flags"]["data"]["test_sha256"] = "abc"
-    path.write_text(json.dumps(config))
-    refused = resume()
-    assert refused.returncode == 1
+    # It is finished now. A horizon that is not finite or never reached is said to be that.
+    assert re.search("horizon of rnn, trained +1/e at lag", printed)
+    path = out / "summary.csv"
+    steps = load_profiles(out).whole_carries("lstm")["rnn"].shape[-1]
+    rows = re.sub(r"(,rnn,,trained),\d+,\d+,", r"\1,-1,-1,", path.read_text())
+    path.write_text(re.sub(r"(,rnn,,initialization),\d+,\d+,", rf"\1,{steps - 1},{steps},", rows))
+    done = run("train", *again)
+    assert "other packages" not in done.stderr
+    assert re.search("horizon of rnn, trained +not finite\n", done.stdout), done.stderr
+    assert re.search(f"horizon of rnn, initialization +1/e at lag {steps - 1}, 1/1000 never\n", done.stdout)
+
+
+def test_to_go_on_with_other_data_is_refused(on_digits, tmp_path):
+    first, flags, _ = on_digits
+    out = shutil.copytree(first, tmp_path / "run")
+    change_config(out, lambda config: config["flags"]["data"].update(test_sha256="abc"))
+    (said,) = refusals("train", [*flags, f"--out={out}", "--resume"])
     told = rf"the data of --task=digits have test_sha256 \w{{64}}, and those of the run in '{out}' have abc; allowed"
-    assert re.match(told, refused.stderr.splitlines()[-1])
+    assert re.match(told, said)
 
 
 def test_a_run_killed_at_three_moments_ends_as_one_left_alone(tmp_path, alone):
@@ -195,9 +195,7 @@ def test_a_run_killed_at_three_moments_ends_as_one_left_alone(tmp_path, alone):
 
 def test_a_finished_run_damaged_in_five_places_is_as_it_was_after_resume(tmp_path, alone):
     out = shutil.copytree(alone[0], tmp_path / "run")
-    config = json.loads((out / "config.json").read_text())
-    config["flags"]["out"] = str(out)
-    (out / "config.json").write_text(json.dumps(config))
+    change_config(out, lambda config: config["flags"].update(out=str(out)))
     metrics = (out / "metrics.csv").read_bytes()
     (out / "metrics.csv").write_bytes(metrics[: len(metrics) // 2])
     (out / "gradient_flow.npz").unlink()
