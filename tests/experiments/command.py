@@ -70,7 +70,13 @@ def fork(function: Callable[..., None], *arguments: object) -> multiprocessing.P
     """Starts a function in a fork of the server; returns its process."""
     process = _server().Process(target=_with_cache, args=(_cache(), function, *arguments))
     process.start()
+    atexit.register(_end, process)  # or a test that fails might leave one that this process waits for at its end
     return process
+
+
+def _end(process: multiprocessing.Process) -> None:
+    if process.is_alive():
+        process.kill()
 
 
 @functools.cache
