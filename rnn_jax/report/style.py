@@ -94,8 +94,10 @@ def save_figure(figure: Figure, path: pathlib.Path, *, caption: str, source: str
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn = io.BytesIO()
     with matplotlib.rc_context({**_PAPER, "svg.hashsalt": path.stem}):
-        figure.draw_without_rendering()  # lays the panels out, once for both files
-        figure.set_layout_engine("none")
+        engine = figure.get_layout_engine()
+        if engine is not None:
+            engine.execute(figure)  # once for both files; with an engine, even an idle one, each is drawn twice
+        figure.set_layout_engine(None)
         figure.savefig(path, dpi=_DPI, metadata={"Source": source, "Description": caption})
         figure.savefig(
             drawn, format="svg", metadata={"Source": source, "Description": caption, "Date": None, "Creator": None}

@@ -1,42 +1,82 @@
 """The command lines of the experiments, as a person runs them, without the seconds that the imports take.
 
 A server imports the packages once for all commands of a test process; each command runs in a fork of it, which has
-arguments, environment, output and exit status of its own.
+arguments, environment, output, signals and exit status of its own. All commands share a cache of compiled programs: one
+that is resumed, or that differs in a seed, compiles nothing again.
 """
 
+import atexit
 import functools
 import multiprocessing
 import os
 import pathlib
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).parents[2]
-_PACKAGES = ["matplotlib.pyplot", "rnn_jax.models", "rnn_jax.report.learning", "rnn_jax.training.loop", "scipy.linalg"]
+_PACKAGES = [
+    "experiments.running", "matplotlib.backends.backend_agg", "matplotlib.pyplot", "rnn_jax.flow", "rnn_jax.models",
+    "rnn_jax.report.learning", "rnn_jax.training.loop", "scipy.linalg", "tests.experiments.command",
+]  # fmt: skip
 
 
-def run(experiment: str, *arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
+class Started:
+    """A command that runs, with what a `subprocess.Popen` has."""
+
+    def __init__(self, experiment: str, *arguments: str, **environment: str):
+        self.args = [f"experiments.{experiment}", *map(str, arguments)]
+        self._folder = tempfile.TemporaryDirectory()
+        self._outputs = [pathlib.Path(self._folder.name, name) for name in ("stdout", "stderr")]
+        self._process = fork(_execute, self.args, environment, *map(str, self._outputs))
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def communicate(self, timeout: float = 600) -> tuple[str, str]:
+        """Waits for the end; returns what was written to stdout and stderr."""
+        self._process.join(timeout)
+        if self._process.is_alive():
+            self._process.kill()
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        self.returncode = self._process.exitcode
+        stdout, stderr = (path.read_text(encoding="utf-8") for path in self._outputs)
+        self._folder.cleanup()
+        return stdout, stderr
+
+
+def run(experiment: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """Runs `python -m experiments.<experiment>` in the root of the repository.
 
     Args:
       experiment: its name.
       *arguments: of the command line.
-      timeout: in seconds.
       **environment: variables that are not as in this process; not those of JAX, which the server has read.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        outputs = [pathlib.Path(folder, name) for name in ("stdout", "stderr")]
-        command = [f"experiments.{experiment}", *map(str, arguments)]
-        process = _server().Process(target=_execute, args=(command, environment, *map(str, outputs)))
-        process.start()
-        process.join(timeout)
-        if process.is_alive():
-            process.kill()
-            raise subprocess.TimeoutExpired(command, timeout)
-        stdout, stderr = (path.read_text(encoding="utf-8") for path in outputs)
-        return subprocess.CompletedProcess(command, process.exitcode, stdout, stderr)
+    started = Started(experiment, *arguments, **environment)
+    stdout, stderr = started.communicate()
+    return subprocess.CompletedProcess(started.args, started.returncode, stdout, stderr)
+
+
+def fork(function: Callable[..., None], *arguments: object) -> multiprocessing.Process:
+    """Starts a function in a fork of the server; returns its process."""
+    process = _server().Process(target=_with_cache, args=(_cache(), function, *arguments))
+    process.start()
+    atexit.register(_end, process)  # or a test that fails might leave one that this process waits for at its end
+    return process
+
+
+def _end(process: multiprocessing.Process) -> None:
+    if process.is_alive():
+        process.kill()
 
 
 @functools.cache
@@ -44,6 +84,23 @@ def _server() -> multiprocessing.context.ForkServerContext:
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(_PACKAGES)
     return server
+
+
+@functools.cache
+def _cache() -> str:
+    folder = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _with_cache(folder: str, function: Callable[..., None], *arguments: object) -> None:
+    import jax
+
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # or an experiment takes the user's
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    function(*arguments)
 
 
 def _execute(command: list[str], environment: dict[str, str], stdout: str, stderr: str) -> None:

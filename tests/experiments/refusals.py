@@ -1,53 +1,23 @@
-"""What programs say to command lines they refuse, all in one start of Python: to start it for each would take an hour.
+"""What programs say to command lines they refuse, many in one process: to start one for each would take an hour.
 
-One process imports what all programs share, which starts no threads, and forks for each program: their flags have the
-same names. A fork runs one command line after another as `python -m` does, by `experiments.running.run`.
+For each program a process is forked from the server of `tests.experiments.command`: the flags of programs have the same
+names. It runs one command line after another as `python -m` does, by `experiments.running.run`.
 """
 
+import contextlib
 import dataclasses
+import importlib
+import io
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
+import traceback
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.experiments.command import ROOT, fork
+
 _TAKE_WORDS = ("caption", "compare", "report", "translate")
-_SCRIPT = """
-import contextlib, importlib, io, json, os, sys, traceback
-import experiments.running, rnn_jax.flow, rnn_jax.tasks, rnn_jax.training.loop, rnn_jax.report.learning
-from absl import flags
-
-jobs, told, words_too = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
-
-def run(program, main, words):
-    for name in flags.FLAGS:
-        flags.FLAGS[name].unparse()
-    said, before, status = io.StringIO(), sorted(os.listdir()), None
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-        try:
-            experiments.running.run(main, takes_words=program in words_too, argv=[program, *words])
-        except SystemExit as stop:
-            status = stop.code
-        except BaseException:
-            traceback.print_exc()
-    return {"status": status, "said": said.getvalue(), "left": sorted(set(os.listdir()) - set(before))}
-
-assert len(os.listdir("/proc/self/task")) == 1  # or a fork might wait for a lock for ever
-for program, lists in jobs.items():
-    child = os.fork()
-    if not child:
-        try:
-            main = importlib.import_module("experiments." + program).main
-            answers = [run(program, main, words) for words in lists]
-            with open(os.path.join(told, program + ".json"), "w") as file:
-                json.dump(answers, file)
-        except BaseException:
-            traceback.print_exc()
-        os._exit(0)
-    os.waitpid(child, 0)
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,26 +40,17 @@ def answers(
       python_path: where modules of the user are.
       data_dir: of prepared data.
     """
-    work, told = folder / "work", folder / "told"
+    work = folder / "work"
     work.mkdir()
-    told.mkdir()
     (folder / "cache" / "rnn_jax").mkdir(parents=True)
     (folder / "cache" / "rnn_jax" / "tfds").symlink_to(data_dir)
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "OPENBLAS_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, python_path))),
-        "XDG_CACHE_HOME": str(folder / "cache"),
-    }
-    return _run(jobs, told, work, environment)
+    environment = {"XDG_CACHE_HOME": str(folder / "cache")}
+    return {program: _run(program, lists, work, python_path, environment) for program, lists in jobs.items()}
 
 
-def refusals(experiment: str, *lists: list[str], environment: dict[str, str] | None = None) -> list[str]:
+def refusals(experiment: str, *lists: list[str]) -> list[str]:
     """Returns the sentence with which an experiment ends for each list of arguments; it may have warned before."""
-    environment = {"OPENBLAS_NUM_THREADS": "1", **(environment or {**os.environ, "JAX_PLATFORMS": "cpu"})}
-    with tempfile.TemporaryDirectory() as told:
-        found = _run({experiment: list(lists)}, pathlib.Path(told), ROOT, environment)[experiment]
+    found = _run(experiment, lists, ROOT, ROOT, {})
     for answer in found:
         assert answer.status == 1, answer
         assert "Traceback" not in answer.said, answer
@@ -97,15 +58,42 @@ def refusals(experiment: str, *lists: list[str], environment: dict[str, str] | N
 
 
 def _run(
-    jobs: dict[str, list[list[str]]], told: pathlib.Path, work: pathlib.Path, environment: dict[str, str]
-) -> dict[str, list[Answer]]:
-    command = [sys.executable, "-c", _SCRIPT, json.dumps(jobs), str(told), json.dumps(_TAKE_WORDS)]
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    found = {}
-    for program, lists in jobs.items():
-        path = told / f"{program}.json"
-        assert path.exists(), f"{program}: {done.stderr}"
-        found[program] = [Answer(**answer) for answer in json.loads(path.read_text())]
-        assert len(found[program]) == len(lists)
+    program: str, lists: list[list[str]], work: pathlib.Path, python_path: pathlib.Path, environment: dict[str, str]
+) -> list[Answer]:
+    with tempfile.TemporaryDirectory() as folder:
+        told = pathlib.Path(folder, "told.json")
+        process = fork(_answer_all, program, [*map(list, lists)], str(work), str(python_path), environment, str(told))
+        process.join(900)
+        assert process.exitcode == 0, program
+        found = [Answer(**answer) for answer in json.loads(told.read_text())]
+    assert len(found) == len(lists)
     return found
+
+
+def _answer_all(
+    program: str, lists: list[list[str]], work: str, python_path: str, environment: dict[str, str], told: str
+) -> None:
+    os.environ.update(environment)
+    os.chdir(work)
+    sys.path[:0] = [str(ROOT), python_path]
+    main = importlib.import_module(f"experiments.{program}").main
+    found = [_answer(program, main, words) for words in lists]
+    pathlib.Path(told).write_text(json.dumps(found))
+
+
+def _answer(program: str, main: object, words: list[str]) -> dict[str, object]:
+    from absl import flags
+
+    from experiments import running
+
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    said, before, status = io.StringIO(), sorted(os.listdir()), None
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+        try:
+            running.run(main, takes_words=program in _TAKE_WORDS, argv=[program, *words])
+        except SystemExit as stop:
+            status = stop.code
+        except BaseException:
+            traceback.print_exc()
+    return {"status": status, "said": said.getvalue(), "left": sorted(set(os.listdir()) - set(before))}

@@ -3,14 +3,13 @@
 import csv
 import importlib.util
 import json
-import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.experiments.command import ROOT, run
+
 IMPLEMENTATIONS = {
     ("torch", "elman"): {"RNN", "RNN on 1 thread"},
     ("torch", "gru"): {"GRU", "GRU on 1 thread"},
@@ -48,18 +47,14 @@ app.run(benchmark.main)
 """
 
 
-def run(*command, status=0):
-    # No optimization by LLVM: it would take most of the time of these tests.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    command = [sys.executable, *command]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+def benchmark(*flags, status=0):
+    return ended(run("benchmark", *flags), status)
+
+
+def ended(done, status):
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     return done
-
-
-def benchmark(*flags, status=0):
-    return run("-m", "experiments.benchmark", *flags, status=status)
 
 
 def read(run_dir):
@@ -101,7 +96,8 @@ def test_every_jax_layer_competes_on_all_devices_too(tmp_path):
 @pytest.mark.slow
 def test_a_peer_that_computes_something_else_is_not_timed(tmp_path):
     flags = ["--cells=elman", "--grid=2x4x3x4", "--peers=flax.nnx,flax.linen", "--quick", "--repeats=1", "--devices=1"]
-    done = run("-c", TWO_WRONG_PEERS, *flags, f"--out={tmp_path}", status=1)
+    command = [sys.executable, "-c", TWO_WRONG_PEERS, *flags, f"--out={tmp_path}"]
+    done = ended(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300), status=1)
     nnx, linen = done.stderr.splitlines()[-2:]
     assert nnx.startswith("flax.nnx (SimpleCell) was not timed on elman at 2x4x3x4: its outputs differ from ours by ")
     assert linen == (

@@ -4,13 +4,10 @@ import csv
 import functools
 import itertools
 import json
-import os
 import pathlib
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -26,9 +23,6 @@ from rnn_jax.training.step import make_ensemble
 from rnn_jax.training.watch import probe_batch
 from tests.experiments import command
 from tests.experiments.refusals import refusals
-
-ROOT = pathlib.Path(__file__).parents[2]
-
 
 run = functools.partial(command.run, "gradient_flow")
 
@@ -105,48 +99,11 @@ def test_the_learning_curve_ends_with_the_test_score_where_no_validation_split_w
             assert float(row["baseline_score"]) == pytest.approx(trivial)
 
 
-def test_the_end_of_a_learning_curve_is_the_score_of_its_checkpoint(tmp_path):
-    done = run(
-        "--cells=elman", "--task=adding", "--seq_len=8", "--steps=3", "--seeds=1", "--hidden=4", "--batch=4",
-        "--learning_rate=1e-1", f"--out={tmp_path / 'out'}",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    curve = {
-        int(row["step"]): float(row["value"])
-        for row in rows(tmp_path / "out" / "metrics.csv")
-        if "held_out_mse" in row["name"]
-    }
-    assert sorted(curve) == [0, 1, 2, 3]
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-        like = make_ensemble(lambda rngs: SequenceClassifier("elman", 2, 4, 1, rngs=rngs), [0])
-        trained = restore_checkpoint(tmp_path / "out", "elman", like)
-        model = jax.tree.map(lambda leaf: leaf[0], trained)
-        examples = tasks.collate([tasks.adding(8).validation[index] for index in range(512)])
-        answers = np.asarray(jax.jit(model)(examples["xs"]), np.float64)
-    scores = {step: abs(score / np.mean((answers - examples["target"]) ** 2) - 1) for step, score in curve.items()}
-    assert scores[3] < 1e-5 < min(scores[0], scores[1], scores[2])
-
-
 def test_a_forget_bias_of_one_keeps_the_gradient_that_a_zero_bias_gru_loses(short_run):
     with np.load(short_run[0] / "gradient_flow.npz") as arrays:
         left = {cell: arrays[f"{cell}|rnn|"][0, :, 0] - arrays[f"{cell}|rnn|"][0, :, -2] for cell in ("gru", "lstm")}
     assert np.all(left["gru"] < -12)
     assert np.all(left["lstm"] > -8)
-
-
-def test_a_member_of_an_ensemble_is_its_own_run(short_run, tmp_path):
-    out = tmp_path / "alone"
-    done = run("--cells=lstm", "--steps=4", "--seeds=1", "--seed=1", "--hidden=16", "--batch=8", f"--out={out}")
-    assert done.returncode == 0, done.stderr
-    losses = {row["step"]: float(row["value"]) for row in rows(out / "metrics.csv") if row["name"] == "lstm/seed1/loss"}
-    together = {
-        row["step"]: float(row["value"])
-        for row in rows(short_run[0] / "metrics.csv")
-        if row["name"] == "lstm/seed1/loss"
-    }
-    assert losses.keys() == together.keys()
-    for step, loss in losses.items():
-        assert loss == pytest.approx(together[step], rel=1e-5)
 
 
 def test_layers_and_directions_have_profiles_of_their_own(tmp_path):
@@ -236,34 +193,66 @@ def test_texts_of_different_lengths_are_profiled_from_their_own_ends_and_measure
     assert "A figure is missing" not in report
 
 
-def test_a_user_defined_cell_runs_by_its_path(tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "import jax.numpy as jnp\n"
-        "from flax import nnx\n"
-        "class Leaky(nnx.RNNCellBase):\n"
-        "    def __init__(self, in_features, hidden_features, *, rngs):\n"
-        "        self.size, self.input = hidden_features, nnx.Linear(in_features, hidden_features, rngs=rngs)\n"
-        "    def initialize_carry(self, input_shape, rngs=None, carry_init=None):\n"
-        "        return jnp.zeros((*input_shape[:-1], self.size))\n"
-        "    def __call__(self, h, x):\n"
-        "        h = 0.5 * h + jnp.tanh(self.input(x))\n"
-        "        return h, h\n"
-        "    @property\n"
-        "    def num_feature_axes(self):\n"
-        "        return 1\n"
-    )
-    out = tmp_path / "out"
-    done = run(
-        "--cells=mine:Leaky",
-        "--steps=1",
-        "--seeds=1",
-        "--hidden=4",
-        "--batch=4",
-        f"--out={out}",
-        PYTHONPATH=str(tmp_path),
-    )
+LEAKY = """
+import jax.numpy as jnp
+from flax import nnx
+class Leaky(nnx.RNNCellBase):
+    def __init__(self, in_features, hidden_features, *, rngs):
+        self.size, self.input = hidden_features, nnx.Linear(in_features, hidden_features, rngs=rngs)
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return jnp.zeros((*input_shape[:-1], self.size))
+    def __call__(self, h, x):
+        h = 0.5 * h + jnp.tanh(self.input(x))
+        return h, h
+    @property
+    def num_feature_axes(self):
+        return 1
+"""
+SMALL = [
+    "--task=adding", "--seq_len=8", "--steps=3", "--hidden=4", "--batch=4", "--learning_rate=1e-1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """Two seeds of a cell of the catalogue and of one of the user."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "mine.py").write_text(LEAKY)
+    out = folder / "out"
+    done = run("--cells=elman,mine:Leaky", "--seeds=2", *SMALL, f"--out={out}", PYTHONPATH=str(folder))
     assert done.returncode == 0, done.stderr
-    with np.load(out / "gradient_flow.npz") as arrays:
+    return out
+
+
+def logged(out, name):
+    return {int(row["step"]): float(row["value"]) for row in rows(out / "metrics.csv") if row["name"] == name}
+
+
+def test_the_end_of_a_learning_curve_is_the_score_of_its_checkpoint(small_run):
+    scores = logged(small_run, "elman/seed0/held_out_mse")
+    assert sorted(scores) == [0, 1, 2, 3]
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        make = functools.partial(SequenceClassifier, "elman", 2, 4, 1)
+        like = jax.eval_shape(lambda: make_ensemble(lambda rngs: make(rngs=rngs), [0, 1]))
+        trained = restore_checkpoint(small_run, "elman", like)
+        model = jax.tree.map(lambda leaf: np.asarray(leaf)[0], trained)
+        validation = tasks.adding(8).validation
+        examples = tasks.collate([validation[index] for index in range(512)])
+        answers = np.asarray(jax.jit(lambda model, xs: model(xs))(model, examples["xs"]), np.float64)
+    expected = np.mean((answers - examples["target"]) ** 2)
+    off = {step: abs(score / expected - 1) for step, score in scores.items()}
+    assert off[3] < 1e-5 < min(off[0], off[1], off[2])
+
+
+def test_a_member_of_an_ensemble_is_its_own_run(small_run, tmp_path):
+    done = run("--cells=elman", "--seeds=1", "--seed=1", *SMALL, f"--out={tmp_path / 'alone'}")
+    assert done.returncode == 0, done.stderr
+    alone, together = (logged(out, "elman/seed1/loss") for out in (tmp_path / "alone", small_run))
+    assert alone == pytest.approx(together, rel=1e-5)
+
+
+def test_a_user_defined_cell_runs_by_its_path(small_run):
+    with np.load(small_run / "gradient_flow.npz") as arrays:
         slope = np.diff(arrays["mine:Leaky|rnn|"][0, 0, :-1])
     np.testing.assert_allclose(slope, np.log10(2), atol=1e-5)  # h' = h / 2 + ...: a factor 2 a step, exactly
 
@@ -323,27 +312,15 @@ def test_a_finished_run_damaged_in_three_places_is_as_it_was_after_resume(short_
 
 @pytest.fixture(scope="module")
 def two_cells(tmp_path_factory):
-    """Two cells at two rates, left alone; and a function that starts the same run in another folder, to be resumed.
-
-    All share a cache of compiled programs, so that those that are resumed start quickly.
-    """
+    """Two cells at two rates, left alone; and a function that starts the same run in another folder, to be resumed."""
     folder = tmp_path_factory.mktemp("two_cells")
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     flags = [
         "--cells=elman,gru", "--task=adding", "--seq_len=6", "--steps=400", "--seeds=2", "--hidden=4", "--batch=4",
         "--learning_rate=1e-2,1e-3", "--resume",
     ]  # fmt: skip
 
     def start(out):
-        command = [sys.executable, "-m", "experiments.gradient_flow", *flags, f"--out={out}"]
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        return command.Started("gradient_flow", *flags, f"--out={out}")
 
     alone = start(folder / "alone")
     told = alone.communicate(timeout=300)[1]

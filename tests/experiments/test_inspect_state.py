@@ -170,9 +170,11 @@ def test_answers_at_each_token_are_those_to_the_text_so_far():
     seen = read(model, sequences)
     assert seen.steps.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
     assert list(seen.parts) == [("rnn/layers/0", ""), ("rnn/layers/1", "")]
+    texts_so_far = np.zeros((8, 5), np.int32)
     for row, (sequence, step) in enumerate(zip(seen.sequences, seen.steps)):
-        logits = model(jnp.asarray(sequences[sequence][None, : step + 1]))[0]
-        np.testing.assert_allclose(seen.probabilities[row], jax.nn.softmax(logits), rtol=1e-5)
+        texts_so_far[row, : step + 1] = sequences[sequence][: step + 1]
+    answer = jax.jit(lambda model, tokens, lengths: jax.nn.softmax(model(tokens, lengths)))
+    np.testing.assert_allclose(seen.probabilities, answer(model, texts_so_far, seen.steps + 1), rtol=1e-5)
     both = SequenceClassifier("gru", 9, 5, 3, emb_size=4, bidirectional=True, rngs=nnx.Rngs(0))
     assert read(both, sequences).probabilities is None  # an answer needs both ends
     assert connectivity(both, sequences) is None

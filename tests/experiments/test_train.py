@@ -3,24 +3,19 @@
 import csv
 import importlib.metadata
 import json
-import os
-import pathlib
 import re
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
 from rnn_jax.report.read import load_profiles
-from tests.experiments.command import run as forked
+from tests.experiments.command import Started, run
 from tests.experiments.refusals import refusals
 
-ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 240
 FLAGS = [
     "--task=adding", "--seq_len=10", "--cell=gru", "--hidden=6", "--batch=8", "--train_size=512", "--test_size=64",
@@ -28,30 +23,15 @@ FLAGS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """One compilation cache for all runs, so that those that are resumed start quickly."""
-    cache = tmp_path_factory.mktemp("cache")
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+def begin(out, *more):
+    return Started("train", *FLAGS, f"--out={out}", *more)
 
 
-def command(out, *more):
-    return [sys.executable, "-m", "experiments.train", *FLAGS, f"--out={out}", *more]
-
-
-def run(arguments, environment):
-    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def start(out, environment):
-    return subprocess.Popen(
-        command(out, "--resume"), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def resume(out):
+    """Goes on with a run to its end; returns what it printed and what it warned of."""
+    done = run("train", *FLAGS, f"--out={out}", "--resume")
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
 
 
 def signal_when(process, condition, number):
@@ -64,12 +44,12 @@ def signal_when(process, condition, number):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, environment):
+def alone(tmp_path_factory):
     out = tmp_path_factory.mktemp("alone") / "run"
-    begin = time.perf_counter()
-    done = run(command(out), environment)
+    start = time.perf_counter()
+    done = run("train", *FLAGS, f"--out={out}")
     assert done.returncode == 0, done.stderr
-    return out, done.stdout, time.perf_counter() - begin
+    return out, done.stdout, time.perf_counter() - start
 
 
 def rows(out):
@@ -137,20 +117,11 @@ def on_digits(tmp_path_factory, data_dir):
     """A run without a validation split: its folder, its flags, and what it printed."""
     out = tmp_path_factory.mktemp("on_digits") / "run"
     flags = ["--task=digits", "--rows", f"--data_dir={data_dir}", "--hidden=4", "--steps=20"]
-    done = forked("train", *flags, f"--out={out}")
+    done = run("train", *flags, f"--out={out}")
     assert done.returncode == 0, done.stderr
     return out, flags, done.stdout
 
 
-@pytest.fixture
-def resumed(on_digits, tmp_path):
-    """A copy of that run, and a function that goes on with it."""
-    out, flags, _ = on_digits
-    copy = shutil.copytree(out, tmp_path / "run")
-    return copy, lambda: forked("train", *flags, f"--out={copy}", "--resume")
-
-
-@pytest.mark.slow
 def test_without_a_validation_split_the_score_is_said_to_be_that_of_the_last_step(on_digits):
     out, _, printed = on_digits
     told = "validation accuracy +none: the task has no such split, and the test score is that of the last step\n"
@@ -158,45 +129,54 @@ def test_without_a_validation_split_the_score_is_said_to_be_that_of_the_last_ste
     assert not (out / "checkpoints" / "best").exists()
 
 
-def test_a_horizon_that_is_not_finite_or_never_reached_is_said_to_be_that(on_digits, resumed):
-    out, resume = resumed
-    assert re.search("horizon of rnn, trained +1/e at lag", on_digits[2])
-    path = out / "summary.csv"
-    steps = load_profiles(out).whole_carries("lstm")["rnn"].shape[-1]
-    rows = re.sub(r"(,rnn,,trained),\d+,\d+,", r"\1,-1,-1,", path.read_text())
-    path.write_text(re.sub(r"(,rnn,,initialization),\d+,\d+,", rf"\1,{steps - 1},{steps},", rows))
-    again = resume()
-    assert re.search("horizon of rnn, trained +not finite\n", again.stdout), again.stderr
-    assert re.search(f"horizon of rnn, initialization +1/e at lag {steps - 1}, 1/1000 never\n", again.stdout)
+def change_config(out, change):
+    config = json.loads((out / "config.json").read_text())
+    change(config)
+    (out / "config.json").write_text(json.dumps(config))
 
 
-def test_to_go_on_with_other_packages_is_warned_of_and_with_other_data_is_refused(resumed):
-    out, resume = resumed
+def test_going_on_with_other_packages_is_warned_of_and_a_finished_run_is_shown_as_its_summary_says(on_digits, tmp_path):
+    first, flags, printed = on_digits
+    out = shutil.copytree(first, tmp_path / "run")
+    again = [*flags, f"--out={out}", "--resume"]
+
+    def made_by_others(config):
+        config["versions"]["jax"] = "0.0.1"
+        config["flags"]["data"]["scikit-learn"] = "0.0.2"
+
+    change_config(out, made_by_others)
     (out / "summary.csv").unlink()
-    path = out / "config.json"
-    config = json.loads(path.read_text())
-    config["versions"]["jax"] = "0.0.1"
-    config["flags"]["data"]["scikit-learn"] = "0.0.2"
-    path.write_text(json.dumps(config))
     before = (out / "metrics.csv").read_bytes()
-    done = resume()
+    done = run("train", *again)
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "other packages" in line]
     packages = re.findall(r"([\w-]+) ([\d.]+), here ([\d.]+)", line)
     here = {name: importlib.metadata.version(name) for name in ("scikit-learn", "jax")}
     assert packages == [("scikit-learn", "0.0.2", here["scikit-learn"]), ("jax", "0.0.1", here["jax"])]
     assert (out / "metrics.csv").read_bytes() == before
-    assert "other packages" not in resume().stderr  # it is finished
 
-    config["flags"]["data"]["test_sha256"] = "abc"
-    path.write_text(json.dumps(config))
-    refused = resume()
-    assert refused.returncode == 1
+    # It is finished now. A horizon that is not finite or never reached is said to be that.
+    assert re.search("horizon of rnn, trained +1/e at lag", printed)
+    path = out / "summary.csv"
+    steps = load_profiles(out).whole_carries("lstm")["rnn"].shape[-1]
+    rows = re.sub(r"(,rnn,,trained),\d+,\d+,", r"\1,-1,-1,", path.read_text())
+    path.write_text(re.sub(r"(,rnn,,initialization),\d+,\d+,", rf"\1,{steps - 1},{steps},", rows))
+    done = run("train", *again)
+    assert "other packages" not in done.stderr
+    assert re.search("horizon of rnn, trained +not finite\n", done.stdout), done.stderr
+    assert re.search(f"horizon of rnn, initialization +1/e at lag {steps - 1}, 1/1000 never\n", done.stdout)
+
+
+def test_to_go_on_with_other_data_is_refused(on_digits, tmp_path):
+    first, flags, _ = on_digits
+    out = shutil.copytree(first, tmp_path / "run")
+    change_config(out, lambda config: config["flags"]["data"].update(test_sha256="abc"))
+    (said,) = refusals("train", [*flags, f"--out={out}", "--resume"])
     told = rf"the data of --task=digits have test_sha256 \w{{64}}, and those of the run in '{out}' have abc; allowed"
-    assert re.match(told, refused.stderr.splitlines()[-1])
+    assert re.match(told, said)
 
 
-def test_a_run_killed_at_three_moments_ends_as_one_left_alone(tmp_path, environment, alone):
+def test_a_run_killed_at_three_moments_ends_as_one_left_alone(tmp_path, alone):
     out = tmp_path / "run"
     writing = out / "checkpoints"
     moments = [
@@ -205,23 +185,17 @@ def test_a_run_killed_at_three_moments_ends_as_one_left_alone(tmp_path, environm
         lambda: rows(out) > 50,  # in full flight
     ]
     for moment in moments:
-        assert signal_when(start(out, environment), moment, signal.SIGKILL)[0] == -signal.SIGKILL
+        assert signal_when(begin(out, "--resume"), moment, signal.SIGKILL)[0] == -signal.SIGKILL
         assert not (out / "summary.csv").exists()
-    done = run(command(out, "--resume"), environment)
-    assert done.returncode == 0, done.stderr
+    resume(out)
     assert_same_run(out, alone[0])
-
-    again = run(command(out, "--resume"), environment)
-    assert again.returncode == 0
-    assert again.stdout.startswith("This run is finished.")
+    assert resume(out)[0].startswith("This run is finished.")
     assert_same_run(out, alone[0])
 
 
-def test_a_finished_run_damaged_in_five_places_is_as_it_was_after_resume(tmp_path, environment, alone):
+def test_a_finished_run_damaged_in_five_places_is_as_it_was_after_resume(tmp_path, alone):
     out = shutil.copytree(alone[0], tmp_path / "run")
-    config = json.loads((out / "config.json").read_text())
-    config["flags"]["out"] = str(out)
-    (out / "config.json").write_text(json.dumps(config))
+    change_config(out, lambda config: config["flags"].update(out=str(out)))
     metrics = (out / "metrics.csv").read_bytes()
     (out / "metrics.csv").write_bytes(metrics[: len(metrics) // 2])
     (out / "gradient_flow.npz").unlink()
@@ -229,53 +203,49 @@ def test_a_finished_run_damaged_in_five_places_is_as_it_was_after_resume(tmp_pat
     summary = (out / "summary.csv").read_text()
     (out / "summary.csv").write_text(summary.replace("test_score", "score"))
     (out / "checkpoints" / "last" / "manifest.ocdbt").unlink()
-    done = run(command(out, "--resume"), environment)
-    assert done.returncode == 0, done.stderr
+    printed, told = resume(out)
     for part in ("checkpoints/last' is damaged (manifest.ocdbt is missing)", "metrics.csv' is damaged (it has "):
-        assert part in done.stderr
-    assert "gradient_flow.npz' is damaged (it is missing): it is now as it was at step 240" in done.stderr
-    assert "summary.csv' is damaged (it is not of this network). The end of the run is made again." in done.stderr
-    assert "This run is finished." not in done.stdout
+        assert part in told
+    assert "gradient_flow.npz' is damaged (it is missing): it is now as it was at step 240" in told
+    assert "summary.csv' is damaged (it is not of this network). The end of the run is made again." in told
+    assert "This run is finished." not in printed
     assert re.sub(r"\d+\.\d\n", "\n", (out / "summary.csv").read_text()) == re.sub(r"\d+\.\d\n", "\n", summary)
     assert_same_run(out, alone[0])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", range(20))
-def test_a_run_killed_at_any_moment_ends_as_one_left_alone(tmp_path, environment, alone, moment):
-    """Twenty moments spread over the whole time, from the start of Python to the drawing of the figures."""
+def test_a_run_killed_at_any_moment_ends_as_one_left_alone(tmp_path, alone, moment):
+    """Twenty moments spread over the whole time, from the reading of the flags to the drawing of the figures."""
     out, whole = tmp_path / "run", alone[2]
-    begin, when = time.perf_counter(), whole * (moment + 0.5) / 20
-    signal_when(start(out, environment), lambda: time.perf_counter() - begin > when, signal.SIGKILL)
-    done = run(command(out, "--resume"), environment)
-    assert done.returncode == 0, done.stderr
+    start, when = time.perf_counter(), whole * (moment + 0.5) / 20
+    signal_when(begin(out, "--resume"), lambda: time.perf_counter() - start > when, signal.SIGKILL)
+    resume(out)
     assert_same_run(out, alone[0])
 
 
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
-def test_an_interrupted_run_saves_says_how_to_go_on_and_ends_as_one_left_alone(
-    tmp_path, environment, alone, number, status
-):
+def test_an_interrupted_run_saves_says_how_to_go_on_and_ends_as_one_left_alone(tmp_path, alone, number, status):
     out = tmp_path / "run"
-    process, second = start(out, environment), []
+    process, second = begin(out, "--resume"), []
 
     def at_work():
         if rows(out) > 2 and not second:
             process.send_signal(signal.SIGSTOP)  # a slow writer holds the folder, too
-            second.append(run(command(out, "--resume"), environment))
+            (said,) = refusals("train", [*FLAGS, f"--out={out}", "--resume"])
+            second.append(said)
             process.send_signal(signal.SIGCONT)
         return rows(out) > 25
 
     returned, told = signal_when(process, at_work, number)
     assert returned == status, told
-    assert second[0].returncode == 1
-    assert f"--out='{out}' is being written by process {process.pid} on '" in second[0].stderr.splitlines()[-1]
+    assert f"--out='{out}' is being written by process {process.pid} on '" in second[0]
     words = shlex.split(told.splitlines()[-1])
     assert told.splitlines()[-2].startswith("Stopped at step ")
     assert words[:3] == ["python", "-m", "experiments.train"]
-    done = run([sys.executable, *words[1:]], environment)
+    done = run("train", *words[3:])
     assert done.returncode == 0, done.stderr
     assert_same_run(out, alone[0])
 
@@ -288,11 +258,11 @@ REFUSED = {
 }  # fmt: skip
 
 
-def test_what_cannot_work_is_said_in_one_sentence_before_a_folder_is_made(environment, alone):
+def test_what_cannot_work_is_said_in_one_sentence_before_a_folder_is_made(alone):
     out = alone[0]
     given = {text.format(out=out): sentence.format(out=out) for text, sentence in REFUSED.items()}
     lists = [[*FLAGS, f"--out={out}", "--resume", *text.split()] for text in given]
     before = (out / "metrics.csv").read_bytes()
-    for said, sentence in zip(refusals("train", *lists, environment=environment), given.values()):
+    for said, sentence in zip(refusals("train", *lists), given.values()):
         assert said.startswith(sentence)
     assert (out / "metrics.csv").read_bytes() == before

@@ -1,12 +1,9 @@
 """Claims about the digits of scikit-learn as a task."""
 
-import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
@@ -15,6 +12,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from rnn_jax.tasks import as_batch, digits
+from rnn_jax.tasks.digits import SklearnDigits
+from tests.experiments.command import fork
 
 _TRAIN_SHARD = "sklearn_digits-train.array_record-00000-of-00001"
 
@@ -173,46 +172,45 @@ def test_a_damaged_folder_is_prepared_again(data_dir, tmp_path, damage):
     assert _files(tmp_path) == files
 
 
+def prepare_and_die(folder):
+    whole = SklearnDigits._generate_examples
+
+    def killed(self, *args):
+        for n, example in enumerate(whole(self, *args)):
+            if n == 100:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield example
+
+    SklearnDigits._generate_examples = killed
+    digits(data_dir=folder)
+
+
 def test_a_killed_preparation_is_cleared_away_and_made_again(data_dir, tmp_path):
-    script = f"""
-        import os, signal
-        from rnn_jax.tasks.digits import SklearnDigits, digits
-        whole = SklearnDigits._generate_examples
-        def killed(self, *args):
-            for n, example in enumerate(whole(self, *args)):
-                if n == 100: os.kill(os.getpid(), signal.SIGKILL)
-                yield example
-        SklearnDigits._generate_examples = killed
-        digits(data_dir={str(tmp_path)!r})
-    """
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], stderr=subprocess.DEVNULL, timeout=60)
-    assert killed.returncode == -signal.SIGKILL
+    process = fork(prepare_and_die, tmp_path)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
     folder = tmp_path / "sklearn_digits"
     assert [path.name.split(".")[0] for path in folder.iterdir()] == ["incomplete"]
     assert digits(data_dir=tmp_path).fingerprint == digits(data_dir=data_dir).fingerprint
     assert [path.name for path in folder.iterdir()] == ["1.0.0"]
 
 
+def prepare_at_a_word(folder, pipe):
+    pipe.send("ready")
+    pipe.recv()
+    pipe.send(digits(data_dir=folder).fingerprint)
+
+
 def test_two_processes_that_prepare_at_once_both_succeed(data_dir, tmp_path):
-    script = f"""
-        import json
-        import sklearn.datasets, sklearn.model_selection
-        from rnn_jax.tasks import digits
-        print("ready", flush=True)
-        input()
-        print(json.dumps(digits(data_dir={str(tmp_path)!r}).fingerprint))
-    """
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert [json.loads(output) for output in outputs] == [digits(data_dir=data_dir).fingerprint] * 2
+    pipes = [multiprocessing.Pipe() for _ in range(2)]
+    for _, there in pipes:
+        fork(prepare_at_a_word, tmp_path, there)
+        there.close()  # here, so that an end of the process is an end of the pipe
+    for here, _ in pipes:
+        assert here.recv() == "ready"
+    for here, _ in pipes:
+        here.send("go")
+    assert [here.recv() for here, _ in pipes] == [digits(data_dir=data_dir).fingerprint] * 2
 
 
 def test_negative_blanks_are_refused_in_one_sentence(tmp_path):

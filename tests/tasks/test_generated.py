@@ -74,6 +74,11 @@ CLASSES = [name for name in NAMES if name not in ("adding", "mackey_glass", "sin
 
 
 @functools.cache
+def usual(name):
+    return tasks.make_task(name)
+
+
+@functools.cache
 def large(name, seed=0):
     """A task of a trillion examples, which cost no memory."""
     return tasks.make_task(name, train_size=10**12, test_size=10**12, seed=seed)
@@ -90,7 +95,7 @@ def test_no_generated_task_is_left_out_here():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_examples_are_the_same_on_every_machine(name):
-    fingerprint = tasks.make_task(name).fingerprint
+    fingerprint = usual(name).fingerprint
     assert (fingerprint["train_sha256"], fingerprint["test_sha256"]) == FINGERPRINTS[name]
 
 
@@ -115,16 +120,16 @@ def test_an_example_depends_on_its_number_alone(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_test_split_alone_may_be_longer(name):
     """It holds what a task of that length has there."""
-    usual = tasks.make_task(name)
-    steps = 2 * usual.seq_len + 1
+    plain = usual(name)
+    steps = 2 * plain.seq_len + 1
     task, longer = tasks.make_task(name, test_seq_len=steps), tasks.make_task(name, seq_len=steps)
-    assert (task.seq_len, task.test_seq_len) == (usual.seq_len, steps)
-    assert task.fingerprint["train_sha256"] == usual.fingerprint["train_sha256"]
+    assert (task.seq_len, task.test_seq_len) == (plain.seq_len, steps)
+    assert task.fingerprint["train_sha256"] == plain.fingerprint["train_sha256"]
     assert task.fingerprint["test_sha256"] == longer.fingerprint["test_sha256"]
-    assert content(task.validation, 3) == content(usual.validation, 3)
+    assert content(task.validation, 3) == content(plain.validation, 3)
     assert len(task.test[7]["tokens" if task.reads_tokens else "xs"]) == steps
-    assert task.description == f"{usual.description} Tested on sequences of {steps} steps."
-    assert usual.test_seq_len is None
+    assert task.description == f"{plain.description} Tested on sequences of {steps} steps."
+    assert plain.test_seq_len is None
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,5 +1,6 @@
 """Claims about losses, scores and the catalogue of tasks."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -106,9 +107,15 @@ def _check_example(task, example, length):
         assert (example[answer].shape, example[answer].dtype) == ((*steps, task.out_features), np.float32)
 
 
+@pytest.fixture(scope="module")
+def made(data_dir):
+    """Makes a task of the catalogue, once."""
+    return functools.cache(functools.partial(tasks.make_task, data_dir=data_dir))
+
+
 @pytest.mark.parametrize("name", tasks.TASKS)
-def test_every_task_keeps_the_contract(numerics, name, data_dir):
-    task = tasks.make_task(name, data_dir=data_dir)
+def test_every_task_keeps_the_contract(numerics, made, name):
+    task = made(name)
     assert task.name == name
     assert all(isinstance(value, str) for value in task.fingerprint.values())
     assert (task.kind is tasks.Kind.STREAM) == isinstance(task.train, tasks.StreamSource)
@@ -155,8 +162,8 @@ def test_every_task_keeps_the_contract(numerics, name, data_dir):
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
-def test_two_makings_of_a_task_agree(name, data_dir):
-    first, second = (tasks.make_task(name, data_dir=data_dir) for _ in range(2))
+def test_two_makings_of_a_task_agree(made, name, data_dir):
+    first, second = made(name), tasks.make_task(name, data_dir=data_dir)
     assert first.fingerprint == second.fingerprint
     assert first != second
     assert hash(first) != hash(second)

@@ -1,7 +1,6 @@
 """Functions mapped over members: each member as if it were alone, on one device and on two."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -14,8 +13,7 @@ from rnn_jax.training import ensemble
 from rnn_jax.training.ensemble import devices_for, over_members
 from rnn_jax.unroll import batch_mesh
 from rnn_jax.unroll.sharded import over_batch
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.experiments.command import ROOT, fork
 
 needs_two_cpu_devices = pytest.mark.skipif(
     jax.default_backend() != "cpu" or jax.device_count() < 2, reason="needs two CPU devices"
@@ -101,18 +99,14 @@ def test_arguments_without_one_number_of_members_are_refused():
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs a system that tells the cores of a process")
 def test_cores_become_devices_but_no_more_than_there_are_members():
-    for members, environment, expected in (
-        (64, {}, len(os.sched_getaffinity(0))),
-        (1, {}, 1),
-        (64, {"JAX_NUM_CPU_DEVICES": "3"}, 3),
-    ):
-        code = f"import jax\nfrom rnn_jax.training.ensemble import use_cores\nuse_cores({members})\n"
-        done = subprocess.run(
-            [sys.executable, "-c", code + "print(jax.device_count())"],
-            cwd=ROOT,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        assert done.stdout == f"{min(expected, 64)}\n", done.stderr
+    program = (
+        "import jax, sys; jax.config.update('jax_platforms', 'cpu');"
+        "from rnn_jax.training.ensemble import use_cores; use_cores({}); sys.exit(jax.device_count())"
+    )
+    for members, expected in ((64, len(os.sched_getaffinity(0))), (1, 1)):
+        process = fork(exec, program.format(members))
+        process.join(100)
+        assert process.exitcode == min(expected, 64)
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "3"}  # which JAX reads as it starts
+    done = subprocess.run([sys.executable, "-c", program.format(64)], cwd=ROOT, env=environment, timeout=100)
+    assert done.returncode == 3

@@ -2,6 +2,7 @@ import csv
 import datetime
 import json
 import math
+import multiprocessing
 import os
 import pathlib
 import re
@@ -19,8 +20,7 @@ import pytest
 from rnn_jax.report import read
 from rnn_jax.training import lock, run_directory
 from rnn_jax.training.resume import open_run
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.experiments.command import fork
 
 
 @pytest.fixture
@@ -140,31 +140,30 @@ def test_out_may_start_with_the_home_folder(tmp_path, monkeypatch):
     assert run_directory.create("~/run", {}) == tmp_path / "run"
 
 
-STARTED_IN_ONE_SECOND = """
-import multiprocessing, sys
-from rnn_jax.training import run_directory
+def start_twenty(folder):
+    os.chdir(folder)
+    processes = multiprocessing.get_context("fork")
+    together = processes.Barrier(20)
+    started = [processes.Process(target=start_one, args=(number, together)) for number in range(20)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    sys.exit(any(process.exitcode for process in started))
 
-def start(number, together):
+
+def start_one(number, together):
     run_directory.time.strftime = lambda _: "20260102-030405"
     together.wait()
     run_dir = run_directory.create(run_directory.make_default_out("flow"), {"number": number})
     with (run_dir / "metrics.csv").open("a") as file:
         file.write(f"{number}")
 
-processes = multiprocessing.get_context("fork")
-together = processes.Barrier(20)
-started = [processes.Process(target=start, args=(number, together)) for number in range(20)]
-for process in started: process.start()
-for process in started: process.join()
-sys.exit(any(process.exitcode for process in started))
-"""
-
 
 def test_twenty_starts_in_one_second_have_twenty_folders(tmp_path):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", STARTED_IN_ONE_SECOND]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    process = fork(start_twenty, tmp_path)
+    process.join(300)
+    assert process.exitcode == 0
     names = ["flow-20260102-030405" + suffix for suffix in ("", *(f"-{k}" for k in range(2, 21)))]
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(names)
     numbers = set()
@@ -182,39 +181,33 @@ def test_a_default_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
         run_directory.make_default_out("flow")
 
 
-HOLDER = """
-import sys
-from rnn_jax.training import lock
-lock.hold(sys.argv[1])
-print("held", flush=True)
-sys.stdin.read()
-"""
+def hold(run_dir, told):
+    """Tells `held`, or why not, and waits for its end."""
+    try:
+        lock.hold(run_dir)
+        told.send("held")
+        told.recv()
+    except ValueError as error:
+        told.send(str(error))
 
 
 def test_a_folder_has_one_writer_which_the_second_names_and_which_may_be_killed(run_dir):
     """The lock is of the operating system, so any process shows it; and this one holds the folder it has made."""
 
-    def another():
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, str(run_dir)], cwd=ROOT, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        return process, process.stdout.readline()
-
-    process, said = another()
-    assert said == ""
-    told = process.communicate()[1].splitlines()[-1]
+    told, there = multiprocessing.Pipe()
+    fork(hold, str(run_dir), there)
+    said = told.recv()
     sentence = r"--out='{}' is being written by process {} on '{}', since \d{{4}}-.*; allowed: one process at a time"
     host = re.escape(socket.gethostname())
-    assert re.search(sentence.format(re.escape(str(run_dir)), os.getpid(), host), told)
+    assert re.match(sentence.format(re.escape(str(run_dir)), os.getpid(), host), said)
     released = lock._held.pop(run_dir.resolve())[0]
     released.release()
-    process, said = another()
-    assert said == "held\n"
+    process = fork(hold, str(run_dir), there)
+    assert told.recv() == "held"
     with pytest.raises(ValueError, match=sentence.format(re.escape(str(run_dir)), process.pid, host)):
         open_run("train", str(run_dir), {}, {}, resume=True)
     process.kill()
-    process.communicate()
+    process.join()
     lock.hold(run_dir)
 
 
