@@ -24,7 +24,7 @@ Instrument = Callable[[tasks.Task, Any, tasks.Batch], Quantities]
 
 # Sequences of the training split that are measured, where no other number is said: few where each costs much, many
 # where a regression is fitted to them.
-SEQUENCES = {"profile": 32, "jacobian": 8, "lyapunov": 8, "gates": 32, "truncation": 32, "memory": 128}
+SEQUENCES = {"profile": 32, "jacobian": 2, "lyapunov": 8, "gates": 32, "truncation": 32, "memory": 128}
 
 
 def _profile(task: tasks.Task, model: Any, batch: tasks.Batch) -> Quantities:

@@ -27,7 +27,7 @@ _RUN = flags.DEFINE_string("run", None, "Run directory of experiments.train, gra
 _INSTRUMENTS = flags.DEFINE_list("instruments", list(INSTRUMENTS), f"Of {', '.join(INSTRUMENTS)}.")
 _AT = flags.DEFINE_list("at", ["trained"], f"Which networks: {STAGES_ALLOWED}, or all.")
 _SEQUENCES = flags.DEFINE_integer(
-    "sequences", None, "Sequences that are measured; 8 to 128 by default, as the instrument needs.", lower_bound=1
+    "sequences", None, "Sequences that are measured; 2 to 128 by default, as the instrument needs.", lower_bound=1
 )
 
 

@@ -94,7 +94,8 @@ def test_rnn_takes_every_argument_of_flax_and_calls_it_by_the_same_default():
         our_parameters = inspect.signature(ours).parameters
         for name, parameter in inspect.signature(theirs).parameters.items():
             assert name in our_parameters, name
-            if name != "merge_fn":  # a function, of the same effect: see below
+            # A function of the same effect (see below), and 1, or on a GPU 8.
+            if name not in ("merge_fn", "unroll"):
                 assert our_parameters[name].default == parameter.default, name
 
 

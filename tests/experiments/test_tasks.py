@@ -22,7 +22,7 @@ def listing(data_dir):
 def test_every_task_is_listed_with_its_size_score_and_license(listing, data_dir):
     lines = {line.split()[0]: line for line in listing.splitlines() if line}
     assert set(tasks.TASKS) <= set(lines)
-    for name in ("adding", "digits", "parity", "surnames"):  # of each kind; all are counted by the same lines
+    for name in ("adding", "digits", "parity", "surnames"):  # all are counted by the same lines
         task = tasks.make_task(name, data_dir=data_dir)
         for text in (f"{len(task.train):,}", f"{len(task.test):,}", task.metric, f"{task.baseline_score:.3f}"):
             assert re.search(rf"\s{re.escape(text)}\s", lines[name]), (text, lines[name])
