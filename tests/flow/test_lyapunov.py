@@ -200,9 +200,8 @@ def first_basis(n, k):
     return np.linalg.qr(np.asarray(jax.random.normal(jax.random.key(0), (n, k), jnp.float64)))[0]
 
 
-@pytest.mark.parametrize("name", ["lstm", "flax.nnx:LSTMCell", "tests.user_cells:IndRNNCell"])
-def test_the_spectrum_is_brute_force(name):
-    """The Jacobians themselves, on every kind of cell: test_jacobian.py."""
+@pytest.mark.parametrize("name", reference.REPRESENTATIVE)
+def test_the_spectrum_of_every_kind_of_cell_is_brute_force(name):
     cell, xs, arguments, matrices = spectra.case(name)
     result = spectrum_of(cell, xs, **arguments)
     for b, of_example in enumerate(matrices):
