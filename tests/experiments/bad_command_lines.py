@@ -581,8 +581,8 @@ BY_PROGRAM = {
     "benchmark": BENCHMARK,
 }
 
-BAD_CELLS = """
-import sys
+# A cell of a user that has no fault.
+LEAKY = """
 import jax.numpy as jnp
 from flax import nnx
 
@@ -601,7 +601,11 @@ class Leaky(nnx.RNNCellBase):
     @property
     def num_feature_axes(self):
         return 1
+"""
 
+BAD_CELLS = f"""
+import sys
+{LEAKY}
 
 class Constructor(Leaky):
     def __init__(self, in_features, hidden_features, *, rngs):

@@ -22,6 +22,7 @@ from rnn_jax.training.networks import load_networks
 from rnn_jax.training.step import make_ensemble
 from rnn_jax.training.watch import probe_batch
 from tests.experiments import command
+from tests.experiments.bad_command_lines import LEAKY
 from tests.experiments.refusals import refusals
 
 run = functools.partial(command.run, "gradient_flow")
@@ -193,21 +194,6 @@ def test_texts_of_different_lengths_are_profiled_from_their_own_ends_and_measure
     assert "A figure is missing" not in report
 
 
-LEAKY = """
-import jax.numpy as jnp
-from flax import nnx
-class Leaky(nnx.RNNCellBase):
-    def __init__(self, in_features, hidden_features, *, rngs):
-        self.size, self.input = hidden_features, nnx.Linear(in_features, hidden_features, rngs=rngs)
-    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
-        return jnp.zeros((*input_shape[:-1], self.size))
-    def __call__(self, h, x):
-        h = 0.5 * h + jnp.tanh(self.input(x))
-        return h, h
-    @property
-    def num_feature_axes(self):
-        return 1
-"""
 SMALL = [
     "--task=adding", "--seq_len=8", "--steps=3", "--hidden=4", "--batch=4", "--learning_rate=1e-1",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from rnn_jax.tasks.vocabulary import build_vocabulary
 from rnn_jax.training import checkpoints
 from rnn_jax.training.loop import train
 from rnn_jax.training.samples import sampler
+from tests import reference
 from tests.training.small_runs import assert_same_weights, config, metrics, new_run
 
 
@@ -92,7 +93,7 @@ def test_a_run_of_sequences_that_was_killed_ends_as_one_left_alone(tmp_path, mon
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+@reference.needs_two_devices
 @pytest.mark.parametrize("kind", [captions, translations, sums])
 def test_a_run_of_sequences_on_two_devices_is_the_run_on_one(tmp_path, kind):
     one, two = (session(kind, new_run(tmp_path, str(devices)), devices) for devices in (1, 2))
