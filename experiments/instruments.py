@@ -30,7 +30,7 @@ SEQUENCES = {"profile": 32, "jacobian": 2, "lyapunov": 8, "gates": 32, "truncati
 def _profile(task: tasks.Task, model: Any, batch: tasks.Batch) -> Quantities:
     calls: dict[str, LayerCall] = {}
     for layer, of_layer in flow.layer_calls(lambda recorded: task.loss(recorded, batch), model).items():
-        calls |= dict(zip(_names(layer, len(of_layer)), of_layer, strict=True))
+        calls |= dict(zip(flow.calls.call_names(layer, len(of_layer)), of_layer, strict=True))
     ragged = any(call.lengths is not None for call in calls.values())
     profile = flow.gradient_profile(task.loss, model, batch, shares=True, from_true_ends=ragged)
     found = {(layer, f"log10_norm {part}".strip()): norm for (layer, part), norm in profile.by_layer_and_part().items()}
@@ -46,18 +46,13 @@ def _profile(task: tasks.Task, model: Any, batch: tasks.Batch) -> Quantities:
     return found
 
 
-def _names(layer: str, calls: int) -> list[str]:
-    """Returns a name for each call of a layer, as `GradientProfile` has them."""
-    return [layer] if calls == 1 else [f"{layer}[{number}]" for number in range(calls)]
-
-
 def _each_call(
     measure: Callable[[LayerCall], dict[str, jax.Array]], task: tasks.Task, model: Any, batch: tasks.Batch
 ) -> Quantities:
     """Measures every call of every layer; of several calls of a layer, each has a number behind its name, `rnn[0]`."""
     found: Quantities = {}
     for layer, calls in flow.layer_calls(lambda recorded: task.loss(recorded, batch), model).items():
-        for name, call in zip(_names(layer, len(calls)), calls, strict=True):
+        for name, call in zip(flow.calls.call_names(layer, len(calls)), calls, strict=True):
             found |= {(name, quantity): array for quantity, array in measure(call).items()}
     return found
 

@@ -14,6 +14,11 @@ from rnn_jax.unroll.truncated import TruncatedAt
 PyTree = Any
 
 
+def call_names(layer: str, calls: int) -> list[str]:
+    """Returns a name for each call of a layer: its own, or, of several, `rnn[0]`, `rnn[1]`, ..."""
+    return [layer] if calls == 1 else [f"{layer}[{number}]" for number in range(calls)]
+
+
 def layer_names(model: PyTree) -> list[str]:
     """Returns the path of every `rnn_jax.RNN` in the model, `rnn` for a lone layer."""
     return list(layers_of_model(model))

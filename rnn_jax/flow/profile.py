@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnn_jax.cell import carry_names
-from rnn_jax.flow.calls import calls_of_loss, get_probes, layer_calls, layer_names, with_probes
+from rnn_jax.flow.calls import call_names, calls_of_loss, get_probes, layer_calls, layer_names, with_probes
 from rnn_jax.flow.run_order import has_nan, refuse_inputs
 from rnn_jax.unroll.record import CallCounter, CallProbes, LayerCall
 from rnn_jax.unroll.running_scale import Probe, is_inexact, log2_norms, log2_of_whole
@@ -120,8 +120,7 @@ def gradient_profile(
             raise ValueError(
                 f"layer {name!r} read a batch of shape {of_layer[0].batch_shape}; allowed: a sequence or more."
             )
-        keys = [name] if len(of_layer) == 1 else [f"{name}[{k}]" for k in range(len(of_layer))]
-        runs += zip(keys, of_layer)
+        runs += zip(call_names(name, len(of_layer)), of_layer)
         own = tuple(_probe(call, shares, from_true_ends) for call in of_layer)
         probes[name] = own[0] if len(own) == 1 else CallProbes(own, CallCounter())
 
