@@ -6,13 +6,17 @@
 * Python looks for garbage rarely: what is imported stays, and JAX leaves little behind.
 * Nearly all time of the tests is compilation, and most programs run once: XLA compiles them without optimizing, in a
   fifth of the time. `--all` and `--run-slow` compile as users do.
+* Programs that take long to compile are kept on disk until the end of the session: runs that are resumed, processes and
+  workers share them.
 * A GPU adds in one order, as a run that is resumed must end in the same bytes.
 """
 
 import gc
 import os
 import pathlib
+import shutil
 import subprocess
+import tempfile
 
 import jax
 import pytest
@@ -31,7 +35,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.disable()  # until all tests are collected: a quarter of the time of the imports
 
 # XLA ends the process at a flag that it does not know; two of these are of its back end in JAX 0.9 and 0.10.
-QUICK_FLAGS = ["--xla_backend_optimization_level=0"]
+QUICK_FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 if jax.__version_info__ < (0, 11):
     QUICK_FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 
@@ -46,6 +50,12 @@ def pytest_configure(config):
     if not (config.getoption("--all") or config.getoption("--run-slow")):
         # In the environment, for the experiments that tests start; before the first program is compiled.
         os.environ["XLA_FLAGS"] = " ".join([*QUICK_FLAGS, os.environ.get("XLA_FLAGS", "")])
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        # In the environment, too, or an experiment would take the user's folder.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="compiled-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -1,8 +1,8 @@
 """The command lines of the experiments, as a person runs them, without the seconds that the imports take.
 
 A server imports the packages once for all commands of a test process; each command runs in a fork of it, which has
-arguments, environment, output, signals and exit status of its own. All commands share a cache of compiled programs: one
-that is resumed, or that differs in a seed, compiles nothing again.
+arguments, environment, output, signals and exit status of its own. All commands share the session's cache of compiled
+programs: one that is resumed, or that differs in a seed, compiles nothing again.
 """
 
 import atexit
@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import pathlib
 import runpy
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -68,7 +67,7 @@ def run(experiment: str, *arguments: str, **environment: str) -> subprocess.Comp
 
 def fork(function: Callable[..., None], *arguments: object) -> multiprocessing.Process:
     """Starts a function in a fork of the server; returns its process."""
-    process = _server().Process(target=_with_cache, args=(_cache(), function, *arguments))
+    process = _server().Process(target=_with_cache, args=(function, *arguments))
     process.start()
     atexit.register(_end, process)  # or a test that fails might leave one that this process waits for at its end
     return process
@@ -86,20 +85,10 @@ def _server() -> multiprocessing.context.ForkServerContext:
     return server
 
 
-@functools.cache
-def _cache() -> str:
-    folder = tempfile.mkdtemp(prefix="compiled-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def _with_cache(folder: str, function: Callable[..., None], *arguments: object) -> None:
+def _with_cache(function: Callable[..., None], *arguments: object) -> None:
     import jax
 
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # or an experiment takes the user's
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs, too: each process has them
     function(*arguments)
 
 
