@@ -2,7 +2,7 @@ r"""Does a cell keep the contract that everything on this bench relies on?
 
 Runs the conformance kit, `rnn_jax.flow.check_cell`, and prints a line for each check: ok, FAIL, n/a where it does not
 apply, or exempt where the cell says so in `check_exemptions`. A check that relies on a failed one is not run. The exit
-status is 0 if no check failed, else 1. What a check allows stands in rnn_jax/flow/check.py.
+status is 0 if no check failed, else 1. What a check allows stands in rnn_jax/flow/conformance/.
 
     python -m experiments.check_cell --cell=lstm                                           (15 s on 2 CPU cores)
     python -m experiments.check_cell --cell='gru(chrono=100)' --hidden=16 --seed=1

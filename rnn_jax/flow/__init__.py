@@ -2,7 +2,8 @@
 
 from rnn_jax.flow.adjoint import Adjoints, adjoints
 from rnn_jax.flow.calls import layer_calls
-from rnn_jax.flow.check import CellReport, check_cell
+from rnn_jax.flow.conformance.kit import check_cell
+from rnn_jax.flow.conformance.report import CellReport
 from rnn_jax.flow.connectivity import connectivity
 from rnn_jax.flow.gates import GateStatistics, gate_saturation, gate_statistics
 from rnn_jax.flow.gradient_noise import GradientNoise, gradient_noise

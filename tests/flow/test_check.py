@@ -13,9 +13,10 @@ import rnn_jax
 from rnn_jax.cells.elman import ElmanCell
 from rnn_jax.cells.gru import GRUCell
 from rnn_jax.cells.lstm import LSTMCarry, LSTMCell
-from rnn_jax.flow import CellReport, check, check_cell, check_subject
-from rnn_jax.flow.check_numbers import relative_difference
-from rnn_jax.flow.check_report import Check, Failed
+from rnn_jax.flow import CellReport, check_cell
+from rnn_jax.flow.conformance import subject, unroll_checks
+from rnn_jax.flow.conformance.numbers import relative_difference
+from rnn_jax.flow.conformance.report import Check, Failed
 
 ASKED_FOR = {"context", "key"}  # checks of what a cell must ask for
 
@@ -503,8 +504,8 @@ def test_an_unroll_that_goes_wrong_is_told(monkeypatch, name, spoilt, says):
     class Elman(ElmanCell):
         """A class of its own, for which nothing is compiled yet."""
 
-    right = check_subject.unroll
-    monkeypatch.setattr(check_subject, "unroll", lambda *args, **kwargs: spoilt(right, *args, **kwargs))
+    right = subject.unroll
+    monkeypatch.setattr(subject, "unroll", lambda *args, **kwargs: spoilt(right, *args, **kwargs))
     (line,) = check_cell(Elman, only=[name]).checks
     assert line.passed is False
     assert says in line.detail
@@ -525,8 +526,8 @@ def test_an_instrument_that_goes_wrong_is_told(monkeypatch, instrument, field, s
         change = (lambda x: x + 0.1) if "log10" in field else (lambda x: 1.1 * x)
         return dataclasses.replace(result, **{field: jax.tree.map(change, getattr(result, field))})
 
-    right = getattr(check, instrument)
-    monkeypatch.setattr(check, instrument, spoilt)
+    right = getattr(unroll_checks, instrument)
+    monkeypatch.setattr(unroll_checks, instrument, spoilt)
     (line,) = check_cell(Good, only=["adjoints"]).checks
     assert line.passed is False
     assert says in line.detail

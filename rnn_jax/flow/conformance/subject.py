@@ -12,7 +12,7 @@ from flax import nnx
 
 from rnn_jax.cell import asks_for, step
 from rnn_jax.errors import exception_text
-from rnn_jax.flow.check_numbers import (
+from rnn_jax.flow.conformance.numbers import (
     Arrays,
     all_finite,
     cast,
@@ -33,6 +33,7 @@ Array = jax.Array
 Carry = Any
 
 BATCH = 3  # examples in a batch
+TIME, HALF = 4, 2  # steps
 
 # The programs of the kit run once, on little data: nearly all of their time is compilation, so no time goes into
 # making them fast. The two options of XLA's back end for CPUs halve the time twice; later versions may not know them.
@@ -222,6 +223,11 @@ def at_step(xs: Any, t: int | slice) -> Any:
 def stacked(trees: list[Any], axis: int = 0) -> Any:
     """Returns pytrees of one structure as one, within a compiled program."""
     return jax.tree.map(lambda *parts: jnp.stack(parts, axis), *trees)
+
+
+def swapped(tree: Any) -> Any:
+    """Returns arrays `[batch, time, ...]` time-major, and the reverse."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1), tree)
 
 
 # Ways to carry a cell through time, `method(cell, carry, xs, ...) -> (carry, ys)`, xs `[batch, time, ...]`.

@@ -12,10 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rnn_jax.flow.check_report import Failed
+from rnn_jax.flow.conformance.report import Failed
 
 Arrays = Sequence[Any]  # arrays of jax or numpy
 PyTree = Any
+
+EXACT = 1e-12  # float64, the same sums in another order
+GRADIENT = 1e-8  # float64, the same gradient by another program; a saturated tanh costs digits
 
 
 def is_variable(x: Any) -> bool:

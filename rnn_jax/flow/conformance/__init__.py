@@ -1,0 +1,1 @@
+"""The conformance kit, which holds a cell against the contract: see kit.py."""
