@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rnn_jax.report import read
+from rnn_jax.report.command import command
 from rnn_jax.report.hover import say
 from rnn_jax.report.style import COLUMN, TEXT_WIDTH, paper, save_figure
 
@@ -151,8 +152,7 @@ def draw_benchmark(run_dir: read.StrPath) -> list[pathlib.Path]:
     path, table = (pathlib.Path(run_dir) / name for name in ("figures/benchmark.png", "benchmark.csv"))
     if not table.exists():
         raise ValueError(f"{os.fspath(run_dir)!r} has no benchmark.csv; allowed: a run of experiments.benchmark.")
-    source = " ".join(config["argv"])
-    return [draw_table(table, path, machine=machine, memory=config["flags"]["memory"], source=source)]
+    return [draw_table(table, path, machine=machine, memory=config["flags"]["memory"], source=command(config))]
 
 
 def draw_table(

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rnn_jax.report import read
+from rnn_jax.report.command import command
 from rnn_jax.report.style import COLORS, COLUMN, legend_below, paper, save_figure
 
 _CAPTION = (
@@ -61,4 +62,4 @@ def draw_chaos(run_dir: read.StrPath) -> list[pathlib.Path]:
         rows = list(csv.DictReader(table))
     title = f"{flags.get('hidden')} units, {flags.get('seeds')} seeds"
     path = folder / "figures" / "order_and_chaos.png"
-    return [save_figure(chaos_figure(rows, title), path, caption=_CAPTION, source=" ".join(config["argv"]))]
+    return [save_figure(chaos_figure(rows, title), path, caption=_CAPTION, source=command(config))]

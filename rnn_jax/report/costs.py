@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from rnn_jax.report import read
+from rnn_jax.report.command import command
 from rnn_jax.report.hover import say
 from rnn_jax.report.style import COLORS, COLUMN, TEXT_WIDTH, legend_below, paper, save_figure
 
@@ -84,7 +85,7 @@ def draw_costs(run_dir: read.StrPath) -> list[pathlib.Path]:
       ValueError: the run directory has no config.json.
     """
     config, folder = read.load_config(run_dir), pathlib.Path(run_dir)
-    flags, source = config.get("flags", {}), " ".join(config.get("argv", []))
+    flags, source = config.get("flags", {}), command(config)
     paths = []
     for name, draw, caption in (
         ("ensembles", ensembles_figure, _ENSEMBLES_CAPTION),

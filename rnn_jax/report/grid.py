@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rnn_jax.report import read
+from rnn_jax.report.command import command
 from rnn_jax.report.learning import LearningCurve, learning_curves, plot_learning
 from rnn_jax.report.profiles import over_seeds
 from rnn_jax.report.style import COLORS, MARKERS, TEXT_WIDTH, mark_every, paper, save_figure
@@ -136,4 +137,4 @@ def draw_grid(run_dir: read.StrPath) -> list[pathlib.Path]:
     named = [LearningCurve(sizes.get(c.cell, c.cell), c.metric, c.steps, c.scores_LS) for c in curves]
     figure = grid_figure(named, rows, profiles, title)
     path = pathlib.Path(run_dir) / "figures" / "grid_lstm.png"
-    return [save_figure(figure, path, caption=_CAPTION, source=" ".join(config.get("argv", [])))]
+    return [save_figure(figure, path, caption=_CAPTION, source=command(config))]

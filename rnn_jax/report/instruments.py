@@ -21,6 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from rnn_jax.report import read
+from rnn_jax.report.command import command
 from rnn_jax.report.profiles import plot_profile
 from rnn_jax.report.style import COLORS, COLUMN, MARKERS, TEXT_WIDTH, legend_below, mark_every, paper, save_figure
 
@@ -514,7 +515,7 @@ def draw_instruments(run_dir: read.StrPath) -> list[pathlib.Path]:
       ValueError: the run directory has no config.json.
     """
     config, folder = read.load_config(run_dir), pathlib.Path(run_dir)
-    source = " ".join(config.get("argv", []))
+    source = command(config)
     paths = []
     for name, (draw, caption) in INSTRUMENTS.items():
         if not (folder / f"{name}.npz").exists():

@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from rnn_jax.report import read
+from rnn_jax.report.command import command
 from rnn_jax.report.profiles import over_seeds, run_title
 from rnn_jax.report.style import COLORS, COLUMN, TEXT_WIDTH, legend_below, line_style, paper, save_figure
 
@@ -238,7 +239,7 @@ def draw_learning(run_dir: read.StrPath, *others: read.StrPath, out: read.StrPat
         title = run_title(configs[0].get("flags", {}), profiles)
     figure = learning_figure(curves, rows, time, title)
     path = pathlib.Path(run_dir) / "figures" / "learning.png" if out is None else pathlib.Path(out)
-    source = "; ".join(" ".join(config.get("argv", [])) for config in configs)
+    source = "; ".join(command(config) for config in configs)
     return [save_figure(figure, path, caption=_LEARNING_CAPTION, source=source)]
 
 
@@ -389,7 +390,7 @@ def draw_training(run_dir: read.StrPath) -> list[pathlib.Path]:
     profiles = read.load_profiles(folder) if (folder / "gradient_flow.npz").exists() else None
     network = flags["cell"] if flags["recurrent"] else "bag of embeddings"
     title = f"{flags['task']}, {network}" + (f", {flags['hidden']} hidden units" if flags["recurrent"] else "")
-    path, source = folder / "figures" / "learning.png", " ".join(config.get("argv", []))
+    path, source = folder / "figures" / "learning.png", command(config)
     figure = training_figure(metrics, rows, profiles, title)
     return [save_figure(figure, path, caption=_TRAINING_CAPTION, source=source)]
 

@@ -19,6 +19,7 @@ from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike
 
 from rnn_jax.report import read
+from rnn_jax.report.command import command
 from rnn_jax.report.style import COLUMN, legend_below, line_style, paper, save_figure
 
 _FLOOR = -12.0
@@ -208,7 +209,7 @@ def draw_profiles(run_dir: read.StrPath) -> list[pathlib.Path]:
         figures["gradient_flow_training.png"] = training_figure(profiles, title), _TRAINING_CAPTION + of_each
     folder = pathlib.Path(run_dir) / "figures"
     return [
-        save_figure(figure, folder / name, caption=caption, source=" ".join(config.get("argv", [])))
+        save_figure(figure, folder / name, caption=caption, source=command(config))
         for name, (figure, caption) in figures.items()
     ]
 

@@ -1,4 +1,4 @@
-import json
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +8,7 @@ from PIL import Image
 
 from rnn_jax import flow
 from rnn_jax.report import learning, read
+from rnn_jax.report.command import command
 from rnn_jax.training import run_directory
 
 STEPS = [0, 10, 500]
@@ -57,7 +58,8 @@ def make_run(folder, scores, metric="mse", rows=None, **flags):
 
 
 @pytest.fixture
-def run_dir(tmp_path):
+def run_dir(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/home/me/gradient_flow.py", "--hidden=64", "--out", "/home/me/runs/mine"])
     return make_run(tmp_path / "run", SCORES)
 
 
@@ -170,7 +172,7 @@ def test_a_run_directory_gives_its_figure(run_dir):
     assert path == run_dir / "figures" / "learning.png"
     with Image.open(path) as image:
         assert image.format == "PNG"
-        assert image.info["Source"] == " ".join(json.loads((run_dir / "config.json").read_text())["argv"])
+        assert image.info["Source"] == "python -m experiments.gradient_flow --hidden=64"  # and no folder
         assert min(image.size) > 400
 
 
@@ -331,6 +333,6 @@ def test_a_run_of_one_network_gives_its_figure(trained, monkeypatch, recwarn, fl
     assert path == folder / "figures" / "learning.png"
     assert titles == [title]
     with Image.open(path) as image:
-        assert image.info["Source"] == " ".join(json.loads((folder / "config.json").read_text())["argv"])
+        assert image.info["Source"] == command(read.load_config(folder))
         assert min(image.size) > 400
     assert [str(warning.message) for warning in recwarn] == []

@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from PIL import Image
 
 from rnn_jax.report import profiles as figures
 from rnn_jax.report import read
+from rnn_jax.report.command import command
 from rnn_jax.training import run_directory
 
 
@@ -178,7 +178,7 @@ def test_a_run_directory_gives_its_figures(run_dir):
         with Image.open(path) as image:
             assert image.format == "PNG"
             assert min(image.size) > 400
-            assert image.info["Source"] == " ".join(json.loads((run_dir / "config.json").read_text())["argv"])
+            assert image.info["Source"] == command(read.load_config(run_dir))
             colors = {color for _, color in image.convert("RGB").getcolors(1 << 24)}
         if path.name == "gradient_flow.png":
             for color in ("#0072B2", "#D55E00"):
