@@ -35,7 +35,7 @@ from absl import flags, logging
 from flax import nnx
 
 from experiments import running
-from experiments.instruments import INSTRUMENTS, measure_run, parse_instruments
+from experiments.instruments import INSTRUMENTS, measure_trained, parse_instruments
 from experiments.resume_flag import define_resume_flag
 from rnn_jax import flow, tasks
 from rnn_jax.constant import parameter_count
@@ -49,7 +49,6 @@ from rnn_jax.training.config import TrainConfig, check_members, evenly, kept_at
 from rnn_jax.training.ensemble import use_cores
 from rnn_jax.training.estimate import check_update
 from rnn_jax.training.loop import train_ensemble
-from rnn_jax.training.networks import stages_of
 from rnn_jax.training.nonfinite import NotFinite, describe_diverged, finite_members
 from rnn_jax.training.optimizers import make_ensemble_optimizer
 from rnn_jax.training.resume import load_notes, open_run, other_versions, resume_command
@@ -184,10 +183,7 @@ def main(argv: list[str]) -> None:
             save(run_dir, results)
     print_table(task, results)
     if instruments:
-        try:
-            measure_run(run_dir, instruments, stages_of(run_dir))
-        except ValueError as error:
-            running.say(f"Not measured: {error}")
+        measure_trained(run_dir, instruments)
     print(f"\nThe run directory is {run_dir}. Look at:")
     *figures, report = write_report(run_dir)
     for path in (

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from experiments import running
 from rnn_jax import flow, tasks
 from rnn_jax.training import run_directory
 from rnn_jax.training.ensemble import over_members
-from rnn_jax.training.networks import load_networks
+from rnn_jax.training.networks import load_networks, stages_of
 from rnn_jax.training.watch import probe_batch
 from rnn_jax.unroll.record import LayerCall
 
@@ -118,6 +119,14 @@ def parse_instruments(names: Sequence[str]) -> list[str]:
     if not names:
         raise ValueError(f"--instruments= names none; allowed: {known}.")
     return list(dict.fromkeys(name.strip() for name in names))
+
+
+def measure_trained(run_dir: pathlib.Path, names: Iterable[str]) -> None:
+    """Measures the networks of a run that has just ended, at every stage; says why, where they cannot be measured."""
+    try:
+        measure_run(run_dir, names, stages_of(run_dir))
+    except ValueError as error:
+        running.say(f"Not measured: {error}")
 
 
 def measure_run(

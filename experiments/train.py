@@ -30,7 +30,7 @@ from absl import flags, logging
 from flax import nnx
 
 from experiments import running
-from experiments.instruments import INSTRUMENTS, measure_run, parse_instruments
+from experiments.instruments import INSTRUMENTS, measure_trained, parse_instruments
 from experiments.option_flags import define_option_flags
 from experiments.resume_flag import define_resume_flag
 from rnn_jax import batch_mesh, flow, tasks
@@ -49,7 +49,6 @@ from rnn_jax.training.config import TrainConfig, batches_of, every, kept_at, wid
 from rnn_jax.training.estimate import check_update
 from rnn_jax.training.load import save_interface
 from rnn_jax.training.loop import TrainResult, train
-from rnn_jax.training.networks import stages_of
 from rnn_jax.training.nonfinite import NotFinite
 from rnn_jax.training.optimizers import OPTIMIZERS, SCHEDULES, make_optimizer
 from rnn_jax.training.resume import open_run, other_versions, resume_command
@@ -361,10 +360,7 @@ def save(run_dir: pathlib.Path, task: tasks.Task, result: TrainResult) -> None:
 def measure(run_dir: pathlib.Path) -> None:
     """Runs the instruments asked for over the networks that the run holds."""
     if _INSTRUMENTS.value is not None:
-        try:
-            measure_run(run_dir, parse_instruments(_INSTRUMENTS.value), stages_of(run_dir))
-        except ValueError as error:
-            running.say(f"Not measured: {error}")
+        measure_trained(run_dir, parse_instruments(_INSTRUMENTS.value))
 
 
 def show(run_dir: pathlib.Path, task: tasks.Task) -> None:
