@@ -113,8 +113,14 @@ def make_networks(task: tasks.Task, settings: GridSettings) -> dict[str, MakeMod
     other, beside = "stacked_lstm", stacked
     if task.name == "parity":
         other, beside = "tanh", functools.partial(_bits, task, settings, "tanh")
+    # Their number is a polynomial of degree 2 in the hidden features: three sizes give it, without building every one.
+    first, second, third = (size_of(functools.partial(beside, size)) for size in (1, 2, 3))
+
+    def parameters(size: int) -> int:
+        return first + (size - 1) * (second - first) + (size - 1) * (size - 2) // 2 * (third - 2 * second + first)
+
     sizes = range(1, 100 * settings.hidden)
-    hidden = sizes[bisect.bisect_left(sizes, ours, key=lambda size: size_of(functools.partial(beside, size)))]
+    hidden = sizes[bisect.bisect_left(sizes, ours, key=parameters)]
     return {"grid_lstm": grid, other: functools.partial(beside, hidden)}
 
 

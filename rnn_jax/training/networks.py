@@ -17,7 +17,7 @@ from rnn_jax.tasks.embeddings import load_embeddings
 from rnn_jax.tasks.vocabulary import Vocabulary
 from rnn_jax.training import checkpoints, run_directory
 from rnn_jax.training.build import ModelSettings, make_model
-from rnn_jax.training.grid import GridSettings, as_in_paper, make_networks
+from rnn_jax.training.grid import GridSettings, MakeModel, as_in_paper, make_networks
 from rnn_jax.training.load import make_task_of
 from rnn_jax.training.step import make_ensemble
 
@@ -66,14 +66,11 @@ def load_networks(run_dir: run_directory.StrPath, stage: str) -> tuple[tasks.Tas
     flags, ready = _find_networks(folder)
     if stage not in (known := stages_of(folder)):
         raise ValueError(f"--run={str(run_dir)!r} has no networks at {stage!r}; allowed: {', '.join(known)}.")
-    load: Callable[..., dict[str, Any]] = _load_one
-    if "cells" in flags:
-        load = _load_ensemble
-    elif _is_grid(flags):
-        load = _load_grid
+    load: Callable[..., dict[str, Any]] = _load_ensemble if "cells" in flags else _load_one
     task = make_task_of(folder, flags)
     if _is_grid(flags):
         task = as_in_paper(task)
+        load = functools.partial(_load_grid, make_networks(task, GridSettings.of_flags(flags)))
     networks: dict[str, Any] = {}
     for name in ready:
         networks |= load(folder, flags, task, name, stage)
@@ -159,9 +156,16 @@ def _load_ensemble(
     return {cell if len(rates) == 1 else f"{cell} at {rate:g}": at(k) for k, rate in enumerate(rates)}
 
 
-def _load_grid(folder: pathlib.Path, flags: dict[str, Any], task: tasks.Task, name: str, stage: str) -> dict[str, Any]:
-    make_model = make_networks(task, GridSettings.of_flags(flags))[name]
-    make = functools.partial(make_ensemble, make_model, list(range(flags["seed"], flags["seed"] + flags["seeds"])))
+def _load_grid(
+    make_models: dict[str, MakeModel],
+    folder: pathlib.Path,
+    flags: dict[str, Any],
+    task: tasks.Task,
+    name: str,
+    stage: str,
+) -> dict[str, Any]:
+    seeds = list(range(flags["seed"], flags["seed"] + flags["seeds"]))
+    make = functools.partial(make_ensemble, make_models[name], seeds)
     if stage == "initialization":
         return {name: make()}
     return {name: checkpoints.restore_checkpoint(folder, name, jax.eval_shape(make))}

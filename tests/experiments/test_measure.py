@@ -31,9 +31,10 @@ def task():
     return tasks.make_task("adding", **OPTIONS)
 
 
-def moved(model):
-    """Weights that training might have led to."""
-    return jax.tree.map(lambda leaf: leaf + 0.25 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, model)
+def somewhere(make, seed=0):
+    """Weights that training might have led to, of the model that `make()` builds, or the models."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(0.0, 0.3, leaf.shape).astype(leaf.dtype), jax.eval_shape(make))
 
 
 def make_run(folder, made, **flags):
@@ -42,35 +43,36 @@ def make_run(folder, made, **flags):
     run_dir = run_directory.create(
         str(folder), {**flags, "data": made.fingerprint}, experiment="train", question="What?"
     )
-    model = moved(make_model(made.interface, ModelSettings.of_flags(flags), nnx.Rngs(flags["seed"])))
+    settings = ModelSettings.of_flags(flags)
+    model = somewhere(lambda: make_model(made.interface, settings, nnx.Rngs(flags["seed"])))
     checkpoints.save_checkpoint(run_dir, "best", model, {"step": 5})
     return run_dir, model
 
 
 def norms_by_brute_force(task, model, batch):
-    """log10 of the batch's root mean square of |dL/d h_t|, one `jax.grad` a step, in float64."""
-    model = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
-    batch = {**batch, "xs": jnp.asarray(batch["xs"], jnp.float64)}
-    zeros = jnp.zeros((len(batch["xs"]), 4))
+    """log10 of the batch's root mean square of |dL/d h_t|: a loop over steps, a zero added at each, in float64."""
+    model = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), model)
+    batch = {**batch, "xs": np.asarray(batch["xs"], np.float64)}
 
-    def loss(change, t):
+    def loss(change_TBH, model, batch):
         def network(xs):
-            carry = zeros
+            carry = jnp.zeros_like(change_TBH[0])
             for step in range(xs.shape[1]):
                 carry, _ = model.rnn.cell(carry, xs[:, step])
-                carry = carry + change if step == t else carry
+                carry = carry + change_TBH[step]
             return model.head(carry)
 
         return task.loss(network, batch)
 
-    adjoints_TBH = jnp.stack([jax.grad(loss)(zeros, t) for t in range(batch["xs"].shape[1])])
-    return 0.5 * jnp.log10(jnp.mean(jnp.sum(adjoints_TBH**2, axis=-1), axis=-1))
+    sequences, steps, _ = batch["xs"].shape
+    adjoints_TBH = np.asarray(jax.jit(jax.grad(loss))(np.zeros((steps, sequences, 4)), model, batch))
+    return 0.5 * np.log10(np.mean(np.sum(adjoints_TBH**2, axis=-1), axis=-1))
 
 
 def test_every_instrument_measures_the_trained_network_the_one_it_began_as_and_those_on_the_way(task, tmp_path):
     run_dir, model = make_run(tmp_path / "run", task, steps=5)
     assert stages_of(run_dir) == STAGES
-    checkpoints.save_checkpoint(run_dir, "last-step_2", moved(model), {"step": 2})
+    checkpoints.save_checkpoint(run_dir, "last-step_2", somewhere(lambda: model, seed=2), {"step": 2})
     stages = stages_of(run_dir)
     assert stages == ["initialization", "step_2", "trained"]
     paths = instruments.measure_run(run_dir, list(instruments.INSTRUMENTS), stages, sequences=16)
@@ -97,7 +99,7 @@ def test_several_seeds_are_measured_each_and_other_stages_stay(task, tmp_path):
     flags |= {"learning_rate": ["1e-2", "1e-3"], "data": task.fingerprint}
     run_dir = run_directory.create(str(tmp_path / "run"), flags, experiment="gradient_flow")
     make = functools.partial(make_model, task.interface, ModelSettings(cell="elman", hidden=4))
-    models = moved(make_ensemble(make, [1, 2, 3, 4]))
+    models = somewhere(lambda: make_ensemble(make, [1, 2, 3, 4]))
     checkpoints.save_checkpoint(run_dir, "elman", models, {"finished": {}, "step": 9})
     checkpoints.save_checkpoint(run_dir, "gru", {"in": jnp.zeros(2)}, {"step": 3})  # in training
 
@@ -106,7 +108,7 @@ def test_several_seeds_are_measured_each_and_other_stages_stay(task, tmp_path):
     found = load_instrument(run_dir, "profile")
     labels = {"initialization": ["elman"], "trained": ["elman at 0.01", "elman at 0.001"]}
     assert set(found) == {(cell, stage, "rnn") for stage in STAGES for cell in labels[stage]}
-    member = jax.tree.map(lambda leaf: leaf[3], models)
+    member = jax.tree.map(lambda leaf: np.asarray(leaf)[3], models)
     expected_T = norms_by_brute_force(task, member, probe_batch(task, 16))
     measured_T = found["elman at 0.001", "trained", "rnn"]["log10_norm"][1]
     np.testing.assert_allclose(measured_T[:-1], expected_T[:-1], atol=1e-4)
@@ -170,7 +172,7 @@ def measure_made_run(folder, names, name, options, **flags):
     made = tasks.make_task(name, **options)
     flags = {"task": name, **options, "hidden": 3, "emb_size": 2, "seed": 3, "recurrent": True, **flags}
     run_dir = run_directory.create(str(folder), {**flags, "data": made.fingerprint}, experiment="train")
-    model = make_model(made.interface, ModelSettings.of_flags(flags), nnx.Rngs(3))
+    model = somewhere(lambda: make_model(made.interface, ModelSettings.of_flags(flags), nnx.Rngs(3)))
     checkpoints.save_checkpoint(run_dir, "best", model, {"step": 5})
     instruments.measure_run(run_dir, names, ["trained"], sequences=8)
     return {instrument: load_instrument(run_dir, instrument) for instrument in names}, run_dir
@@ -214,7 +216,7 @@ def test_both_networks_of_a_run_of_grid_lstm_are_measured(tmp_path):
     flags |= {"emb_size": 2, "seed": 5, "seeds": 2, "learning_rate": 1e-3, "data": task.fingerprint}
     run_dir = run_directory.create(str(tmp_path / "run"), flags, experiment="grid_lstm")
     networks = grid.make_networks(task, grid.GridSettings.of_flags(flags))
-    ensembles = {name: moved(make_ensemble(make, [5, 6])) for name, make in networks.items()}
+    ensembles = {name: somewhere(lambda make=make: make_ensemble(make, [5, 6])) for name, make in networks.items()}
     for name, models in ensembles.items():
         checkpoints.save_checkpoint(run_dir, name, models, {"finished": {}, "step": 9})
     instruments.measure_run(run_dir, ["gates"], STAGES, sequences=4)
