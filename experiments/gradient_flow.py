@@ -28,7 +28,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 from absl import flags, logging
@@ -290,9 +289,10 @@ def train(
     start = time.perf_counter()
     seeds = list(range(_SEED.value, _SEED.value + _SEEDS.value))
     models = make_ensemble(functools.partial(make_model, cell, task), seeds * len(learning_rates))
-    member_rates = jnp.repeat(jnp.asarray(learning_rates, jnp.float32), len(seeds))
+    member_rates = np.repeat(np.asarray(learning_rates, np.float32), len(seeds))
     clip = _CLIP.value or None
-    opt_states = jax.vmap(lambda rate, model: make_ensemble_optimizer(rate, clip).init(model))(member_rates, models)
+    init = jax.vmap(lambda rate, model: make_ensemble_optimizer(rate, clip).init(model))
+    opt_states = jax.jit(init)(member_rates, models)
     seconds = time.perf_counter() - start
     result = train_ensemble(
         task,
@@ -342,7 +342,7 @@ def save(run_dir: pathlib.Path, results: dict[str, Result]) -> None:
     for cell, result in results.items():
         for (layer, part), profiles_LST in result.profiles.items():
             for stage, profiles_ST in (("initialization", profiles_LST[0]), ("trained", profiles_LST[-1])):
-                lags = flow.horizon(jnp.asarray(profiles_ST))
+                lags = jax.device_get(flow.horizon(profiles_ST))
                 rows += [
                     {
                         "cell": cell,
@@ -379,7 +379,7 @@ def print_table(task: tasks.Task, results: dict[str, Result]) -> None:
         for layer, profiles_LST in layers.items():
             row = [label if len(layers) == 1 else f"{label} {layer}"]
             for profiles_ST in (profiles_LST[0], profiles_LST[-1]):
-                lags = flow.horizon(jnp.asarray(profiles_ST))
+                lags = jax.device_get(flow.horizon(profiles_ST))
                 with np.errstate(invalid="ignore"):  # a profile of zeros leaves no share: NaN
                     left = profiles_ST[:, 0] - profiles_ST.max(axis=-1)
                 row += [lag_text(lags.lag_e, steps), lag_text(lags.lag_1000, steps), spread(left, ".1f")]

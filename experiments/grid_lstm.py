@@ -207,7 +207,7 @@ def train(
     profile = over_members(functools.partial(profile_of, task))
     before = profile(models)
     result = train_ensemble(
-        judged, models, jax.vmap(optimizer.init)(models), optimizer, run_dir, train_config(), session,
+        judged, models, jax.jit(jax.vmap(optimizer.init))(models), optimizer, run_dir, train_config(), session,
         labels=[name], seeds=seeds, checkpoint=name, sample=sampler(judged),
     )  # fmt: skip
     stages = {"initialization": before, "trained": profile(result.model)}

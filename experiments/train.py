@@ -23,7 +23,6 @@ import sys
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags, logging
@@ -350,7 +349,7 @@ def save(run_dir: pathlib.Path, task: tasks.Task, result: TrainResult) -> None:
     rows = []
     for (layer, part), profile_LST in result.profiles.items():
         for stage, profile_T in (("initialization", profile_LST[0, 0]), ("trained", profile_LST[-1, 0])):
-            lags = flow.horizon(jnp.asarray(profile_T))
+            lags = flow.horizon(profile_T)
             levels = {"horizon_e": int(lags.lag_e), "horizon_1000": int(lags.lag_1000)}
             rows.append({"layer": layer, "part": part, "stage": stage, **levels})
     rows = rows or [{"layer": "", "part": "", "stage": "", "horizon_e": "", "horizon_1000": ""}]

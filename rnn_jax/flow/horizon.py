@@ -26,6 +26,7 @@ class Horizon:
     lag_1000: Array
 
 
+@partial(jax.jit, static_argnames="reverse")
 def horizon(log10_norm: Array, *, reverse: bool = False) -> Horizon:
     """Returns the horizons of a gradient profile.
 

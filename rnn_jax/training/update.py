@@ -59,7 +59,8 @@ def initial_state(
     zero = jnp.zeros((), jnp.int32)
     carry = model.initialize_carry((config.batch_size,)) if task.kind is tasks.Kind.STREAM else None
     key = jax.random.key_data(jax.random.key(config.seed))
-    return State(model, optimizer.init(model), carry, key, zero, jnp.zeros((), jnp.float32), zero, zero, zero)
+    opt_state = jax.jit(optimizer.init)(model)
+    return State(model, opt_state, carry, key, zero, jnp.zeros((), jnp.float32), zero, zero, zero)
 
 
 def ensemble_state(

@@ -3,6 +3,9 @@
 A server imports the packages once for all commands of a test process; each command runs in a fork of it, which has
 arguments, environment, output, signals and exit status of its own. All commands share the session's cache of compiled
 programs: one that is resumed, or that differs in a seed, compiles nothing again.
+
+Figures take a third of the time of a short command. `figures=False` writes its report without drawing them, where a
+test is of other things.
 """
 
 import atexit
@@ -26,11 +29,11 @@ _PACKAGES = [
 class Started:
     """A command that runs, with what a `subprocess.Popen` has."""
 
-    def __init__(self, experiment: str, *arguments: str, **environment: str):
+    def __init__(self, experiment: str, *arguments: str, figures: bool = True, **environment: str):
         self.args = [f"experiments.{experiment}", *map(str, arguments)]
         self._folder = tempfile.TemporaryDirectory()
         self._outputs = [pathlib.Path(self._folder.name, name) for name in ("stdout", "stderr")]
-        self._process = fork(_execute, self.args, environment, *map(str, self._outputs))
+        self._process = fork(_execute, self.args, environment, figures, *map(str, self._outputs))
         self.pid = self._process.pid
 
     def poll(self) -> int | None:
@@ -52,15 +55,18 @@ class Started:
         return stdout, stderr
 
 
-def run(experiment: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+def run(
+    experiment: str, *arguments: str, figures: bool = True, **environment: str
+) -> subprocess.CompletedProcess:
     """Runs `python -m experiments.<experiment>` in the root of the repository.
 
     Args:
       experiment: its name.
       *arguments: of the command line.
+      figures: whether its report has them drawn.
       **environment: variables that are not as in this process; not those of JAX, which the server has read.
     """
-    started = Started(experiment, *arguments, **environment)
+    started = Started(experiment, *arguments, figures=figures, **environment)
     stdout, stderr = started.communicate()
     return subprocess.CompletedProcess(started.args, started.returncode, stdout, stderr)
 
@@ -92,11 +98,15 @@ def _with_cache(function: Callable[..., None], *arguments: object) -> None:
     function(*arguments)
 
 
-def _execute(command: list[str], environment: dict[str, str], stdout: str, stderr: str) -> None:
+def _execute(command: list[str], environment: dict[str, str], figures: bool, stdout: str, stderr: str) -> None:
     for path, stream in ((stdout, sys.stdout), (stderr, sys.stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), stream.fileno())
     os.chdir(ROOT)
     os.environ.update(environment)
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    if not figures:
+        from rnn_jax.report import run_report
+
+        run_report.write_report = functools.partial(run_report.write_report, draw=False)
     module, *sys.argv[1:] = command
     runpy.run_module(module, run_name="__main__", alter_sys=True)

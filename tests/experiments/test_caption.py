@@ -8,8 +8,8 @@ from tests.experiments import command
 from tests.tasks.test_images import folder_of_images
 
 
-def run(experiment, *arguments):
-    done = command.run(experiment, *arguments)
+def run(experiment, *arguments, **options):
+    done = command.run(experiment, *arguments, **options)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
     run(
         "train", f"--task=images:{table}", "--image_size=8", "--cell=gru", "--hidden=8", "--emb_size=8", "--steps=120",
         "--batch=8", "--learning_rate=2e-2", "--doubly_stochastic=0", "--profile_every=0", "--eval_every=120",
-        f"--out={path / 'run'}",
+        f"--out={path / 'run'}", figures=False,
     )  # fmt: skip
     return path
 

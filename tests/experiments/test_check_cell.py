@@ -31,7 +31,7 @@ def test_a_cell_of_the_catalogue_passes():
 
 def test_a_cell_from_elsewhere_is_checked_and_its_failure_told(tmp_path):
     (tmp_path / "my_module.py").write_text(MY_CELL)
-    done = check_cell("--cell=my_module:Mine", pythonpath=tmp_path)
+    done = check_cell("--cell=my_module:Mine", "--in_features=2", "--hidden=4", "--seed=3", pythonpath=tmp_path)
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[-1] == "my_module:Mine FAILS 1 of 22 checks (2 more do not apply): gates."
     (failure,) = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]

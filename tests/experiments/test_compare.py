@@ -16,7 +16,7 @@ FLAGS = [
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for seed in range(2):
-        done = run("train", *FLAGS, f"--seed={seed}", f"--out={folder / f'elman-{seed}'}")
+        done = run("train", *FLAGS, f"--seed={seed}", f"--out={folder / f'elman-{seed}'}", figures=False)
         assert done.returncode == 0, done.stderr
     return folder
 

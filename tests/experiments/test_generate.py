@@ -27,6 +27,7 @@ def trained(tmp_path_factory):
         "--profile_every=0",
         "--learning_rate=1e-2",
         f"--out={folder / 'run'}",
+        figures=False,
     )
     assert done.returncode == 0, done.stderr
     assert "bits per character of interpolated 5-gram" in done.stdout

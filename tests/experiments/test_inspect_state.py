@@ -55,7 +55,7 @@ def save_run(folder, task, change, **settings):
     flags = {"task": task.name, "cell": "lstm", "hidden": 4, "data": task.fingerprint, **settings}
     run_directory.create(str(folder), flags)
     save_interface(folder, task)
-    model = change(make_model(task, ModelSettings.of_flags(flags), nnx.Rngs(0)))
+    model = change(jax.jit(lambda: make_model(task, ModelSettings.of_flags(flags), nnx.Rngs(0)))())
     checkpoints.save_checkpoint(folder, "best", model, {"step": 1})
     return folder
 
@@ -166,7 +166,10 @@ def test_a_rare_property_is_probed_where_both_labels_are_alike_and_so_is_its_con
 
 def test_answers_at_each_token_are_those_to_the_text_so_far():
     sequences = [np.array([2, 3, 4, 5, 3]), np.array([4, 2, 3])]
-    model = SequenceClassifier("gru", 9, 5, 3, emb_size=4, layers=2, rngs=nnx.Rngs(0))
+    def network(**options):
+        return jax.jit(lambda: SequenceClassifier("gru", 9, 5, 3, emb_size=4, rngs=nnx.Rngs(0), **options))()
+
+    model = network(layers=2)
     seen = read(model, sequences)
     assert seen.steps.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
     assert list(seen.parts) == [("rnn/layers/0", ""), ("rnn/layers/1", "")]
@@ -175,7 +178,7 @@ def test_answers_at_each_token_are_those_to_the_text_so_far():
         texts_so_far[row, : step + 1] = sequences[sequence][: step + 1]
     answer = jax.jit(lambda model, tokens, lengths: jax.nn.softmax(model(tokens, lengths)))
     np.testing.assert_allclose(seen.probabilities, answer(model, texts_so_far, seen.steps + 1), rtol=1e-5)
-    both = SequenceClassifier("gru", 9, 5, 3, emb_size=4, bidirectional=True, rngs=nnx.Rngs(0))
+    both = network(bidirectional=True)
     assert read(both, sequences).probabilities is None  # an answer needs both ends
     assert connectivity(both, sequences) is None
 

@@ -18,6 +18,7 @@ from flax import nnx
 from experiments import running
 from rnn_jax import make_cell
 from rnn_jax.unroll.scan import where
+from tests.experiments.command import Started
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -51,7 +52,7 @@ def test_an_interrupt_while_a_program_is_imported_is_one_line():
 
 def test_an_interrupt_while_a_program_computes_is_one_line(tmp_path):
     out = tmp_path / "run"
-    process = start("experiments.long_sequences", "--cell=elman", "--hidden=2", "--lengths=10,9000000", f"--out={out}")
+    process = Started("long_sequences", "--cell=elman", "--hidden=2", "--lengths=10,9000000", f"--out={out}")
     status, told = interrupted_when(process, (out / "long_sequences.csv").exists)
     lines = [line for line in told.splitlines() if line and "length/s" not in line and "?length" not in line]
     assert (status, lines) == (130, ["Interrupted."])

@@ -24,12 +24,12 @@ FLAGS = [
 
 
 def begin(out, *more):
-    return Started("train", *FLAGS, f"--out={out}", *more)
+    return Started("train", *FLAGS, f"--out={out}", *more, figures=False)
 
 
 def resume(out):
     """Goes on with a run to its end; returns what it printed and what it warned of."""
-    done = run("train", *FLAGS, f"--out={out}", "--resume")
+    done = run("train", *FLAGS, f"--out={out}", "--resume", figures=False)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 
@@ -116,8 +116,8 @@ def test_a_run_leaves_its_results_and_says_where(alone):
 def on_digits(tmp_path_factory, data_dir):
     """A run without a validation split: its folder, its flags, and what it printed."""
     out = tmp_path_factory.mktemp("on_digits") / "run"
-    flags = ["--task=digits", "--rows", f"--data_dir={data_dir}", "--hidden=4", "--steps=20"]
-    done = run("train", *flags, f"--out={out}")
+    flags = ["--task=digits", "--rows", f"--data_dir={data_dir}", "--cell=elman", "--hidden=4", "--steps=20"]
+    done = run("train", *flags, f"--out={out}", figures=False)
     assert done.returncode == 0, done.stderr
     return out, flags, done.stdout
 
@@ -147,7 +147,7 @@ def test_going_on_with_other_packages_is_warned_of_and_a_finished_run_is_shown_a
     change_config(out, made_by_others)
     (out / "summary.csv").unlink()
     before = (out / "metrics.csv").read_bytes()
-    done = run("train", *again)
+    done = run("train", *again, figures=False)
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "other packages" in line]
     packages = re.findall(r"([\w-]+) ([\d.]+), here ([\d.]+)", line)
@@ -158,11 +158,13 @@ def test_going_on_with_other_packages_is_warned_of_and_a_finished_run_is_shown_a
     # It is finished now. A horizon that is not finite or never reached is said to be that.
     assert re.search("horizon of rnn, trained +1/e at lag", printed)
     path = out / "summary.csv"
-    steps = load_profiles(out).whole_carries("lstm")["rnn"].shape[-1]
+    steps = load_profiles(out).whole_carries("elman")["rnn"].shape[-1]
     rows = re.sub(r"(,rnn,,trained),\d+,\d+,", r"\1,-1,-1,", path.read_text())
     path.write_text(re.sub(r"(,rnn,,initialization),\d+,\d+,", rf"\1,{steps - 1},{steps},", rows))
-    done = run("train", *again)
+    done = run("train", *again, figures=False)
     assert "other packages" not in done.stderr
+    assert done.stdout.startswith("This run is finished.")
+    assert (out / "metrics.csv").read_bytes() == before
     assert re.search("horizon of rnn, trained +not finite\n", done.stdout), done.stderr
     assert re.search(f"horizon of rnn, initialization +1/e at lag {steps - 1}, 1/1000 never\n", done.stdout)
 
@@ -174,23 +176,6 @@ def test_to_go_on_with_other_data_is_refused(on_digits, tmp_path):
     (said,) = refusals("train", [*flags, f"--out={out}", "--resume"])
     told = rf"the data of --task=digits have test_sha256 \w{{64}}, and those of the run in '{out}' have abc; allowed"
     assert re.match(told, said)
-
-
-def test_a_run_killed_at_three_moments_ends_as_one_left_alone(tmp_path, alone):
-    out = tmp_path / "run"
-    writing = out / "checkpoints"
-    moments = [
-        lambda: (out / "config.json").exists(),  # before the first compilation
-        lambda: list(writing.glob(".last.new*")) and rows(out) > 10,  # while a checkpoint is being written
-        lambda: rows(out) > 50,  # in full flight
-    ]
-    for moment in moments:
-        assert signal_when(begin(out, "--resume"), moment, signal.SIGKILL)[0] == -signal.SIGKILL
-        assert not (out / "summary.csv").exists()
-    resume(out)
-    assert_same_run(out, alone[0])
-    assert resume(out)[0].startswith("This run is finished.")
-    assert_same_run(out, alone[0])
 
 
 def test_a_finished_run_damaged_in_five_places_is_as_it_was_after_resume(tmp_path, alone):
@@ -227,12 +212,23 @@ def test_a_run_killed_at_any_moment_ends_as_one_left_alone(tmp_path, alone, mome
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
-def test_an_interrupted_run_saves_says_how_to_go_on_and_ends_as_one_left_alone(tmp_path, alone, number, status):
+def test_a_run_killed_at_three_moments_and_interrupted_says_how_to_go_on_and_ends_as_one_left_alone(
+    tmp_path, alone, number, status
+):
     out = tmp_path / "run"
+    writing = out / "checkpoints"
+
+    def kill(process, moment):
+        assert signal_when(process, moment, signal.SIGKILL)[0] == -signal.SIGKILL
+        assert not (out / "summary.csv").exists()
+
+    kill(begin(out, "--resume"), lambda: (out / "config.json").exists())  # before the first compilation
+    kill(begin(out, "--resume"), lambda: list(writing.glob(".last.new*")) and rows(out) > 5)  # within a checkpoint
+
     process, second = begin(out, "--resume"), []
 
     def at_work():
-        if rows(out) > 2 and not second:
+        if rows(out) > 10 and not second:
             process.send_signal(signal.SIGSTOP)  # a slow writer holds the folder, too
             (said,) = refusals("train", [*FLAGS, f"--out={out}", "--resume"])
             second.append(said)
@@ -245,8 +241,9 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_ends_as_one_left_alone(t
     words = shlex.split(told.splitlines()[-1])
     assert told.splitlines()[-2].startswith("Stopped at step ")
     assert words[:3] == ["python", "-m", "experiments.train"]
-    done = run("train", *words[3:])
-    assert done.returncode == 0, done.stderr
+
+    kill(Started("train", *words[3:]), lambda: rows(out) > 50)  # in full flight
+    resume(out)
     assert_same_run(out, alone[0])
 
 

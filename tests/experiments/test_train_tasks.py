@@ -22,7 +22,7 @@ def test_a_run_trains_on_one_length_and_is_tested_on_another(flags, test_seq_len
     out = tmp_path / "run"
     done = run(
         "train", *flags, f"--data_dir={data_dir}", "--steps=20", "--hidden=4", "--batch=4", "--train_size=64",
-        "--test_size=32", "--profile_every=0", f"--out={out}",
+        "--test_size=32", "--profile_every=0", f"--out={out}", figures=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"Tested on sequences of {test_seq_len} steps." in done.stdout

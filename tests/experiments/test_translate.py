@@ -19,7 +19,7 @@ def run_dir(tmp_path_factory):
     done = run(
         "train", f"--task=pairs:{folder / 'own.tsv'}", "--tokens=character", "--cell=gru", "--hidden=8", "--batch=8",
         "--emb_size=4", "--bidirectional", "--steps=4", "--eval_every=2", "--profile_every=0",
-        f"--out={folder / 'run'}",
+        f"--out={folder / 'run'}", figures=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "test bits per token" in done.stdout
