@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import rnn_jax
-from experiments.benchmark_peers import LIBRARIES, ONE_THREAD, JaxModel, Kernels, Workload, build_ours
+from experiments.benchmark_peers import LIBRARIES, ONE_THREAD, AllWeights, JaxModel, Kernels, Workload, build_ours
 from rnn_jax import flow
 
 Array = jax.Array
@@ -141,7 +141,10 @@ class TorchContestant:
         self._device = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
         self._layer = layer.to(self._device)
         self._xs, self._targets = (torch.tensor(array, device=self._device) for array in (xs, targets))
-        self._adam = torch.optim.Adam(self._layer.parameters(), lr=_LEARNING_RATE, fused=True)
+
+    @functools.cached_property
+    def _adam(self) -> Any:  # only where steps are timed: what it imports takes seconds
+        return self._torch.optim.Adam(self._layer.parameters(), lr=_LEARNING_RATE, fused=True)
 
     def _wait(self) -> None:
         if self._device.type == "cuda":
@@ -193,17 +196,23 @@ def contestants_of(w: Workload, libraries: Sequence[str], devices: int = 1) -> l
     return keys + on_all if shared_by > 1 else keys
 
 
-def build(w: Workload, key: Key) -> Contestant:
-    """Builds a contestant; all of one workload have the same weights, inputs and targets."""
+def build(w: Workload, key: Key, drawn: tuple[JaxModel, AllWeights] | None = None) -> Contestant:
+    """Builds a contestant; all of one workload have the same weights, inputs and targets.
+
+    Args:
+      w: the workload.
+      key: library and implementation.
+      drawn: what `build_ours(w)` returned, which is else called.
+    """
     library, implementation = key
     on_devices = re.search(r" on (\d+) devices$", implementation)
     devices = int(on_devices[1]) if on_devices else 1
     implementation = implementation.removesuffix(f" on {devices} devices")
     data = make_data(w)
-    ours, weights = build_ours(w)
+    ours, weights = drawn or build_ours(w)
     if library in (OURS, PROFILE):
         return JaxContestant(ours, *data, profile=library == PROFILE, devices=devices)
-    model = LIBRARIES[library].build(w, weights, implementation)
+    model = LIBRARIES[library].build(w, [[*layer] for layer in weights], implementation)
     if isinstance(model, JaxModel):
         return JaxContestant(model, *data, devices=devices)
     return TorchContestant(model, *data, threads=1 if implementation.endswith(ONE_THREAD) else None)

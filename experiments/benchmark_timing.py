@@ -24,7 +24,7 @@ from experiments.benchmark_contestants import (
     refusal,
     version_of,
 )
-from experiments.benchmark_peers import Workload
+from experiments.benchmark_peers import Workload, build_ours
 from experiments.benchmark_results import Measurement, with_choice
 
 _TURN_SECONDS = 0.02
@@ -50,8 +50,9 @@ def time_workload(
     errors: dict[Key, float] = {}
     first_calls: dict[tuple[Key, str], float] = {}
     refusals: list[str] = []
+    drawn = build_ours(w)
     for key in contestants_of(w, libraries, devices):
-        contestant = build(w, key)
+        contestant = build(w, key, drawn)
         first_calls[key, "forward"], outputs = timed(contestant.forward)
         first_calls[key, "gradient"], gradient = timed(contestant.gradient)
         results = [[as_numpy(outputs)], contestant.kernels(gradient)]

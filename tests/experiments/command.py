@@ -55,9 +55,7 @@ class Started:
         return stdout, stderr
 
 
-def run(
-    experiment: str, *arguments: str, figures: bool = True, **environment: str
-) -> subprocess.CompletedProcess:
+def run(experiment: str, *arguments: str, figures: bool = True, **environment: str) -> subprocess.CompletedProcess:
     """Runs `python -m experiments.<experiment>` in the root of the repository.
 
     Args:

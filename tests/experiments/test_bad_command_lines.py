@@ -53,13 +53,14 @@ def files(tmp_path_factory):
 
 
 def write_run(out, name, **options):
-    """Writes a run as `experiments.train` leaves it after its first evaluation, of a model that has learned nothing."""
+    """Writes a run as `experiments.train` leaves it after its first evaluation, of a model that knows nothing: all is 0."""
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         task = tasks.make_task(name, **options)
         flags = {"task": name, "cell": "elman", "hidden": 2, "emb_size": 2, "data": task.fingerprint, **options}
         run_dir = run_directory.create(str(out), flags)
         save_interface(run_dir, task)
-        model = jax.jit(lambda: make_model(task.interface, ModelSettings.of_flags(flags), nnx.Rngs(0)))()
+        shapes = jax.eval_shape(lambda: make_model(task.interface, ModelSettings.of_flags(flags), nnx.Rngs(0)))
+        model = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
         checkpoints.save_checkpoint(run_dir, "best", model, {"step": 1})
 
 

@@ -166,6 +166,7 @@ def test_a_rare_property_is_probed_where_both_labels_are_alike_and_so_is_its_con
 
 def test_answers_at_each_token_are_those_to_the_text_so_far():
     sequences = [np.array([2, 3, 4, 5, 3]), np.array([4, 2, 3])]
+
     def network(**options):
         return jax.jit(lambda: SequenceClassifier("gru", 9, 5, 3, emb_size=4, rngs=nnx.Rngs(0), **options))()
 

@@ -12,6 +12,7 @@ from rnn_jax.report import profiles as figures
 from rnn_jax.report import read
 from rnn_jax.report.command import command
 from rnn_jax.training import run_directory
+from tests.experiments.command import ROOT
 
 
 def decaying(steps, seeds, time, slope):
@@ -225,8 +226,10 @@ def test_a_folder_without_a_run_is_refused_by_the_missing_file(run_dir, missing)
 
 def test_figures_leave_pyplot_and_its_backend_alone(run_dir):
     code = (
-        "import sys; from rnn_jax.report.profiles import draw_profiles; draw_profiles(sys.argv[1]);"
+        "import sys, types; package = sys.modules['rnn_jax'] = types.ModuleType('rnn_jax');"
+        "package.__path__ = ['rnn_jax'];"  # without JAX, whose import takes seconds
+        "from rnn_jax.report.profiles import draw_profiles; draw_profiles(sys.argv[1]);"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     environment = os.environ | {"MPLBACKEND": "qtagg"}
-    subprocess.run([sys.executable, "-c", code, str(run_dir)], check=True, env=environment)
+    subprocess.run([sys.executable, "-c", code, str(run_dir)], check=True, env=environment, cwd=ROOT)
