@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import re
-import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -146,6 +145,8 @@ def _word_pattern() -> re.Pattern[str]:
 
     `\w` alone cuts Hindi, Tamil or vowelled Arabic at every vowel, for these are marks and not letters to `re`.
     """
-    marks = "".join(chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] == "M")
+    # The other 14 of the 17 planes of Unicode hold ideographs or nothing, and would take most of the time.
+    with_marks = (chr(0x10000 * plane + code) for plane in (0, 1, 14) for code in range(0x10000))
+    marks = "".join(sign for sign in with_marks if unicodedata.category(sign)[0] == "M")
     letter = rf"[\w\u200c\u200d{marks}]"  # the two joiners between letters, of Persian and Indic scripts
     return re.compile(rf"\w{letter}*(?:['\u2019]{letter}+)*|[^\w\s]")

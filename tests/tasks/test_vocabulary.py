@@ -1,6 +1,7 @@
 """Claims about vocabularies."""
 
 import collections
+import sys
 import unicodedata
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnn_jax.tasks.vocabulary import PADDING, UNKNOWN, Vocabulary, build_vocabulary
+from rnn_jax.tasks.vocabulary import PADDING, UNKNOWN, Vocabulary, build_vocabulary, split_text
 
 KINDS = ("word", "character", "byte")
 TEXTS = ["Don't panic!", "the cat, the hat", "naïve café", "हिन्दी", ""]
@@ -75,6 +76,13 @@ def test_symbols_stand_by_falling_frequency(texts, size):
 def test_words_are_lower_cased_with_apostrophes_inside_and_marks_kept_on_their_letters():
     vocabulary = build_vocabulary(["Don't, he said; हिन्दी x2 e\u0301te\u0301"], "word")
     assert sorted(vocabulary.symbols[2:]) == sorted(["don't", ",", "he", "said", ";", "हिन्दी", "x2", "été"])
+
+
+def test_every_mark_of_unicode_stays_in_its_word():
+    marks = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] == "M"]
+    assert len(marks) > 2000
+    text = " ".join(f"q{mark}q" for mark in marks)
+    assert len(split_text(text, "word")) == len(marks)
 
 
 def test_an_accent_is_one_character_however_it_was_typed():
