@@ -53,7 +53,7 @@ def files(tmp_path_factory):
 
 
 def write_run(out, name, **options):
-    """Writes a run as `experiments.train` leaves it after its first evaluation, of a model that knows nothing: all is 0."""
+    """Writes a run as `experiments.train` leaves it after its first evaluation, of a model whose weights are all 0."""
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         task = tasks.make_task(name, **options)
         flags = {"task": name, "cell": "elman", "hidden": 2, "emb_size": 2, "data": task.fingerprint, **options}
