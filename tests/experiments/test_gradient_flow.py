@@ -229,6 +229,7 @@ def test_the_end_of_a_learning_curve_is_the_score_of_its_checkpoint(small_run):
     assert off[3] < 1e-5 < min(off[0], off[1], off[2])
 
 
+@pytest.mark.slow  # the loop is held to this in tests/training/test_loop.py
 def test_a_member_of_an_ensemble_is_its_own_run(small_run, tmp_path):
     done = run("--cells=elman", "--seeds=1", "--seed=1", *SMALL, f"--out={tmp_path / 'alone'}", figures=False)
     assert done.returncode == 0, done.stderr

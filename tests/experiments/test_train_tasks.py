@@ -13,7 +13,9 @@ from tests.experiments.command import run
 @pytest.mark.parametrize(
     ("flags", "test_seq_len"),
     [
-        (("--task=parity", "--seq_len=20", "--test_seq_len=100", "--cell=gru"), 100),
+        pytest.param(
+            ("--task=parity", "--seq_len=20", "--test_seq_len=100", "--cell=gru"), 100, marks=pytest.mark.slow
+        ),
         (("--task=moving_digits", "--seq_len=3", "--test_seq_len=5", "--cell=tests.user_cells:ConvLSTMCell"), 5),
     ],
     ids=["parity", "moving_digits"],
