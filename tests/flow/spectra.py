@@ -11,9 +11,10 @@ from flax import nnx
 import rnn_jax
 from tests import reference
 
-# The kinds whose carry or step could break an instrument run unasked, the others with the slow tests.
+# One kind for each way in which a carry or a step could break an instrument; the others run with the slow tests.
+_QUICK = ("lstm", "IndRNNCell", "MatrixCell", "AttendingCell")
 KINDS = [
-    pytest.param(name, marks=[pytest.mark.slow] * (name in ("elman", "gru", "gru_reset_before") or "Zoneout" in name))
+    pytest.param(name, marks=[pytest.mark.slow] * (name.rpartition(":")[2] not in _QUICK))
     for name in reference.REPRESENTATIVE
 ]
 

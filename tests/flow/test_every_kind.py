@@ -96,7 +96,7 @@ def case(name):
     xs, weights, context = (np.asarray(reference.normal(seed, B, T, F * k)) for seed, k in ((2, 1), (3, 5), (4, 1)))
     lengths = LENGTHS if name == BOTH else np.full(B, T)
     if name == BOTH:
-        kinds = {"both/forward_rnn": "elman", "both/backward_rnn": "gru", "back": "gru"}
+        kinds = {"both/forward_rnn": "elman", "both/backward_rnn": "gru", "back": "elman"}
         cells = {layer: reference.make_cell(kind, F, H, seed=k) for k, (layer, kind) in enumerate(kinds.items(), 1)}
     else:
         cells = {"rnn": reference.make_cell(name, F, H, seed=1)}
