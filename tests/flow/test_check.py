@@ -584,7 +584,7 @@ def test_an_exemption_is_a_status_of_its_own():
     ("name", "passed", "not_applicable"),
     [
         ("flax.nnx:LSTMCell", ["contract", "parameters"], ["context", "key", "pointwise", "gates"]),
-        ("tests.user_cells:Zoneout", ["key"], ["context"]),
+        ("tests.user_cells:Zoneout(cell='elman')", ["key"], ["context"]),
         ("tests.user_cells:AttendingCell", ["context", "padding"], ["key"]),
     ],
 )
