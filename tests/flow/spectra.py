@@ -5,10 +5,42 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 import rnn_jax
 from tests import reference
+
+# One kind for each way in which a carry or a step could break an instrument; the others run with the slow tests.
+_QUICK = ("lstm", "IndRNNCell", "MatrixCell", "AttendingCell")
+KINDS = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name.rpartition(":")[2] not in _QUICK))
+    for name in reference.REPRESENTATIVE
+]
+
+
+@reference.quick_jit
+def one_step(cell, carry, x, context):
+    """Returns the carry behind a step, and the Jacobian of its floating-point parts."""
+    structure, moves = jax.tree.structure(carry), [is_inexact(part) for part in jax.tree.leaves(carry)]
+
+    def moving(carry):
+        return [part for part, moves_ in zip(jax.tree.leaves(carry), moves, strict=True) if moves_]
+
+    def of_parts(parts):
+        parts = iter(parts)
+        leaves = [next(parts) if moves_ else old for old, moves_ in zip(jax.tree.leaves(carry), moves, strict=True)]
+        new, _ = rnn_jax.step(cell, jax.tree.unflatten(structure, leaves), x, context=context)
+        return moving(new), new
+
+    rows, new = jax.jacrev(of_parts, has_aux=True)(moving(carry))
+    sizes = [part.size for part in moving(carry)]
+    blocks = [[x.reshape(a, b) for x, b in zip(row, sizes, strict=True)] for row, a in zip(rows, sizes, strict=True)]
+    return new, jnp.block(blocks)
+
+
+def is_inexact(part):
+    return jnp.issubdtype(part.dtype, jnp.inexact)
 
 
 def jacobians_by_hand(cell, xs, carry=None, *, lengths=None, resets=None, reverse=False, context=None):
@@ -17,28 +49,8 @@ def jacobians_by_hand(cell, xs, carry=None, *, lengths=None, resets=None, revers
     Args:
       cell, xs, carry, ...: as `rnn_jax.unroll`, with one batch axis.
     """
+    xs, carry, context = jax.tree.map(np.asarray, (xs, carry, context))
     fresh = cell.initialize_carry(xs.shape[2:], nnx.Rngs(0))
-    structure = jax.tree.structure(fresh)
-    moves = [jnp.issubdtype(part.dtype, jnp.inexact) for part in jax.tree.leaves(fresh)]
-
-    def moving(carry):
-        return [part for part, moves_ in zip(jax.tree.leaves(carry), moves, strict=True) if moves_]
-
-    @reference.quick_jit
-    def one_step(carry, x, context):
-        def of_parts(parts):
-            parts = iter(parts)
-            leaves = [next(parts) if moves_ else old for old, moves_ in zip(jax.tree.leaves(carry), moves, strict=True)]
-            new, _ = rnn_jax.step(cell, jax.tree.unflatten(structure, leaves), x, context=context)
-            return moving(new), new
-
-        rows, new = jax.jacrev(of_parts, has_aux=True)(moving(carry))
-        sizes = [part.size for part in moving(carry)]
-        blocks = [
-            [x.reshape(a, b) for x, b in zip(row, sizes, strict=True)] for row, a in zip(rows, sizes, strict=True)
-        ]
-        return new, jnp.block(blocks)
-
     result = []
     for b in range(len(xs)):
         state = fresh if carry is None else jax.tree.map(lambda part, b=b: part[b], carry)
@@ -47,7 +59,7 @@ def jacobians_by_hand(cell, xs, carry=None, *, lengths=None, resets=None, revers
         matrices = []
         for t in range(length)[::-1] if reverse else range(length):
             fell = resets is not None and bool(resets[b, t])
-            state, matrix = one_step(fresh if fell else state, xs[b, t], here)
+            state, matrix = one_step(cell, fresh if fell else state, xs[b, t], here)
             matrices.append((0.0 if fell else 1.0) * np.asarray(matrix))
         result.append(np.stack(matrices))
     return result

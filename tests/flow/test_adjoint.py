@@ -13,19 +13,17 @@ from tests import reference
 
 B, T, F, H = 3, 5, 2, 3
 HOW = {
-    "plain": {},
     "padded-reset": {
         "lengths": np.array([5, 2, 0]),
         "resets": np.array([[0, 0, 1, 0, 0], [0, 1, 0, 0, 0], [1, 0, 0, 0, 1]], bool),
     },
 }
-USER = ("IndRNNCell", "Zoneout")
+USER = ("tests.user_cells:IndRNNCell", "tests.user_cells:Zoneout")
 HOW["padded-reset-reverse"] = {**HOW["padded-reset"], "reverse": True}
 
 
-def adjoints(*args, lengths=None, **kwargs):
-    """Returns `flow.adjoints` by a jitted program: the eager one runs the same, and compiles for longer."""
-    return reference.quick_jit(lambda args, kwargs: flow.adjoints(*args, lengths=lengths, **kwargs))(args, kwargs)
+# The eager instrument runs the same, and compiles for longer; cells and inputs of the same shapes share a program.
+adjoints = reference.quick_jit(flow.adjoints)
 
 
 def vectors(result):
@@ -69,19 +67,19 @@ def check_brute_force(name, batch_shape, how):
         assert np.all(np.abs(actual - wanted) <= 2e-6 * size)  # each step by its own size; the scale is a float32
 
 
-@pytest.mark.parametrize("name", ["elman", "flax.nnx:LSTMCell", *(f"tests.user_cells:{name}" for name in USER)])
+@pytest.mark.parametrize(
+    "name", ["elman", "flax.nnx:LSTMCell", *(pytest.param(name, marks=pytest.mark.slow) for name in USER)]
+)
 def test_adjoints_of_every_kind_of_cell_are_brute_force(name):
     check_brute_force(name, (B,), HOW["padded-reset-reverse" if len(name) % 2 else "padded-reset"])
 
 
-@pytest.mark.parametrize(
-    ("name", "how"), [("lstm", "plain"), ("lstm", "padded-reset-reverse"), ("gru_reset_before", "padded-reset")]
-)
+@pytest.mark.parametrize(("name", "how"), [("lstm", "padded-reset-reverse"), ("gru_reset_before", "padded-reset")])
 def test_adjoints_of_every_kind_of_run_are_brute_force(name, how):
     check_brute_force(name, (B,), HOW[how])
 
 
-@pytest.mark.parametrize(("name", "batch_shape"), [("lstm", ()), ("gru_reset_before", (2, 2))])
+@pytest.mark.parametrize(("name", "batch_shape"), [("elman", ()), ("gru_reset_before", (2, 2))])
 def test_any_number_of_batch_axes_will_do(name, batch_shape):
     check_brute_force(name, batch_shape, {})
 
@@ -90,7 +88,7 @@ def test_the_carry_is_the_cells_own_and_its_cotangent_zero_unless_given():
     the_cell, xs = reference.make_cell("lstm", F, H), reference.normal(2, B, T, F)
     ys_cotangent = reference.normal(6, B, T, H)
     own = the_cell.initialize_carry((B, F))
-    given = adjoints(the_cell, xs, ys_cotangent, own, carry_cotangent=jax.tree.map(jnp.zeros_like, own))
+    given = adjoints(the_cell, xs, ys_cotangent, own, carry_cotangent=jax.tree.map(np.zeros_like, own))
     reference.assert_close(vectors(adjoints(the_cell, xs, ys_cotangent)), vectors(given), 0.0)
 
 
@@ -108,8 +106,8 @@ def test_a_user_defined_cell_with_a_counter_has_adjoints():
 
 @pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
 def test_their_norms_are_the_profile(name):
-    the_cell, xs = reference.make_cell(name, F, H, seed=1), reference.normal(2, B, 30, F)
-    weight = reference.normal(6, B, 30, H)
+    the_cell, xs = reference.make_cell(name, F, H, seed=1), reference.normal(2, B, T, F)
+    weight = reference.normal(6, B, T, H)
     profile = reference.quick_jit(
         lambda cell, xs: flow.gradient_profile(lambda m, xs: jnp.sum(m(xs) * weight), RNN(cell), xs)
     )(the_cell, xs)
@@ -123,9 +121,10 @@ def test_their_norms_are_the_profile(name):
 
 def test_each_example_has_a_scale_of_its_own():
     """In float32, 1e-30 beside 1e30: the smaller one keeps all of its digits."""
-    the_cell, xs = rnn_jax.make_cell("lstm", F, H, rngs=nnx.Rngs(0)), reference.normal(2, 1, T, F, dtype=jnp.float32)
-    xs, sizes = jnp.tile(xs, (3, 1, 1)), jnp.array([1.0, 1e30, 1e-30], jnp.float32)
-    result = adjoints(the_cell, xs, jnp.zeros((3, T, H), jnp.float32).at[:, -1].set(sizes[:, None]))
+    the_cell, xs = rnn_jax.make_cell("lstm", F, H, rngs=nnx.Rngs(0)), np.random.default_rng(2).normal(size=(1, T, F))
+    ys_cotangent = np.zeros((3, T, H), np.float32)
+    ys_cotangent[:, -1] = np.array([[1.0], [1e30], [1e-30]])
+    result = jax.tree.map(np.asarray, adjoints(the_cell, np.tile(xs, (3, 1, 1)).astype(np.float32), ys_cotangent))
     for part in jax.tree.leaves(result.direction):
         np.testing.assert_allclose(part[1:], np.tile(part[:1], (2, 1, 1)), rtol=2e-5, atol=1e-6)
     offset = np.asarray(result.log10_scale)[:, :-1] - np.asarray(result.log10_scale)[:1, :-1]
@@ -136,8 +135,9 @@ def test_padding_of_any_kind_changes_nothing():
     the_cell, lengths = reference.make_cell("lstm", F, H), np.array([5, 2, 0])
     padding = (np.arange(T) >= lengths[:, None])[..., None]
     xs, weight = np.asarray(reference.normal(2, B, T, F)), reference.normal(6, B, T, H)
-    run = reference.quick_jit(lambda xs: flow.adjoints(the_cell, xs, weight, lengths=lengths))
-    clean, dirty = (run(np.where(padding, filling, xs)) for filling in (0.0, np.nan))
+    clean, dirty = (
+        adjoints(the_cell, np.where(padding, filling, xs), weight, lengths=lengths) for filling in (0.0, np.nan)
+    )
     reference.assert_close(dirty.direction, clean.direction, 0.0)
     np.testing.assert_array_equal(dirty.log10_scale, clean.log10_scale)
 
@@ -149,11 +149,10 @@ def test_it_can_be_jitted_and_vmapped_over_seeds():
     def run(cell):
         return flow.adjoints(cell, xs, cotangent)
 
-    together = reference.quick_jit(jax.vmap(run))(jax.tree.map(lambda *leaves: jnp.stack(leaves), *cells))
-    alone = reference.quick_jit(run)
+    together = reference.quick_jit(jax.vmap(run))(jax.tree.map(lambda *leaves: np.stack(leaves), *cells))
     for k, cell in enumerate(cells):
-        reference.assert_close(jax.tree.map(lambda a, k=k: a[k, :, :-1], together),
-                               jax.tree.map(lambda a: a[:, :-1], alone(cell)), 1e-5)  # fmt: skip
+        alone = jax.tree.map(lambda a: np.asarray(a)[:, :-1], adjoints(cell, xs, cotangent))
+        reference.assert_close(jax.tree.map(lambda a, k=k: np.asarray(a)[k, :, :-1], together), alone, 1e-5)
 
 
 def test_a_cotangent_of_the_wrong_shape_is_refused():
@@ -171,7 +170,7 @@ def test_wrong_lengths_are_refused_as_unroll_refuses_them():
 def test_a_bare_tuple_will_do_for_the_carry_of_an_lstm():
     the_cell, xs = reference.make_cell("lstm", F, H), reference.normal(2, B, T, F)
     carry, ys_cotangent = reference.random_carry(the_cell, (B,), seed=3), jnp.ones((B, T, H))
-    expected = adjoints(the_cell, xs, ys_cotangent, carry)
+    expected = adjoints(the_cell, xs, ys_cotangent, carry, carry_cotangent=jax.tree.map(np.zeros_like, carry))
     of_tuple = adjoints(the_cell, xs, ys_cotangent, (carry.c, carry.h))
     for a, b in zip(jax.tree.leaves(of_tuple), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -269,7 +268,7 @@ def test_an_lstm_with_pinned_gates_forgets_by_its_forget_gate():
 
 def test_chrono_spreads_the_time_constants_over_the_span_asked_for():
     """A unit keeps 1 - 1/k of its state a step; k, its time constant, lies between 2 and T_max (Tallec, Ollivier)."""
-    t_max, size = 50.0, 64
+    t_max, size = 50.0, 16
     cell = rnn_jax.make_cell("lstm", 1, size, rngs=nnx.Rngs(0), chrono=t_max, param_dtype=jnp.float64)
     cell = reference.with_params(cell, kernel=np.zeros((1, 4 * size)), recurrent_kernel=np.zeros((size, 4 * size)))
     start = LSTMCarry(c=jnp.eye(size), h=jnp.zeros((size, size)))

@@ -396,11 +396,11 @@ def test_a_good_cell_passes_and_every_line_is_said():
 @pytest.mark.parametrize(
     ("cls", "only", "names"),
     [
-        (DropsAGradient, ["usage", "gradients", "unroll"], {"gradients"}),
+        (DropsAGradient, ["usage", "gradients"], {"gradients"}),
         (MixesExamples, ["batch axes", "vmap", "scan"], {"batch axes"}),
         (MixesExamplesBesideAKey, ["batch axes", "gradients"], {"batch axes"}),
         (WrongInBfloat16BesideAKey, ["batch axes", "bfloat16"], {"bfloat16"}),
-        (KeyInCarry, ["batch axes", "bfloat16", "adjoints", "padding", "long run"], set()),
+        (KeyInCarry, ["batch axes", "bfloat16", "adjoints", "padding"], set()),
         (KeepsARandomState, ["parameters", "jit and grad", "float64"], {"parameters"}),
         (StartsAtZero, ["parameters", "usage"], set()),
         (ResidualElman, ["gates", "pointwise"], set()),
@@ -516,7 +516,6 @@ def test_an_unroll_that_goes_wrong_is_told(monkeypatch, name, spoilt, says):
     [
         ("gradient_profile", "log10_norm", "gradient_profile is 0.1 off in log10; allowed: 0.0001."),
         ("gradient_profile", "grads", "parameter gradients of gradient_profile: relative difference 0.1;"),
-        ("adjoints", "log10_scale", "flow.adjoints: relative difference 0.26; allowed: 1e-05."),
         ("adjoints", "direction", "flow.adjoints: relative difference 0.1; allowed: 1e-05."),
     ],
 )
@@ -542,7 +541,7 @@ def test_an_instrument_that_goes_wrong_is_told(monkeypatch, instrument, field, s
         (GrowsItsCarry, {"carry"}),
         (OneOutputForAll, {"carry"}),
         (NoBatchInItsCarry, {"contract"}),
-        (ComputesInFloat32, {"float64"}),
+        pytest.param(ComputesInFloat32, {"float64"}, marks=pytest.mark.slow),
     ],
 )
 def test_one_cause_gives_one_or_two_failures(cls, names):
@@ -585,8 +584,8 @@ def test_an_exemption_is_a_status_of_its_own():
     ("name", "passed", "not_applicable"),
     [
         ("flax.nnx:LSTMCell", ["contract", "parameters"], ["context", "key", "pointwise", "gates"]),
-        ("tests.user_cells:Zoneout", ["key"], ["context"]),
-        ("tests.user_cells:AttendingCell", ["batch axes", "context", "adjoints", "padding"], ["key"]),
+        ("tests.user_cells:Zoneout(cell='elman')", ["key"], ["context"]),
+        ("tests.user_cells:AttendingCell", ["context", "padding"], ["key"]),
     ],
 )
 def test_what_a_cell_does_not_claim_is_not_asked_of_it(name, passed, not_applicable):
@@ -633,11 +632,11 @@ def test_growth_is_allowed_but_named():
 
 
 def test_a_built_cell_keeps_its_sizes_and_dtype():
-    cell = rnn_jax.make_cell("gru", 2, 7, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    cell = rnn_jax.make_cell("elman", 2, 7, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     before = jax.tree.map(np.asarray, cell)
-    report = check_cell(cell, only=["contract", "bfloat16", "long run"])
+    report = check_cell(cell, only=["contract", "bfloat16", "extreme inputs"])
     assert report.passed, str(report)
-    assert report.cell == "GRUCell"
+    assert report.cell == "ElmanCell"
     assert "float64[*batch, 7]" in report.checks[0].detail
     assert "finite in float64" in report.checks[-1].detail
     jax.tree.map(np.testing.assert_array_equal, cell, before)
@@ -656,7 +655,7 @@ def test_the_report_does_not_depend_on_settings_nor_change_them(x64):
 
 def test_a_specification_with_arguments_is_a_name():
     report = check_cell(
-        "lstm(use_bias=False, dtype='bfloat16')", hidden_features=2, only=["carry", "float64", "pointwise"]
+        "elman(use_bias=False, dtype='bfloat16')", hidden_features=2, only=["carry", "float64", "pointwise"]
     )
     assert report.passed, str(report)
     assert "output bfloat16[*batch, 2]" in report.checks[0].detail

@@ -1,5 +1,6 @@
 """Gate saturation against a loop in NumPy, for gates of any shape and layers however they are called."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,8 +17,13 @@ def sigmoid(x):
 
 def saturation(layer, *args, **kwargs):
     """Returns the saturation in the one call of a layer."""
-    ((call,),) = flow.layer_calls(lambda layer: layer(*args, **kwargs), layer).values()
-    return flow.gate_saturation(call)
+
+    @reference.quick_jit
+    def run(layer, args, kwargs):
+        ((call,),) = flow.layer_calls(lambda layer: layer(*args, **kwargs), layer).values()
+        return flow.gate_saturation(call)
+
+    return jax.tree.map(np.asarray, run(layer, args, kwargs))
 
 
 def is_near(value, low):
@@ -88,7 +94,7 @@ def test_the_update_gate_of_a_gru_with_chrono_biases_implies_their_time_constant
     bias = np.zeros(12)
     bias[3:6] = [0.0, np.log(9.0), 800.0]
     cell = reference.with_params(cell, kernel=np.zeros((1, 9)), recurrent_kernel=np.zeros((3, 9)), bias=bias)
-    statistics = flow.gate_statistics(cell, jnp.zeros((2, 5, 1)))
+    statistics = reference.quick_jit(flow.gate_statistics)(cell, jnp.zeros((2, 5, 1)))
     with np.errstate(divide="ignore"):
         np.testing.assert_allclose(statistics["update"].time_constant, np.abs(1 / np.log(kept)), rtol=1e-10)
     assert statistics["reset"].time_constant is None
@@ -114,19 +120,26 @@ class OddGates(rnn_jax.Cell):
 
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_gates_may_have_any_shape(lengths):
-    xs = reference.normal(0, 3, 7, 4) * 2
-    found = saturation(RNN(OddGates()), xs, seq_lengths=None if lengths is None else jnp.asarray(lengths))
-    true_steps = np.concatenate([np.asarray(row[:length]) for row, length in zip(xs, lengths or [7] * 3)])
+    xs = 2 * np.asarray(reference.normal(0, 3, 7, 4))
+    found = saturation(RNN(OddGates()), xs, seq_lengths=None if lengths is None else np.asarray(lengths))
+    true_steps = np.concatenate([row[:length] for row, length in zip(xs, lengths or [7] * 3)])
     np.testing.assert_allclose(found["scalar"], np.mean(is_near(sigmoid(true_steps.sum(axis=-1)), 0)), rtol=1e-6)
     np.testing.assert_allclose(found["heads"], np.mean(is_near(sigmoid(2 * true_steps), 0)), rtol=1e-6)
 
 
 def test_a_cell_without_ranges_has_no_saturation():
-    assert saturation(RNN(nnx.GRUCell(2, 3, rngs=nnx.Rngs(0))), jnp.zeros((1, 2, 2), jnp.float32)) == {}
+    layer = RNN(jax.eval_shape(lambda: nnx.GRUCell(2, 3, rngs=nnx.Rngs(0))))
+    xs = jnp.zeros((1, 2, 2), jnp.float32)
+
+    def measure(layer):
+        ((call,),) = flow.layer_calls(lambda layer: layer(xs), layer).values()
+        return flow.gate_saturation(call)
+
+    assert jax.eval_shape(measure, layer) == {}
 
 
 def test_the_lags_of_a_layer_that_runs_in_reverse_count_from_its_own_end():
-    xs = reference.normal(0, 3, 12, 2)
+    xs = np.asarray(reference.normal(0, 3, 12, 2))
     ahead = RNN(reference.make_cell("lstm", 2, 3), return_carry=True)
     back = RNN(ahead.cell, return_carry=True, reverse=True)
 
@@ -134,7 +147,7 @@ def test_the_lags_of_a_layer_that_runs_in_reverse_count_from_its_own_end():
         return jnp.sum(model(xs)[0].h ** 2)
 
     run = reference.quick_jit(lambda model, xs: flow.gradient_profile(loss, model, xs))
-    of_flipped, profile = run(ahead, jnp.flip(xs, axis=1)), run(back, xs)
+    of_flipped, profile = run(ahead, np.flip(xs, axis=1)), run(back, xs)
     assert profile.reversed_parts == {"rnn", "rnn/c", "rnn/h"}
     assert not of_flipped.reversed_parts
     for part, log10_norm in profile.in_run_order().items():

@@ -16,7 +16,8 @@ from tests.flow import spectra
 def spread_of(*args, **kwargs):
     """Returns `flow.signal_spread` by a jitted program: the eager one runs the same, and compiles for longer."""
     arrays = {name: kwargs.pop(name) for name in ("lengths", "resets", "context", "carry") if name in kwargs}
-    return reference.quick_jit(lambda args, arrays: flow.signal_spread(*args, **arrays, **kwargs))(args, arrays)
+    found = reference.quick_jit(lambda args, arrays: flow.signal_spread(*args, **arrays, **kwargs))(args, arrays)
+    return jax.tree.map(np.asarray, found)
 
 
 def linear_cell(R, dtype=jnp.float64):
@@ -53,18 +54,21 @@ def test_a_change_of_an_input_spreads_to_carry_and_outputs_as_by_brute_force(rev
     how = {"lengths": lengths, "resets": resets, "reverse": reverse}
     result = spread_of(cell, xs, at=at, **how)
     assert set(result.log10_norm) == {"", "c", "h", "y"}
-    for b, length in enumerate(lengths):
-        order = np.arange(length)[::-1] if reverse else np.arange(length)
+    orders = [np.arange(length)[::-1] if reverse else np.arange(length) for length in lengths]
 
-        def carries(x, order=order, b=b):
-            state, seen = cell.initialize_carry((2,)), []
-            for t in order:
-                state = cell.initialize_carry((2,)) if resets[b, t] else state
-                state, _ = cell(state, x if t == order[at] else xs[b, t])
-                seen.append(state)
-            return jax.tree.map(lambda *parts: jnp.stack(parts), *seen[at:])
+    def carries(x, b):
+        state, seen = cell.initialize_carry((2,)), []
+        for t in orders[b]:
+            state = cell.initialize_carry((2,)) if resets[b, t] else state
+            state, _ = cell(state, x if t == orders[b][at] else xs[b, t])
+            seen.append(state)
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *seen[at:])
 
-        derivative = jax.jacrev(carries)(xs[b, order[at]])
+    @reference.quick_jit
+    def derivatives():
+        return [jax.jacrev(carries)(xs[b, order[at]], b) for b, order in enumerate(orders)]
+
+    for b, (length, derivative) in enumerate(zip(lengths, jax.tree.map(np.asarray, derivatives()))):
         inside = slice(0, length - at)
         squares = {name: np.sum(np.square(getattr(derivative, name)), axis=(1, 2)) / 2 for name in "ch"}
         squares |= {"": squares["c"] + squares["h"], "y": squares["h"]}
@@ -87,7 +91,7 @@ def test_a_change_never_underflows(dtype):
 
 
 def curve_of(*args, **kwargs):
-    return reference.quick_jit(lambda args: flow.memory_curve(*args, **kwargs))(args)
+    return jax.tree.map(np.asarray, reference.quick_jit(lambda args: flow.memory_curve(*args, **kwargs))(args))
 
 
 def test_a_delay_line_remembers_as_many_inputs_as_it_has_units_and_no_more():
