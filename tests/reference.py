@@ -57,6 +57,19 @@ def randomized(tree, seed):
     return jax.tree.map(lambda x: x + (0.3 * rng.normal(size=x.shape)).astype(x.dtype), tree)
 
 
+def drawn(build, seed=1, scale=0.5):
+    """Returns the model that `build()` makes, but every entry of it drawn by NumPy.
+
+    No initializer is run: each compiles a program for every shape.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        return jax.device_put((scale * rng.normal(size=leaf.shape)).astype(leaf.dtype))
+
+    return jax.tree.map(draw, jax.eval_shape(build))
+
+
 def normal(seed, *shape, dtype=jnp.float64):
     """Returns random numbers."""
     return jax.device_put(np.random.default_rng(seed).normal(size=shape).astype(jnp.dtype(dtype)))

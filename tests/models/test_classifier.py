@@ -24,15 +24,13 @@ ANSWERS = [*({"pool": pool} for pool in POOLS), {"per_step": True}]
 BAGS = [{"recurrent": False}, {"recurrent": False, "per_step": True}]
 
 
-def make(cell="lstm", seed=0, **kwargs):
-    return reference.randomized(SequenceClassifier(cell, F, H, C, rngs=nnx.Rngs(seed), **kwargs), seed=1)
+def make(cell="lstm", **kwargs):
+    return reference.drawn(lambda: SequenceClassifier(cell, F, H, C, rngs=nnx.Rngs(0), **kwargs))
 
 
-def make_of_tokens(cell="lstm", seed=0, dtype=jnp.float64, **kwargs):
-    model = SequenceClassifier(
-        cell, V, H, C, **{"emb_size": E, **kwargs}, param_dtype=dtype, dtype=dtype, rngs=nnx.Rngs(seed)
-    )
-    return reference.randomized(model, seed=1)
+def make_of_tokens(cell="lstm", dtype=jnp.float64, **kwargs):
+    kwargs = {"emb_size": E, "param_dtype": dtype, "dtype": dtype, **kwargs}
+    return reference.drawn(lambda: SequenceClassifier(cell, V, H, C, **kwargs, rngs=nnx.Rngs(0)))
 
 
 def tokens(*shape, seed=3):
@@ -50,20 +48,24 @@ def inputs(*batch_shape):
 def test_an_empty_sequence_in_both_directions_has_the_scores_of_zeros():
     model = make(bidirectional=True)
     scores = reference.quick_jit(model)(inputs(), np.array([5, 0, 2]))
+    scores = np.asarray(scores)
     np.testing.assert_allclose(scores[1], model.head.bias[...], rtol=1e-6)
-    assert np.all(np.abs(np.asarray(scores[0] - scores[1])) > 1e-4)
+    assert np.all(np.abs(scores[0] - scores[1]) > 1e-4)
 
 
 def test_any_number_of_batch_axes_will_do():
     model = make("elman", bidirectional=True)
     xs = reference.normal(2, 2, 2, T, F, dtype=jnp.float32)
     lengths = np.random.default_rng(0).integers(1, T + 1, (2, 2))
-    run = reference.quick_jit(model)
-    for given in (None, jnp.asarray(lengths)):
-        scores = run(xs, given)
-        assert scores.shape == (2, 2, C)
-        for b in np.ndindex(2, 2):
-            alone = run(xs[b], None if given is None else given[b])
+
+    @reference.quick_jit
+    def run(xs, lengths):
+        return model(xs), model(xs, lengths)
+
+    together = [np.asarray(scores) for scores in run(xs, lengths)]
+    assert [scores.shape for scores in together] == [(2, 2, C)] * 2
+    for b in np.ndindex(2, 2):
+        for scores, alone in zip(together, run(np.asarray(xs)[b], lengths[b]), strict=True):
             np.testing.assert_allclose(scores[b], alone, rtol=1e-5, atol=1e-6)
 
 
@@ -93,11 +95,14 @@ def test_no_layers_and_unknown_cells_are_refused():
 
 
 def test_the_last_step_is_the_last_true_one():
-    ys = jnp.arange(24.0).reshape(2, 4, 3)
-    np.testing.assert_array_equal(last_step(ys), ys[:, -1])
-    np.testing.assert_array_equal(last_step(ys, jnp.array([2, 4])), jnp.stack([ys[0, 1], ys[1, 3]]))
-    np.testing.assert_array_equal(last_step(ys, jnp.array([0, 1])), ys[:, 0])
-    np.testing.assert_array_equal(last_step(ys[0], jnp.array(3)), ys[0, 2])
+    ys = np.arange(24.0).reshape(2, 4, 3)
+
+    @reference.quick_jit
+    def read(ys):
+        some, first, one = np.array([2, 4]), np.array([0, 1]), np.array(3)
+        return last_step(ys), last_step(ys, some), last_step(ys, first), last_step(ys[0], one)
+
+    reference.assert_close(read(ys), (ys[:, -1], np.stack([ys[0, 1], ys[1, 3]]), ys[:, 0], ys[0, 2]), 0.0)
 
 
 # ---------------------------------------------------------------------------------------- embedding, pools, steps
@@ -154,7 +159,7 @@ def test_a_batch_padded_to_500_is_one_padded_to_50(answer):
 def test_padding_of_nan_changes_nothing_and_gets_no_gradient(answer):
     model, padding = make("elman", **answer), np.arange(T) >= LENGTHS[:, None]
     xs = inputs()
-    spoilt = jnp.where(padding[..., None], jnp.float32(jnp.nan), xs)
+    spoilt = np.where(padding[..., None], np.float32(np.nan), xs)
 
     def loss(model, xs):
         answers = model(xs, LENGTHS)
@@ -207,7 +212,8 @@ def test_a_bag_of_embeddings_is_a_loop(pool):
     model = make_of_tokens(recurrent=False, pool=pool)
     matrix, kernel, bias = (np.asarray(a[...]) for a in (model.embedding.embedding, model.head.kernel, model.head.bias))
     read = tokens()
-    for sequence, length, scores in zip(read, LENGTHS, np.asarray(model(read, LENGTHS)), strict=True):
+    answers = np.asarray(reference.quick_jit(model)(read, LENGTHS))
+    for sequence, length, scores in zip(read, LENGTHS, answers, strict=True):
         vectors = [matrix[token] for token in sequence[:length]]
         if pool == "mean":
             pooled = sum(vectors) / len(vectors)
@@ -221,13 +227,20 @@ def test_a_bag_knows_no_order_and_has_no_recurrent_weights():
     assert model.pool == "mean"
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(model)]
     assert sorted(paths) == [".embedding.embedding.value", ".head.bias.value", ".head.kernel.value"]
-    reference.assert_close(model(tokens()[:, ::-1]), model(tokens()), 1e-13)
+    run = reference.quick_jit(model)
+    reference.assert_close(run(tokens()[:, ::-1].copy()), run(tokens()), 1e-13)
+
+
+def pool_by_attention(dtype, scale=0.5):
+    """Returns a pool, and its weights and what it gives, both of ys and lengths."""
+    pool = reference.drawn(lambda: AttentionPool(H, rngs=nnx.Rngs(0), param_dtype=dtype), scale=scale)
+    return pool, reference.quick_jit(lambda ys, lengths: (pool.weights(ys, lengths), pool(ys, lengths)))
 
 
 def test_attention_weights_sum_to_1_over_true_steps_and_are_0_beyond():
-    attention = reference.randomized(AttentionPool(H, rngs=nnx.Rngs(0), param_dtype=jnp.float64), seed=1)
+    _, run = pool_by_attention(jnp.float64)
     ys, lengths = reference.normal(0, 4, T, H), np.array([5, 2, 1, 0])
-    weights = np.asarray(attention.weights(ys, lengths))
+    weights = np.asarray(run(ys, lengths)[0])
     true_steps = np.arange(T) < lengths[:, None]
     np.testing.assert_array_equal(weights[~true_steps], 0.0)
     assert np.all(weights[true_steps] > 0.0)
@@ -236,21 +249,20 @@ def test_attention_weights_sum_to_1_over_true_steps_and_are_0_beyond():
 
 
 def test_attention_is_the_equations_of_its_docstring():
-    attention = reference.randomized(AttentionPool(H, rngs=nnx.Rngs(0), param_dtype=jnp.float64), seed=1)
+    attention, run = pool_by_attention(jnp.float64)
     ys = np.asarray(reference.normal(0, B, T, H))
     W, b, q = (
         np.asarray(a[...]) for a in (attention.projection.kernel, attention.projection.bias, attention.query.kernel)
     )
-    for y, length, pooled in zip(ys, LENGTHS, np.asarray(attention(ys, LENGTHS)), strict=True):
+    for y, length, pooled in zip(ys, LENGTHS, np.asarray(run(ys, LENGTHS)[1]), strict=True):
         strength = [np.exp(np.tanh(h @ W + b) @ q[:, 0]) for h in y[:length]]
         expected = sum(s * h for s, h in zip(strength, y[:length], strict=True)) / sum(strength)
         np.testing.assert_allclose(pooled, expected, rtol=1e-12)
 
 
 def test_attention_to_scores_beyond_the_range_of_exp_stays_finite():
-    attention = AttentionPool(H, rngs=nnx.Rngs(0))
-    attention = jax.tree.map(lambda x: 1e4 * x, attention)
-    weights = np.asarray(attention.weights(reference.normal(0, B, T, H, dtype=jnp.float32), LENGTHS))
+    _, run = pool_by_attention(jnp.float32, scale=1e4)
+    weights = np.asarray(run(reference.normal(0, B, T, H, dtype=jnp.float32), LENGTHS)[0])
     np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-6)
 
 
@@ -299,26 +311,37 @@ def test_dropout_leaves_the_expectation_of_a_linear_network(answer):
     """Without nonlinearity the scores are linear in each of the masks, which are independent and of mean 1."""
     model = make_of_tokens("elman(activation='identity')", layers=2, dropout=0.4, **answer)
     count, read = 4000, tokens(1, T)
-    run = reference.quick_jit(jax.vmap(lambda key: model(read, key=key)))
-    drawn = np.asarray(run(jax.random.split(jax.random.key(0), count)))
+
+    @reference.quick_jit
+    def run(model):
+        keys = jax.random.split(jax.random.key(0), count)
+        return jax.vmap(lambda key: model(read, key=key))(keys), model(read)
+
+    drawn, expected = (np.asarray(answers) for answers in run(model))
     error = drawn.std(axis=0) / np.sqrt(count)
     assert np.all(error > 0.0)
-    assert np.all(np.abs(drawn.mean(axis=0) - np.asarray(model(read))) < 5.0 * error)
+    assert np.all(np.abs(drawn.mean(axis=0) - expected) < 5.0 * error)
 
 
 def test_dropout_hangs_on_its_key_alone():
     model, read = make_of_tokens(layers=2, dropout=0.5), tokens()
     run = reference.quick_jit(lambda model, key: model(read, LENGTHS, key=key))
-    one, same, other = (run(model, jax.random.key(seed)) for seed in (0, 0, 1))
+    one, same, other = (np.asarray(run(model, jax.random.key(seed))) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
-    assert np.all(np.any(np.asarray(one != other), axis=-1))
+    assert np.all(np.any(one != other, axis=-1))
 
 
 def test_dropout_without_a_key_or_a_rate_is_none():
     plain, dropping = make_of_tokens(layers=2), make_of_tokens(layers=2, dropout=0.5)
-    expected = plain(tokens(), LENGTHS)
-    np.testing.assert_array_equal(dropping(tokens(), LENGTHS), expected)
-    np.testing.assert_array_equal(plain(tokens(), LENGTHS, key=jax.random.key(0)), expected)
+
+    @reference.quick_jit
+    def run(plain, dropping):
+        keyed = plain(tokens(), LENGTHS, key=jax.random.key(0))
+        return plain(tokens(), LENGTHS), dropping(tokens(), LENGTHS), keyed
+
+    expected, without_a_key, without_a_rate = run(plain, dropping)
+    np.testing.assert_array_equal(without_a_key, expected)
+    np.testing.assert_array_equal(without_a_rate, expected)
 
 
 def test_dropout_before_the_head_hides_its_inputs_from_the_gradient_too():
@@ -384,7 +407,7 @@ def test_an_ensemble_of_seeds_is_each_of_them_alone():
 def test_bfloat16_is_float32_to_its_two_digits():
     answer = {"pool": "attention"}
     model = make_of_tokens("gru", dropout=0.5, dtype=jnp.float32, **answer)
-    low = SequenceClassifier("gru", V, H, C, emb_size=E, dropout=0.5, dtype=jnp.bfloat16, rngs=nnx.Rngs(0), **answer)
+    low = make_of_tokens("gru", dropout=0.5, param_dtype=jnp.float32, dtype=jnp.bfloat16, **answer)
     low = jax.tree.unflatten(jax.tree.structure(low), jax.tree.leaves(model))
 
     def loss(model):

@@ -26,7 +26,7 @@ def with_arrays(model, arrays):
     def replace(path, old):
         new = arrays.pop(name_of(path))
         assert new.shape == old.shape, (name_of(path), new.shape, old.shape)
-        return jnp.asarray(new, old.dtype)
+        return jax.device_put(new.astype(old.dtype))
 
     model = jax.tree_util.tree_map_with_path(replace, model)
     assert not arrays, f"no such parameters: {list(arrays)}"
@@ -115,11 +115,13 @@ def check_classifier(kind, dtype, tolerance, *, layers, bidirectional, pool=None
     expected = theirs(torch.tensor(tokens))
     (expected * torch.tensor(cotangent)).sum().backward()
 
-    model = SequenceClassifier(
-        kind, V, H, C, emb_size=E, layers=layers, bidirectional=bidirectional, pool=pool, per_step=per_step,
-        param_dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0),
-    )  # fmt: skip
-    model = with_arrays(model, theirs.arrays())
+    def build():
+        return SequenceClassifier(
+            kind, V, H, C, emb_size=E, layers=layers, bidirectional=bidirectional, pool=pool, per_step=per_step,
+            param_dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0),
+        )  # fmt: skip
+
+    model = with_arrays(jax.eval_shape(build), theirs.arrays())
 
     def loss(model):
         answers = model(tokens, LENGTHS)
@@ -169,8 +171,10 @@ def check_language_model(kind, layers, tie, pieces=3, tolerance=1e-10):
         (logits * torch.tensor(cotangent)).sum().backward()
         expected.append(logits.detach().numpy())
 
-    model = LanguageModel(kind, V, H, H, layers=layers, tie=tie, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
-    model = with_arrays(model, theirs.arrays())
+    def build():
+        return LanguageModel(kind, V, H, H, layers=layers, tie=tie, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+
+    model = with_arrays(jax.eval_shape(build), theirs.arrays())
 
     def loss(model):
         carry, total, all_logits = model.initialize_carry((B,)), 0.0, []
