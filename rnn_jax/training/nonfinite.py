@@ -79,15 +79,16 @@ def describe_not_finite(
     """
     index = np.int32(step - 1)
     loss_fn = training_loss(task)
-    (loss, _), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.model, state.carry, batch, state.key, index)
     names = parameter_names(state.model)
-    bad = [name for name, leaf in zip(names, jax.tree.leaves(grads)) if not np.all(np.isfinite(leaf))]
     for name, leaf in zip(names, jax.tree.leaves(state.model)):
         if not np.all(np.isfinite(leaf)):
             return f"the parameter {name!r} of layer {layer_of(name)!r} is not finite"
     for name, array in batch.items():
         if not np.all(np.isfinite(np.asarray(array))):
             return f"the batch is not finite, in {name!r}, before any layer or parameter"
+    loss_and_grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    (loss, _), grads = loss_and_grads(state.model, state.carry, batch, state.key, index)
+    bad = [name for name, leaf in zip(names, jax.tree.leaves(grads)) if not np.all(np.isfinite(leaf))]
     if np.isfinite(loss) and not bad:
         updates, _ = optimizer.update(grads, state.opt_state, state.model)
         after = jax.tree.leaves(optax.apply_updates(state.model, updates))

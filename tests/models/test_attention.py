@@ -17,7 +17,7 @@ LENGTHS = np.array([5, 2, 0])
 
 
 def make(score):
-    return reference.randomized(Attention(score, Q, F, param_dtype=jnp.float64, rngs=nnx.Rngs(0)), seed=1)
+    return reference.drawn(lambda: Attention(score, Q, F, param_dtype=jnp.float64, rngs=nnx.Rngs(0)))
 
 
 def softmax(scores):
@@ -41,18 +41,22 @@ def scores_in_numpy(attention, query, values):
 @pytest.mark.parametrize("score", SCORES)
 def test_weights_are_those_of_the_papers_and_exactly_zero_on_padding(score):
     attention, values, query = make(score), reference.normal(2, B, S, F), reference.normal(3, B, Q)
-    memory = attention.memory(values, LENGTHS)
-    weights, read = (
-        np.asarray(attention.weights(query, memory)),
-        np.asarray(attention.read(attention.weights(query, memory), memory)),
-    )
+
+    @reference.quick_jit
+    def run(attention, values, query):
+        memory = attention.memory(values, LENGTHS)
+        weights = attention.weights(query, memory)
+        return weights, attention.read(weights, memory)
+
+    weights, read = (np.asarray(array) for array in run(attention, values, query))
+    values, query = np.asarray(values), np.asarray(query)
     for b, length in enumerate(LENGTHS):
         np.testing.assert_array_equal(weights[b, length:], 0.0)
         if length:
-            expected = softmax(scores_in_numpy(attention, np.asarray(query[b]), np.asarray(values[b, :length])))
+            expected = softmax(scores_in_numpy(attention, query[b], values[b, :length]))
             np.testing.assert_allclose(weights[b, :length], expected, rtol=1e-12)
             np.testing.assert_allclose(weights[b].sum(), 1.0, rtol=1e-12)
-            np.testing.assert_allclose(read[b], expected @ np.asarray(values[b, :length]), rtol=1e-10, atol=1e-14)
+            np.testing.assert_allclose(read[b], expected @ values[b, :length], rtol=1e-10, atol=1e-14)
         else:
             np.testing.assert_array_equal(read[b], 0.0)
 
@@ -60,29 +64,32 @@ def test_weights_are_those_of_the_papers_and_exactly_zero_on_padding(score):
 @pytest.mark.parametrize("score", SCORES)
 def test_what_padding_holds_changes_no_gradient(score):
     attention, values, query = make(score), reference.normal(2, B, S, F), reference.normal(3, B, Q)
-    other = jnp.where((np.arange(S) < LENGTHS[:, None])[..., None], values, 1e3)
+    other = np.where((np.arange(S) < LENGTHS[:, None])[..., None], values, 1e3)
 
     def loss(attention, values):
         memory = attention.memory(values, LENGTHS)
         return jnp.sum(jnp.sin(attention.read(attention.weights(query, memory), memory)))
 
-    grads, others = (jax.grad(loss, argnums=(0, 1))(attention, some) for some in (values, other))
+    grad = reference.quick_jit(jax.grad(loss, argnums=(0, 1)))
+    grads, others = (grad(attention, some) for some in (values, other))
     reference.assert_close(grads, others, 0.0)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
 def test_the_cell_is_the_equations_of_its_docstring_step_by_step():
     """An Elman cell within, in NumPy, one sequence and one step after another."""
-    cell = AttendingCell(2, 4, cell="elman", value_features=F, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
-    cell = reference.randomized(cell, seed=1)
+    kwargs = {"value_features": F, "param_dtype": jnp.float64}
+    cell = reference.drawn(lambda: AttendingCell(2, 4, cell="elman", **kwargs, rngs=nnx.Rngs(0)))
     xs, values = reference.normal(2, B, U, 2), reference.normal(3, B, S, F)
     lengths = np.array([5, 2, 1])
-    carry, ys = rnn_jax.unroll(cell, xs, context=cell.attention.memory(values, lengths))
+    run = reference.quick_jit(lambda cell: rnn_jax.unroll(cell, xs, context=cell.attention.memory(values, lengths)))
+    carry, ys = jax.device_get(run(cell))
+    xs, values = np.asarray(xs), np.asarray(values)
     w, r, b, combine = (
         np.asarray(x) for x in (cell.cell.kernel, cell.cell.recurrent_kernel, cell.cell.bias, cell.combine)
     )
     for k in range(B):
-        state, attended, true = np.zeros(4), np.zeros(4), np.asarray(values[k, : lengths[k]])
+        state, attended, true = np.zeros(4), np.zeros(4), values[k, : lengths[k]]
         for u in range(U):
             state = np.tanh(np.concatenate([xs[k, u], attended]) @ w + state @ r + b)
             weights = softmax(scores_in_numpy(cell.attention, state, true))
@@ -93,13 +100,17 @@ def test_the_cell_is_the_equations_of_its_docstring_step_by_step():
 
 def test_keys_are_made_once_and_not_at_each_step():
     """The loop over steps holds no product with the matrix of the keys: the cell runs as well without it."""
-    cell = AttendingCell(2, 4, cell="gru", value_features=F, rngs=nnx.Rngs(0))
-    values = jnp.ones((B, S, F), jnp.float32)
-    memory = cell.attention.memory(values)
-    xs = jnp.ones((B, U, 2), jnp.float32)
-    _, ys = rnn_jax.unroll(cell, xs, context=memory)
-    cell.attention.key = nnx.data(None)
-    _, without = rnn_jax.unroll(cell, xs, context=memory)
+    cell = reference.drawn(lambda: AttendingCell(2, 4, cell="elman", value_features=F, rngs=nnx.Rngs(0)))
+    values, xs = np.ones((B, S, F), np.float32), np.ones((B, U, 2), np.float32)
+
+    @reference.quick_jit
+    def run(cell):
+        memory = cell.attention.memory(values)
+        _, ys = rnn_jax.unroll(cell, xs, context=memory)
+        cell.attention.key = nnx.data(None)
+        return ys, rnn_jax.unroll(cell, xs, context=memory)[1]
+
+    ys, without = run(cell)
     np.testing.assert_array_equal(ys, without)
 
 

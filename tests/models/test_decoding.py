@@ -21,10 +21,8 @@ LENGTHS = np.array([5, 2, 3], np.int32)
 
 
 def make(attention="additive", vocabulary=V, **kwargs):
-    model = EncoderDecoder(
-        "gru", 6, vocabulary, 3, 4, attention=attention, param_dtype=jnp.float64, rngs=nnx.Rngs(0), **kwargs
-    )
-    return jax.tree.map(lambda x: 2.0 * x, reference.randomized(model, seed=5))
+    kwargs = {"attention": attention, "param_dtype": jnp.float64, **kwargs}
+    return reference.drawn(lambda: EncoderDecoder("elman", 6, vocabulary, 3, 4, **kwargs, rngs=nnx.Rngs(0)), scale=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +99,7 @@ class Chain(NamedTuple):
 @pytest.mark.parametrize(("length_penalty", "first"), [(0.0, [0, 0]), (4.0, [0, 0]), (5.0, [1, 0])])
 def test_a_length_penalty_lets_a_longer_answer_win_where_its_formula_says(length_penalty, first):
     """log 0.6 against (log 0.4 + log 0.9) / (7 / 6)^alpha: the longer one wins from alpha = 4.5 on."""
-    chain = Chain(jnp.log(jnp.array([[0.6, 0.4], [0.9, 0.1]])))
+    chain = Chain(jax.device_put(np.log([[0.6, 0.4], [0.9, 0.1]])))
     answers, scores = beam_search(chain, SOURCES, None, beam=3, steps=2, length_penalty=length_penalty)
     assert np.asarray(answers[0, 0]).tolist() == first
     expected = {(0, 0): np.log(0.6), (1, 0): np.log(0.36) / (7 / 6) ** length_penalty}
@@ -126,8 +124,10 @@ def test_decoding_step_by_step_is_teacher_forcing(attention, kwargs):
             weights.append(some)
         return jnp.stack(logits, axis=1), jnp.stack(weights, axis=1)
 
-    forced = reference.quick_jit(lambda model: model(SOURCES, LENGTHS, answer=answer)[0])(model)
-    logits, weights = reference.quick_jit(step_by_step)(model)
+    def run(model):
+        return model(SOURCES, LENGTHS, answer=answer)[0], *step_by_step(model)
+
+    forced, logits, weights = jax.device_get(reference.quick_jit(run)(model))
     reference.assert_close(logits, forced, 1e-12)
     np.testing.assert_allclose(attention_map(model, SOURCES, LENGTHS, answer), weights, rtol=1e-12)
     true = np.arange(T) < LENGTHS[:, None]

@@ -15,7 +15,7 @@ from tests import reference
 @pytest.mark.parametrize("axes", [0, 1, 2])
 def test_the_answer_is_read_where_all_has_been_seen(axes):
     """Every place and feature of the input changes it."""
-    network = reference.randomized(GridNetwork(2, 3, 4, axes=axes, rngs=nnx.Rngs(0), param_dtype=jnp.float64), seed=0)
+    network = reference.drawn(lambda: GridNetwork(2, 3, 4, axes=axes, rngs=nnx.Rngs(0), param_dtype=jnp.float64))
     xs = reference.normal(1, 3, *(3, 2)[:axes], 2)
 
     def scores_and_gradient(xs):
@@ -28,8 +28,8 @@ def test_the_answer_is_read_where_all_has_been_seen(axes):
 
 
 def test_a_patch_is_a_square_of_the_image():
-    image = jnp.arange(4 * 6, dtype=jnp.float32).reshape(4, 6, 1)
-    patches = cut_patches(image, 2)
+    image = np.arange(4 * 6, dtype=np.float32).reshape(4, 6, 1)
+    patches = reference.quick_jit(lambda image: cut_patches(image, 2))(image)
     assert patches.shape == (2, 3, 4)
     np.testing.assert_array_equal(patches[1, 2], [16, 17, 22, 23])
 
@@ -44,12 +44,12 @@ def test_patches_that_do_not_fit_are_refused():
 def test_it_learns_a_parity_that_no_linear_map_knows():
     """Parity of 4 bits at once: a linear map has at most 11 of the 16 right."""
     strings = np.indices((2,) * 4).reshape(4, -1).T
-    bits, labels = jnp.asarray(strings, jnp.float32), jnp.asarray(strings.sum(axis=1) % 2, jnp.int32)
-    network = GridNetwork(4, 16, 2, axes=0, depth=2, rngs=nnx.Rngs(0))
+    inputs, labels = (2.0 * strings - 1.0).astype(np.float32), (strings.sum(axis=1) % 2).astype(np.int32)
+    network = reference.drawn(lambda: GridNetwork(4, 16, 2, axes=0, depth=2, rngs=nnx.Rngs(0)), scale=0.3)
     optimizer = optax.adam(2e-2)
 
     def loss(network):
-        return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(network(2.0 * bits - 1.0), labels))
+        return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(network(inputs), labels))
 
     def update(state, _):
         network, opt_state = state
@@ -57,6 +57,10 @@ def test_it_learns_a_parity_that_no_linear_map_knows():
         return (optax.apply_updates(network, updates), opt_state), None
 
     with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):  # as users have it
-        train = reference.quick_jit(lambda state: jax.lax.scan(update, state, length=200)[0])
-        network, _ = train((network, optimizer.init(network)))
-        np.testing.assert_array_equal(np.argmax(network(2.0 * bits - 1.0), axis=1), labels)
+
+        @reference.quick_jit
+        def train_and_answer(network):
+            network, _ = jax.lax.scan(update, (network, optimizer.init(network)), length=200)[0]
+            return network(inputs)
+
+        np.testing.assert_array_equal(np.argmax(train_and_answer(network), axis=1), labels)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import operator
+import pathlib
 import shutil
 
 import jax
@@ -18,7 +18,7 @@ from rnn_jax.models import SequenceClassifier
 from rnn_jax.tasks.task import mean_squared_error
 from rnn_jax.training import checkpoints
 from rnn_jax.training.config import batches_of
-from rnn_jax.training.loop import train, train_ensemble
+from rnn_jax.training.loop import TrainResult, train, train_ensemble
 from rnn_jax.training.optimizers import make_ensemble_optimizer
 from rnn_jax.training.session import open_session
 from rnn_jax.training.step import make_ensemble
@@ -44,38 +44,12 @@ def _promotion_as_optax_needs_it():
         yield
 
 
-def test_a_run_is_plain_gradient_steps_on_its_batches(tmp_path):
-    task, model, optimizer, chosen = regression(), small_model(), optax.sgd(0.1), config()
-    result = train(task, model, optimizer, run_dir := new_run(tmp_path), chosen)
-    plain, losses, loss_and_grads = model, [], jax.jit(jax.value_and_grad(task.loss))
-    for _, batch in zip(range(12), batches_of(task, chosen)):
-        loss, grads = loss_and_grads(plain, batch)
-        losses.append(float(loss))
-        plain = jax.tree.map(lambda p, g: p - 0.1 * g, plain, grads)
-    last = checkpoints.restore_checkpoint(run_dir, "last", initial_state(task, model, optimizer, chosen))
-    assert_same_weights(last.model, plain, rtol=1e-5)
-    found = metrics(run_dir)
-    np.testing.assert_allclose(found[10, "train/loss"], np.mean(losses[:10]), rtol=1e-5)
-    np.testing.assert_allclose(found[12, "train/loss"], np.mean(losses[10:]), rtol=1e-5)
-    np.testing.assert_allclose(
-        found[12, "validation/mse"], task.loss(plain, tasks.as_batch(task.validation)), rtol=1e-5
-    )
-    best = min((score, step) for (step, name), score in found.items() if name == "validation/mse")
-    assert (result.validation_score, result.step) == best
-    np.testing.assert_allclose(result.test_score, task.loss(result.model, tasks.as_batch(task.test)), rtol=1e-5)
-    assert result.look_steps == [0, 6, 12]
-    assert result.profiles["rnn", ""].shape == (3, 1, 6)
-    norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(grads.rnn)))
-    weight = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(plain.rnn)))
-    np.testing.assert_allclose(found[12, "gradient_norm/rnn"], norm, rtol=1e-4)
-    np.testing.assert_allclose(found[12, "update_to_weight/rnn"], 0.1 * norm / weight, rtol=1e-2)
-
-
 LABELS, RATES, SEEDS = ("fast", "slow"), (1.0, 1e-2), (0, 3)
+LEARNING_RATE, MOMENTUM = 0.1, 0.9
 
 
 def make_member(rngs):
-    return SequenceClassifier("gru(update_bias=1)", 1, 4, 1, dropout=0.2, rngs=rngs)
+    return SequenceClassifier("elman", 1, 4, 1, dropout=0.2, rngs=rngs)
 
 
 @functools.cache
@@ -102,6 +76,91 @@ def train_members(task, run_dir, chosen):
         )  # fmt: skip
 
 
+@functools.cache
+def material(kind):
+    """Returns a task and a model; of an ensemble, the members are the model."""
+    if kind == "ensemble":
+        return ragged_regression(), None
+    return language() if kind == "language model" else (regression(), small_model())
+
+
+def plan(kind, devices=1):
+    patience = 1 if kind == "ensemble" else None
+    return config(steps=20, batch_size=4, devices=devices, patience=patience, keep_at=frozenset({5, 8}))
+
+
+def session(kind, run_dir, chosen):
+    task, model = material(kind)
+    if kind == "ensemble":
+        return train_members(task, run_dir, chosen)
+    return train(task, model, optax.sgd(LEARNING_RATE, MOMENTUM), run_dir, chosen)
+
+
+@dataclasses.dataclass(frozen=True)
+class Alone:
+    """What a run left alone came to, its folder, and the folder as a kill before the third checkpoint leaves it."""
+
+    result: TrainResult
+    folder: pathlib.Path
+    killed: pathlib.Path
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    """Trains a model of a kind, once for all tests that read the run."""
+
+    @functools.cache
+    def run(kind, devices=1):
+        folder = tmp_path_factory.mktemp("runs")
+        save, saved = checkpoints.save_checkpoint, []
+
+        def copying_before_the_third(run_dir, name, *rest):
+            if name in ("last", "gru"):
+                saved.append(name)
+                if len(saved) == 3:
+                    shutil.copytree(run_dir, folder / "killed")
+            return save(run_dir, name, *rest)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoints, "save_checkpoint", copying_before_the_third)
+            result = session(kind, new_run(folder, "alone"), plan(kind, devices))
+        return Alone(result, folder / "alone", folder / "killed")
+
+    return run
+
+
+def test_a_run_is_plain_gradient_steps_on_its_batches(left_alone):
+    """With momentum, so that the optimizer has a state."""
+    (task, model), chosen, alone = material("classifier"), plan("classifier"), left_alone("classifier")
+    loss_and_grads, batches = jax.jit(jax.value_and_grad(task.loss)), batches_of(task, chosen)
+    plain, velocity, losses = jax.tree.map(np.asarray, model), jax.tree.map(np.zeros_like, model), []
+    for _, batch in zip(range(20), batches):
+        loss, grads = jax.device_get(loss_and_grads(plain, batch))
+        losses.append(float(loss))
+        velocity = jax.tree.map(lambda v, g: np.float32(MOMENTUM) * v + g, velocity, grads)
+        plain = jax.tree.map(lambda p, v: p - np.float32(LEARNING_RATE) * v, plain, velocity)
+    like = initial_state(task, model, optax.sgd(LEARNING_RATE, MOMENTUM), chosen)
+    last = checkpoints.restore_checkpoint(alone.folder, "last", like)
+    assert_same_weights(last.model, plain, rtol=1e-5)
+    found, result = metrics(alone.folder), alone.result
+    np.testing.assert_allclose(found[10, "train/loss"], np.mean(losses[:10]), rtol=1e-5)
+    np.testing.assert_allclose(found[20, "train/loss"], np.mean(losses[10:]), rtol=1e-5)
+    loss = jax.jit(task.loss)
+    np.testing.assert_allclose(found[20, "validation/mse"], loss(plain, tasks.as_batch(task.validation)), rtol=1e-5)
+    best = min((score, step) for (step, name), score in found.items() if name == "validation/mse")
+    assert (result.validation_score, result.step) == best
+    np.testing.assert_allclose(result.test_score, loss(result.model, tasks.as_batch(task.test)), rtol=1e-5)
+    assert result.look_steps == [0, 6, 12, 18, 20]
+    assert result.profiles["rnn", ""].shape == (5, 1, 6)
+    before = jax.tree.map(lambda p, v: p + np.float32(LEARNING_RATE) * v, plain, velocity)
+    gradient, update, weight = (
+        np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree.rnn)))
+        for tree in (grads, velocity, before)
+    )
+    np.testing.assert_allclose(found[20, "gradient_norm/rnn"], gradient, rtol=1e-4)
+    np.testing.assert_allclose(found[20, "update_to_weight/rnn"], LEARNING_RATE * update / weight, rtol=1e-2)
+
+
 @pytest.mark.parametrize(
     ("kind", "devices"),
     [
@@ -111,72 +170,51 @@ def train_members(task, run_dir, chosen):
         pytest.param("language model", 2, marks=[reference.needs_two_devices, pytest.mark.slow]),
     ],
 )
-def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes_and_weights(tmp_path, monkeypatch, kind, devices):
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes_and_weights(left_alone, tmp_path, kind, devices):
     """And one that keeps its weights on the way trains as one that does not.
 
     A language model reads its stream in passes of five batches here, and carries its state from one to the next. The
     ensemble reads sequences of different lengths, in batches of two widths.
     """
-    task, model = language() if kind == "language model" else (regression(), small_model())
-    task = ragged_regression() if kind == "ensemble" else task
-    chosen = config(steps=20, batch_size=4, devices=devices)
-    own = "gru" if kind == "ensemble" else "last"
-
-    def session(run_dir):
-        if kind == "ensemble":
-            return train_members(task, run_dir, chosen)
-        return train(task, model, optax.adam(1e-2), run_dir, chosen)
-
-    run_dir, chosen = tmp_path / "run", dataclasses.replace(chosen, keep_at=frozenset({5, 8}))
-    save, saved = checkpoints.save_checkpoint, []
-
-    def copying_before_the_third(folder, name, *rest):
-        if name == own:
-            saved.append(name)
-            if len(saved) == 3:
-                shutil.copytree(folder, run_dir)  # as a kill would leave it
-        return save(folder, name, *rest)
-
-    monkeypatch.setattr(checkpoints, "save_checkpoint", copying_before_the_third)
-    alone = session(new_run(tmp_path, "alone"))
-    monkeypatch.undo()
-    chosen = dataclasses.replace(chosen, keep_at=frozenset({5, 8, 13}))  # to keep another changes nothing else
+    own, alone = "gru" if kind == "ensemble" else "last", left_alone(kind, devices)
+    run_dir = shutil.copytree(alone.killed, tmp_path / "run")
     assert checkpoints.load_note(run_dir, own)["step"] == 8
-    like = jax.tree.map(np.asarray, alone.model)
+    like = jax.tree.map(np.asarray, alone.result.model)
     at_8 = checkpoints.restore_checkpoint(run_dir, own, like, part=".model")
-    resumed = session(run_dir)
-    assert_same_weights(resumed.model, alone.model)
+    # To keep another changes nothing else.
+    resumed = session(kind, run_dir, dataclasses.replace(plan(kind, devices), keep_at=frozenset({5, 8, 13})))
+    assert_same_weights(resumed.model, alone.result.model)
     assert checkpoints.kept_steps(run_dir, own) == [5, 8, 13]
     kept = [checkpoints.restore_checkpoint(run_dir, checkpoints.name_at_step(own, k), like) for k in (5, 8)]
     assert_same_weights(kept[1], at_8)
     assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(kept[0]), jax.tree.leaves(at_8), strict=True))
-    with np.load(run_dir / "gradient_flow.npz") as arrays, np.load(tmp_path / "alone/gradient_flow.npz") as expected:
+    with np.load(run_dir / "gradient_flow.npz") as arrays, np.load(alone.folder / "gradient_flow.npz") as expected:
         assert arrays.files == expected.files
         for name in arrays.files:
             np.testing.assert_array_equal(arrays[name], expected[name])
     for name in ("metrics.csv", *(["gradient_flow.csv"] if kind != "ensemble" else [])):
-        assert (run_dir / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+        assert (run_dir / name).read_bytes() == (alone.folder / name).read_bytes()
 
 
-def test_a_member_of_an_ensemble_comes_to_what_a_run_of_its_own_comes_to(tmp_path):
+def test_a_member_of_an_ensemble_comes_to_what_a_run_of_its_own_comes_to(left_alone, tmp_path):
     """Weights, order of the data, dropout, learning rate, best step and patience are each member's own.
 
     Batches that are padded to the widest of all members are no others.
     """
-    task, chosen, member = ragged_regression(), config(steps=40, patience=1, eval_every=8, look_every=20), 3
+    (task, _), together, member = material("ensemble"), left_alone("ensemble"), 3
     label, rate, seed = LABELS[1], RATES[1], SEEDS[1]
-    together = train_members(task, run_dir := new_run(tmp_path), chosen)
-    model = make_member(nnx.Rngs(jax.random.key(seed)))
-    folder, own = new_run(tmp_path, "alone"), dataclasses.replace(chosen, seed=seed)
+    folder, own = new_run(tmp_path, "alone"), dataclasses.replace(plan("ensemble"), seed=seed, keep_at=frozenset())
+    model = jax.jit(lambda key: make_member(nnx.Rngs(key)))(jax.random.key(seed))
     alone = train(task, model, make_ensemble_optimizer(rate), folder, own)
-    assert (together.step[member], together.steps[member]) == (alone.step, alone.steps)
-    assert alone.steps > min(together.steps)  # another is out of patience before it
-    np.testing.assert_allclose(together.validation_score[member], alone.validation_score, rtol=1e-4)
-    assert_same_weights(jax.tree.map(operator.itemgetter(member), together.model), alone.model, rtol=1e-3)
+    result = together.result
+    assert (result.step[member], result.steps[member]) == (alone.step, alone.steps)
+    assert alone.steps > min(result.steps)  # another is out of patience before it
+    np.testing.assert_allclose(result.validation_score[member], alone.validation_score, rtol=1e-4)
+    assert_same_weights(jax.tree.map(lambda leaf: leaf[member], result.model), alone.model, rtol=1e-3)
     names = {"train/loss": "loss", "validation/mse": "held_out_mse", "test/mse": "test_mse"}
     prefix = f"{label}/seed{seed}/"
     expected = {(step, prefix + names.get(name, name)): value for (step, name), value in metrics(folder).items()}
-    found = {(step, name): value for (step, name), value in metrics(run_dir).items() if name.startswith(prefix)}
+    found = {(step, name): value for (step, name), value in metrics(together.folder).items() if name.startswith(prefix)}
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value, rtol=1e-3, err_msg=str(key))
@@ -192,15 +230,13 @@ def test_an_ensemble_on_several_devices_is_refused(tmp_path):
 
 @reference.needs_two_devices
 @pytest.mark.parametrize("kind", ["classifier", "language model"])
-def test_a_run_on_two_devices_is_the_run_on_one(tmp_path, kind):
-    task, model = language() if kind == "language model" else (regression(), small_model())
-    one, two = (
-        train(task, model, optax.sgd(0.1), new_run(tmp_path, str(n)), config(batch_size=4, devices=n)) for n in (1, 2)
-    )
-    assert_same_weights(two.model, one.model, rtol=1e-5)
-    one, two = (metrics(tmp_path / str(n)) for n in (1, 2))
-    assert one.keys() == two.keys()
-    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-4)
+def test_a_run_on_two_devices_is_the_run_on_one(left_alone, tmp_path, kind):
+    one = left_alone(kind)
+    two = session(kind, folder := new_run(tmp_path), dataclasses.replace(plan(kind, 2), keep_at=frozenset()))
+    assert_same_weights(two.model, one.result.model, rtol=1e-5)
+    expected, found = metrics(one.folder), metrics(folder)
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)
 
 
 def test_patience_stops_and_the_best_weights_are_tested(tmp_path):

@@ -4,7 +4,6 @@ import math
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -16,6 +15,7 @@ from rnn_jax.training.optimizers import (
     make_optimizer,
     make_schedule,
 )
+from tests import reference
 
 
 @pytest.fixture(autouse=True)
@@ -25,25 +25,32 @@ def _promotion_as_optax_needs_it():
 
 
 def parameters():
-    key = jax.random.key(0)
+    normal = np.random.default_rng(0).normal
     return {
-        "embedding": {"embedding": jax.random.normal(key, (5, 3))},
-        "rnn": {"kernel": jax.random.normal(key, (3, 4)), "bias": jax.random.normal(key, (4,))},
+        "embedding": {"embedding": normal(size=(5, 3))},
+        "rnn": {"kernel": normal(size=(3, 4)), "bias": normal(size=(4,))},
     }
 
 
-def gradients(seed):
-    return jax.tree.map(lambda p: 3.0 * jax.random.normal(jax.random.key(seed), p.shape), parameters())
+def gradients(steps):
+    """Of a number of steps, `[steps, ...]`."""
+    random = np.random.default_rng(1)
+    return jax.tree.map(lambda p: 3.0 * random.normal(size=(steps, *p.shape)), parameters())
 
 
-def train(optimizer, steps):
-    params = parameters()
-    state = optimizer.init(params)
-    update = jax.jit(optimizer.update)
-    for seed in range(steps):
-        updates, state = update(gradients(seed), state, params)
-        params = optax.apply_updates(params, updates)
-    return params
+def train(optimizer, gradients):
+    """Returns the parameters after a step of each of the gradients, `[steps, ...]`."""
+
+    @reference.quick_jit
+    def run(params, gradients):
+        def step(carry, grads):
+            params, state = carry
+            updates, state = optimizer.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), gradients)[0][0]
+
+    return run(parameters(), gradients)
 
 
 def assert_same(found, expected):
@@ -69,46 +76,46 @@ def test_an_optimizer_is_its_plain_composition_with_schedule_decay_and_clipping(
     schedule = optax.join_schedules(
         [optax.linear_schedule(0.0, 0.1, 2), optax.cosine_decay_schedule(0.1, 6)], boundaries=[2]
     )
-    assert_same(train(ours, 8), train(optax.chain(optax.clip_by_global_norm(1.0), PLAIN[name](schedule)), 8))
+    plain = optax.chain(optax.clip_by_global_norm(1.0), PLAIN[name](schedule))
+    assert_same(train(ours, gradients(8)), train(plain, gradients(8)))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_accumulated_gradients_are_one_update_with_their_mean(name):
-    accumulated = train(make_optimizer(name, 0.1, steps=6, clip=0.5, accumulate=3), 6)
-    plain = make_optimizer(name, 0.1, steps=2, clip=0.5)
-    params = parameters()
-    state = plain.init(params)
-    for start in (0, 3):
-        mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *(gradients(start + k) for k in range(3)))
-        updates, state = plain.update(mean, state, params)
-        params = optax.apply_updates(params, updates)
-    assert_same(accumulated, params)
+    accumulated = train(make_optimizer(name, 0.1, steps=6, clip=0.5, accumulate=3), gradients(6))
+    means = jax.tree.map(lambda grads: grads.reshape(2, 3, *grads.shape[1:]).mean(axis=1), gradients(6))
+    assert_same(accumulated, train(make_optimizer(name, 0.1, steps=2, clip=0.5), means))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_decay_shrinks_kernels_and_leaves_biases_and_embeddings_alone(name):
     optimizer = make_optimizer(name, 0.1, weight_decay=0.1)
     params = parameters()
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
-    assert float(jnp.sum(updates["rnn"]["kernel"] * params["rnn"]["kernel"])) < 0
+    zeros = jax.tree.map(np.zeros_like, params)
+    updates = reference.quick_jit(lambda params: optimizer.update(zeros, optimizer.init(params), params)[0])(params)
+    assert np.sum(updates["rnn"]["kernel"] * params["rnn"]["kernel"]) < 0
     assert not np.any(updates["rnn"]["bias"])
     assert not np.any(updates["embedding"]["embedding"])
     assert kernels_only(params) == ONLY
 
 
+def rates(schedule, steps):
+    return np.asarray(reference.quick_jit(jax.vmap(schedule))(np.arange(steps, dtype=np.int32)))
+
+
 def test_schedules_are_their_closed_forms():
     steps, peak = 100, 0.3
     cosine = make_schedule("cosine", peak, steps)
-    for step in (0, 1, 50, 99):
-        np.testing.assert_allclose(cosine(step), peak * (1 + math.cos(math.pi * step / steps)) / 2, rtol=1e-6)
+    expected = peak * (1 + np.cos(np.pi * np.arange(steps) / steps)) / 2
+    np.testing.assert_allclose(rates(cosine, steps), expected, rtol=1e-6)
     warm = make_schedule("constant", peak, steps, warmup_steps=10)
-    np.testing.assert_allclose([warm(0), warm(5), warm(10), warm(99)], [0, peak / 2, peak, peak], rtol=1e-6)
+    np.testing.assert_allclose(rates(warm, steps)[[0, 5, 10, 99]], [0, peak / 2, peak, peak], rtol=1e-6)
     assert float(make_schedule("constant", peak, steps)(7)) == peak
     for warmup, top in ((0, 30), (10, 10)):
-        rates = np.array([make_schedule("one_cycle", peak, steps, warmup)(step) for step in range(steps)])
-        assert rates.argmax() == top
-        np.testing.assert_allclose([rates[0], rates[top]], [peak / 25, peak], rtol=1e-6)
-        assert rates[-1] < peak / 100
+        cycle = rates(make_schedule("one_cycle", peak, steps, warmup), steps)
+        assert cycle.argmax() == top
+        np.testing.assert_allclose([cycle[0], cycle[top]], [peak / 25, peak], rtol=1e-6)
+        assert cycle[-1] < peak / 100
 
 
 @pytest.mark.parametrize(
@@ -133,6 +140,7 @@ def test_the_optimizer_of_an_ensemble_is_adam_by_name_with_its_rate_in_the_state
     state = make_ensemble_optimizer(0.1).init(parameters())
     assert float(state.hyperparams["learning_rate"]) == pytest.approx(0.1)
     for clip in (None, 0.5):
-        assert_same(train(make_ensemble_optimizer(0.1, clip), 4), train(make_optimizer("adam", 0.1, clip=clip), 4))
+        ours, plain = make_ensemble_optimizer(0.1, clip), make_optimizer("adam", 0.1, clip=clip)
+        assert_same(train(ours, gradients(4)), train(plain, gradients(4)))
     with pytest.raises(ValueError, match=r"^clip=0\.0 is out of range; allowed: above 0, or None\.$"):
         make_ensemble_optimizer(0.1, clip=0.0)

@@ -25,20 +25,29 @@ def make_model(rngs):
     return SequenceClassifier("gru(update_bias=1)", 1, 8, 1, rngs=rngs)
 
 
+@jax.jit
+def begin(key, rate):
+    """Returns a model and the state of its optimizer, which holds the learning rate."""
+    model = make_model(nnx.Rngs(key))
+    return model, make_ensemble_optimizer(rate, CLIP).init(model)
+
+
 def mean_squared_error(model, batch):
     return jnp.mean(jnp.square(model(batch["xs"]) - batch["target"]))
 
 
 def batch_of(seed, size=16):
     xs = np.random.default_rng(seed).normal(size=(size, 6, 1)).astype(np.float32)
-    return {"xs": jnp.asarray(xs), "target": jnp.asarray(xs[:, 0])}  # remember the first number
+    return {"xs": xs, "target": xs[:, 0]}  # remember the first number
+
+
+CLIP = 0.5
+step_of_one = functools.partial(train_step, make_ensemble_optimizer(0.0, CLIP), mean_squared_error)
+step = jax.jit(step_of_one)
 
 
 def test_a_model_learns():
-    model, optimizer = make_model(nnx.Rngs(0)), make_ensemble_optimizer(1e-2)
-    state = optimizer.init(model)
-    step = jax.jit(functools.partial(train_step, optimizer, mean_squared_error))
-    losses = []
+    (model, state), losses = begin(jax.random.key(0), 1e-2), []
     for k in range(200):
         model, state, profile = step(model, state, batch_of(k))
         losses.append(float(profile.loss))
@@ -47,14 +56,13 @@ def test_a_model_learns():
 
 
 def test_the_update_is_that_of_the_plain_gradient_and_the_profile_is_of_the_model_before_it():
-    model, optimizer, batch = make_model(nnx.Rngs(0)), make_ensemble_optimizer(1e-2, clip=0.5), batch_of(0)
-    step = jax.jit(functools.partial(train_step, optimizer, mean_squared_error))
-    updated, _, profile = step(model, optimizer.init(model), batch)
+    (model, state), batch = begin(jax.random.key(0), 1e-2), batch_of(0)
+    updated, _, profile = step(model, state, batch)
 
     @jax.jit
     def plain_step(model, batch):
         loss, grads = jax.value_and_grad(mean_squared_error)(model, batch)
-        plain = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-2))
+        plain = optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(1e-2))
         updates, _ = plain.update(grads, plain.init(model), model)
         return loss, optax.apply_updates(model, updates)
 
@@ -68,18 +76,17 @@ def test_the_update_is_that_of_the_plain_gradient_and_the_profile_is_of_the_mode
 def test_members_of_an_ensemble_are_their_own_runs_at_their_own_learning_rates():
     seeds, rates = [3, 5, 8], [1e-2, 1e-3, 1e-2]
     ensemble = make_ensemble(make_model, seeds)
-    states = jax.vmap(lambda rate, model: make_ensemble_optimizer(rate).init(model))(
-        jnp.asarray(rates, jnp.float32), ensemble
+    states = jax.jit(jax.vmap(lambda rate, model: make_ensemble_optimizer(rate, CLIP).init(model)))(
+        np.asarray(rates, np.float32), ensemble
     )
-    step = over_members(functools.partial(train_step, make_ensemble_optimizer(0.0), mean_squared_error))
-    batches = jax.tree.map(lambda *arrays: jnp.stack(arrays), *[batch_of(seed) for seed in seeds])
+    step_of_all = over_members(step_of_one)
+    batches = jax.tree.map(lambda *arrays: np.stack(arrays), *[batch_of(seed) for seed in seeds])
     for _ in range(3):
-        ensemble, states, profiles = step(ensemble, states, batches)
+        ensemble, states, profiles = step_of_all(ensemble, states, batches)
+    ensemble, profiles = jax.device_get((ensemble, profiles))
 
-    step = jax.jit(functools.partial(train_step, make_ensemble_optimizer(0.0), mean_squared_error))
     for k, (seed, rate) in enumerate(zip(seeds, rates)):
-        model = make_model(nnx.Rngs(jax.random.key(seed)))
-        state = make_ensemble_optimizer(rate).init(model)  # which holds the rate
+        model, state = begin(jax.random.key(seed), rate)
         for _ in range(3):
             model, state, profile = step(model, state, batch_of(seed))
         np.testing.assert_allclose(profiles.log10_norm["rnn"][k], profile.log10_norm["rnn"], rtol=1e-4, atol=1e-4)
