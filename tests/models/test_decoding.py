@@ -22,7 +22,9 @@ LENGTHS = np.array([5, 2, 3], np.int32)
 
 def make(attention="additive", vocabulary=V, **kwargs):
     kwargs = {"attention": attention, "param_dtype": jnp.float64, **kwargs}
-    return reference.drawn(lambda: EncoderDecoder("elman", 6, vocabulary, 3, 4, **kwargs, rngs=nnx.Rngs(0)), scale=1.0)
+    return reference.drawn(
+        lambda: EncoderDecoder("elman", 6, vocabulary, 3, 4, **kwargs, rngs=nnx.Rngs(0)), seed=7, scale=1.0
+    )
 
 
 @pytest.fixture(scope="module")

@@ -107,10 +107,10 @@ class Alone:
 
 @pytest.fixture(scope="module")
 def left_alone(tmp_path_factory):
-    """Trains a model of a kind, once for all tests that read the run."""
+    """Trains a model of a kind on some devices, once for all tests that read the run."""
 
     @functools.cache
-    def run(kind, devices=1):
+    def run(kind, devices):
         folder = tmp_path_factory.mktemp("runs")
         save, saved = checkpoints.save_checkpoint, []
 
@@ -131,7 +131,7 @@ def left_alone(tmp_path_factory):
 
 def test_a_run_is_plain_gradient_steps_on_its_batches(left_alone):
     """With momentum, so that the optimizer has a state."""
-    (task, model), chosen, alone = material("classifier"), plan("classifier"), left_alone("classifier")
+    (task, model), chosen, alone = material("classifier"), plan("classifier"), left_alone("classifier", 1)
     loss_and_grads, batches = jax.jit(jax.value_and_grad(task.loss)), batches_of(task, chosen)
     plain, velocity, losses = jax.tree.map(np.asarray, model), jax.tree.map(np.zeros_like, model), []
     for _, batch in zip(range(20), batches):
@@ -201,7 +201,7 @@ def test_a_member_of_an_ensemble_comes_to_what_a_run_of_its_own_comes_to(left_al
 
     Batches that are padded to the widest of all members are no others.
     """
-    (task, _), together, member = material("ensemble"), left_alone("ensemble"), 3
+    (task, _), together, member = material("ensemble"), left_alone("ensemble", 1), 3
     label, rate, seed = LABELS[1], RATES[1], SEEDS[1]
     folder, own = new_run(tmp_path, "alone"), dataclasses.replace(plan("ensemble"), seed=seed, keep_at=frozenset())
     model = jax.jit(lambda key: make_member(nnx.Rngs(key)))(jax.random.key(seed))
@@ -231,7 +231,7 @@ def test_an_ensemble_on_several_devices_is_refused(tmp_path):
 @reference.needs_two_devices
 @pytest.mark.parametrize("kind", ["classifier", "language model"])
 def test_a_run_on_two_devices_is_the_run_on_one(left_alone, tmp_path, kind):
-    one = left_alone(kind)
+    one = left_alone(kind, 1)
     two = session(kind, folder := new_run(tmp_path), dataclasses.replace(plan(kind, 2), keep_at=frozenset()))
     assert_same_weights(two.model, one.result.model, rtol=1e-5)
     expected, found = metrics(one.folder), metrics(folder)

@@ -1,5 +1,7 @@
 """The update: the carry it goes on from, and what it draws at random."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -10,6 +12,7 @@ from rnn_jax import flow, tasks
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.training.config import batches_of
 from rnn_jax.training.update import initial_state, make_update
+from tests import reference
 from tests.training.small_runs import assert_same_weights, config, language, regression, small_model
 
 
@@ -17,6 +20,15 @@ from tests.training.small_runs import assert_same_weights, config, language, reg
 def _promotion_as_optax_needs_it():
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@functools.cache
+def with_dropout():
+    """Returns a task, a model that drops units, a batch, and the update, which moves no weight."""
+    task = regression()
+    model = reference.drawn(lambda: SequenceClassifier("elman", 1, 16, 1, dropout=0.5, rngs=nnx.Rngs(0)))
+    batch = tasks.collate([task.train[k] for k in range(8)])
+    return task, model, batch, jax.jit(make_update(task, optax.sgd(0.0), config()))
 
 
 def test_an_update_goes_on_from_the_carry_of_the_batch_before_and_begins_anew_with_each_pass():
@@ -30,22 +42,22 @@ def test_an_update_goes_on_from_the_carry_of_the_batch_before_and_begins_anew_wi
         state, _ = update(state, batch)
         losses.append(float(state.loss_sum) - before)
     streams = task.train.tokens[:120].reshape(4, 30)
-    logits = jax.jit(lambda model, streams: model(streams))(model, streams)
     targets = np.stack([task.train.tokens[30 * k + 1 : 30 * k + 31] for k in range(4)])
-    nats = optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+    @jax.jit
+    def nats_of(model, streams):
+        return optax.losses.softmax_cross_entropy_with_integer_labels(model(streams), targets)
+
+    nats = nats_of(model, streams)
     expected = np.asarray(nats).reshape(4, 5, 6).mean(axis=(0, 2))
     np.testing.assert_allclose(losses, [*expected, expected[0]], rtol=1e-4)
 
 
-def test_dropout_is_drawn_anew_at_each_step_and_the_same_in_each_run(tmp_path):
-    task = regression()
-    model = SequenceClassifier("gru", 1, 16, 1, dropout=0.5, rngs=nnx.Rngs(0))
-    optimizer, chosen = optax.sgd(0.0), config()
-    update = jax.jit(make_update(task, optimizer, chosen))
-    batch = tasks.collate([task.train[k] for k in range(8)])
+def test_dropout_is_drawn_anew_at_each_step_and_the_same_in_each_run():
+    task, model, batch, update = with_dropout()
     sums = []
     for _ in range(2):
-        state, totals = initial_state(task, model, optimizer, chosen), []
+        state, totals = initial_state(task, model, optax.sgd(0.0), config()), []
         for _ in range(3):
             state, _ = update(state, batch)
             totals.append(float(state.loss_sum))
@@ -55,15 +67,12 @@ def test_dropout_is_drawn_anew_at_each_step_and_the_same_in_each_run(tmp_path):
 
 
 def test_runs_of_other_seeds_drop_other_units_in_the_same_program():
-    task = regression()
-    model = SequenceClassifier("gru", 1, 16, 1, dropout=0.5, rngs=nnx.Rngs(0))
-    batch = tasks.collate([task.train[k] for k in range(8)])
+    task, model, batch, update = with_dropout()
     programs, losses = set(), set()
     for seed in range(2):
         chosen = config(seed=seed)
-        update = jax.jit(make_update(task, optax.sgd(0.0), chosen))
         state = initial_state(task, model, optax.sgd(0.0), chosen)
-        programs.add(update.lower(state, batch).as_text())
+        programs.add(jax.jit(make_update(task, optax.sgd(0.0), chosen)).lower(state, batch).as_text())
         losses.add(float(update(state, batch)[0].loss_sum))
     assert len(programs) == 1
     assert len(losses) == 2
@@ -81,9 +90,14 @@ def test_an_update_that_shows_its_gradient_flow_is_the_same_update_and_one_that_
         assert not np.isfinite(seen["loss"])
         assert not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(after.model))
         return
-    loss, grads = jax.jit(jax.value_and_grad(task.loss))(model, batch)
-    plain = jax.tree.map(lambda p, g: p - 0.1 * g, model, grads)
+
+    @jax.jit
+    def plainly(model, batch):
+        profile = flow.gradient_profile(task.loss, model, batch)
+        return *jax.value_and_grad(task.loss)(model, batch), profile.log10_norm["rnn"]
+
+    loss, grads, log10_norm = jax.device_get(plainly(model, batch))
+    plain = jax.tree.map(lambda p, g: np.asarray(p) - np.float32(0.1) * g, model, grads)
     assert_same_weights(after.model, plain, rtol=1e-5)
     np.testing.assert_allclose(seen["loss"], loss, rtol=1e-6)
-    profile = jax.jit(lambda model, batch: flow.gradient_profile(task.loss, model, batch))(model, batch)
-    np.testing.assert_allclose(seen["log10_norm"]["rnn", ""], profile.log10_norm["rnn"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(seen["log10_norm"]["rnn", ""], log10_norm, rtol=1e-4, atol=1e-4)

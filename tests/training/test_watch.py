@@ -9,6 +9,7 @@ from rnn_jax import flow, tasks
 from rnn_jax.models import SequenceClassifier
 from rnn_jax.tasks.task import cross_entropy, nats
 from rnn_jax.training.watch import certain_lags, diagnose, probe_batch
+from tests import reference
 
 
 def ragged_task(count=40):
@@ -36,14 +37,16 @@ def test_the_probe_of_unequal_lengths_is_of_those_that_few_exceed():
 
 def test_a_look_is_the_profile_with_lags_from_the_end_of_each_direction_and_the_saturation_of_each_layer():
     task = ragged_task()
-    model = SequenceClassifier(
-        "gru", 9, 4, 3, emb_size=5, layers=2, bidirectional=True, rngs=nnx.Rngs(0), param_dtype=jnp.float64
-    )
+    kwargs = {"emb_size": 5, "layers": 2, "bidirectional": True, "param_dtype": jnp.float64}
+    model = reference.drawn(lambda: SequenceClassifier("gru", 9, 4, 3, **kwargs, rngs=nnx.Rngs(0)))
     batch = probe_batch(task, 8)
-    seen = jax.jit(lambda model, batch: diagnose(task, model, batch))(model, batch)
-    profile = jax.jit(lambda model, batch: flow.gradient_profile(task.loss, model, batch, from_true_ends=True))(
-        model, batch
-    ).log10_norm
+
+    @reference.quick_jit
+    def look(model, batch):
+        profile = flow.gradient_profile(task.loss, model, batch, from_true_ends=True)
+        return diagnose(task, model, batch), profile.log10_norm
+
+    seen, profile = jax.device_get(look(model, batch))
     assert {layer for layer, _ in seen.log10_norm} == set(profile)
     for (layer, part), found in seen.log10_norm.items():
         expected = np.asarray(profile[layer])
@@ -78,5 +81,5 @@ def test_lags_that_fewer_than_half_of_the_sequences_reach_are_not_certain():
 
 def test_a_bag_of_embeddings_has_nothing_to_look_at():
     task = ragged_task()
-    model = SequenceClassifier("gru", 9, 4, 3, emb_size=5, recurrent=False, rngs=nnx.Rngs(0))
+    model = reference.drawn(lambda: SequenceClassifier("gru", 9, 4, 3, emb_size=5, recurrent=False, rngs=nnx.Rngs(0)))
     assert diagnose(task, model, probe_batch(task, 8)) == diagnose(task, {}, {})
