@@ -125,8 +125,8 @@ def test_padding_of_the_answer_changes_neither_loss_nor_gradient():
     for padded, grad in zip(jax.tree.leaves(padded_grads), jax.tree.leaves(grads), strict=True):
         np.testing.assert_allclose(padded, grad, rtol=1e-9, atol=1e-14)
     # Where nothing is drawn, both kinds of attention are the same.
-    run = jax.jit(lambda model: model(features(), answer=ANSWER)[0])
-    np.testing.assert_array_equal(run(model), run(captioner("elman")))
+    run = jax.jit(lambda *models: [model(features(), answer=ANSWER)[0] for model in models])
+    np.testing.assert_array_equal(*run(model, captioner("elman")))
 
 
 def test_a_drawn_place_is_read_alone():

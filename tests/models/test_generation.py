@@ -45,7 +45,7 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_model():
 
 
 def test_equal_keys_say_equal_texts_for_any_batch_shape():
-    model = make("elman")
+    model = make()
     one, same, other = (np.asarray(generate(model, tokens(), 20, jax.random.key(seed))) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert np.any(one != other)
@@ -56,7 +56,7 @@ def test_equal_keys_say_equal_texts_for_any_batch_shape():
 
 @pytest.mark.parametrize("sampling", [Sampling(temperature=0.7, top_k=3), Sampling(temperature=0.0)], ids=str)
 def test_a_stream_is_what_is_generated_at_once(sampling):
-    model, key = make("elman", layers=2), jax.random.key(3)
+    model, key = make(layers=2), jax.random.key(3)
     streamed = np.stack([*itertools.islice(stream(model, tokens(), key, sampling), 6)], axis=-1)
     np.testing.assert_array_equal(streamed, generate(model, tokens(), 6, key, sampling))
 
@@ -89,7 +89,7 @@ def test_the_distribution_is_cut_as_a_loop_over_sorted_tokens_cuts_it(top_k, top
 
 
 def test_excluded_tokens_are_never_drawn():
-    said = generate(make("elman"), tokens(64, 3), 20, jax.random.key(0), Sampling(excluded=(0, 3)))
+    said = generate(make(), tokens(64, 3), 20, jax.random.key(0), Sampling(excluded=(0, 3)))
     assert set(np.unique(said)) == {1, 2, 4}
 
 
