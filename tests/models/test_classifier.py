@@ -137,7 +137,7 @@ def test_it_is_the_packed_network_of_torch(kind, dtype, layers, bidirectional):
 
 @pytest.mark.parametrize("answer", ANSWERS[1:], ids=named)
 def test_every_pool_over_a_packed_network_is_that_of_torch(answer):
-    torch_models.check_classifier("elman", "float64", 1e-10, layers=1, bidirectional=True, **answer)
+    torch_models.check_classifier("elman", "float64", 1e-10, layers=1, bidirectional=False, **answer)
 
 
 @pytest.mark.parametrize("answer", [ANSWERS[0], ANSWERS[-1], BAGS[0]], ids=named)

@@ -199,7 +199,7 @@ def every_harm():
             yield pytest.param(*(one := case(name, harm)).values, id=one.id, marks=() if unasked else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("name", "harm"), every_harm())
+@pytest.mark.parametrize(("name", "harm"), [*every_harm()])
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(trained, tmp_path, capsys, name, harm):
     folder = shutil.copytree(trained.late, tmp_path / "run")
     path = find(folder / "checkpoints/last", name)

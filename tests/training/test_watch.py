@@ -38,7 +38,7 @@ def test_the_probe_of_unequal_lengths_is_of_those_that_few_exceed():
 def test_a_look_is_the_profile_with_lags_from_the_end_of_each_direction_and_the_saturation_of_each_layer():
     task = ragged_task()
     kwargs = {"emb_size": 5, "layers": 2, "bidirectional": True, "param_dtype": jnp.float64}
-    model = reference.drawn(lambda: SequenceClassifier("elman", 9, 4, 3, **kwargs, rngs=nnx.Rngs(0)))
+    model = reference.drawn(lambda: SequenceClassifier("gru", 9, 4, 3, **kwargs, rngs=nnx.Rngs(0)))
     batch = probe_batch(task, 8)
 
     @reference.quick_jit
@@ -59,7 +59,7 @@ def test_a_look_is_the_profile_with_lags_from_the_end_of_each_direction_and_the_
         np.testing.assert_array_equal(count, longer)
     assert set(seen.sequences) == set(profile)
     layers = [f"rnn/layers/{k}/{direction}_rnn" for k in (0, 1) for direction in ("forward", "backward")]
-    assert set(seen.saturation) == {f"{layer}/candidate" for layer in layers}
+    assert set(seen.saturation) == {f"{layer}/{gate}" for layer in layers for gate in ("reset", "update", "candidate")}
 
     @jax.jit
     def read(model, batch):
@@ -67,11 +67,11 @@ def test_a_look_is_the_profile_with_lags_from_the_end_of_each_direction_and_the_
         assert list(calls) == layers
         (lower,) = calls["rnn/layers/0/backward_rnn"]
         assert lower.reverse
-        return lower.xs, flow.gate_saturation(lower)["candidate"], model.embedding(batch["tokens"])
+        return lower.xs, flow.gate_saturation(lower)["update"], model.embedding(batch["tokens"])
 
     xs, saturation, embedded = read(model, batch)
     np.testing.assert_array_equal(xs, embedded)
-    np.testing.assert_allclose(seen.saturation["rnn/layers/0/backward_rnn/candidate"], saturation, rtol=1e-6)
+    np.testing.assert_allclose(seen.saturation["rnn/layers/0/backward_rnn/update"], saturation, rtol=1e-6)
 
 
 def test_lags_that_fewer_than_half_of_the_sequences_reach_are_not_certain():
