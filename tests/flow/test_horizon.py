@@ -38,6 +38,7 @@ def by_definition(by_lag, share):
         ([0.0, -5.0, -0.2, -5.0, -5.0], 3, 3),  # down and up again: it stays below from lag 3 on
         ([-2.0, 0.0, -0.5, -2.0, -4.0], 2, 4),  # the largest is not the first
         ([-np.inf, 0.0, -0.5, -4.0], 2, 3),  # a loss of the last output: nothing at lag 0
+        ([0.0, -3.0, -3.1], 1, 2),  # at 1/1000 it is not below
         ([0.0, -np.inf, -np.inf], 1, 1),
         ([0.0, -np.inf, -0.1], 3, 3),
         ([-np.inf, -np.inf, -np.inf], 0, 0),  # no gradient at all reaches nowhere
