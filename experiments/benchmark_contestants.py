@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import rnn_jax
-from experiments.benchmark_peers import LIBRARIES, ONE_THREAD, AllWeights, JaxModel, Kernels, Workload, build_ours
+from experiments.benchmark_peers import LIBRARIES, ONE_THREAD, AllWeights, JaxModel, Kernels, Workload
 from rnn_jax import flow
 
 Array = jax.Array
@@ -196,23 +196,23 @@ def contestants_of(w: Workload, libraries: Sequence[str], devices: int = 1) -> l
     return keys + on_all if shared_by > 1 else keys
 
 
-def build(w: Workload, key: Key, drawn: tuple[JaxModel, AllWeights] | None = None) -> Contestant:
+def build(w: Workload, key: Key, drawn: tuple[JaxModel, AllWeights]) -> Contestant:
     """Builds a contestant; all of one workload have the same weights, inputs and targets.
 
     Args:
       w: the workload.
       key: library and implementation.
-      drawn: what `build_ours(w)` returned, which is else called.
+      drawn: what `build_ours(w)` returned.
     """
     library, implementation = key
     on_devices = re.search(r" on (\d+) devices$", implementation)
     devices = int(on_devices[1]) if on_devices else 1
     implementation = implementation.removesuffix(f" on {devices} devices")
     data = make_data(w)
-    ours, weights = drawn or build_ours(w)
+    ours, weights = drawn
     if library in (OURS, PROFILE):
         return JaxContestant(ours, *data, profile=library == PROFILE, devices=devices)
-    model = LIBRARIES[library].build(w, [[*layer] for layer in weights], implementation)
+    model = LIBRARIES[library].build(w, weights, implementation)
     if isinstance(model, JaxModel):
         return JaxContestant(model, *data, devices=devices)
     return TorchContestant(model, *data, threads=1 if implementation.endswith(ONE_THREAD) else None)

@@ -15,7 +15,7 @@ import tqdm
 from absl import logging
 
 from experiments.benchmark_contestants import OURS, Key, build, contestants_of, version_of
-from experiments.benchmark_peers import Workload
+from experiments.benchmark_peers import Workload, build_ours
 from experiments.benchmark_results import Measurement, with_choice
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -63,7 +63,7 @@ def memory_of(w: Workload, key: Key, pass_name: str) -> dict[str, float | None]:
       added_mb: the most it held during three calls, less what it held before them, behind compilation and a call.
       program_mb: what the compiled program needs by XLA's own account: arguments, results and all that lies between.
     """
-    contestant = build(w, key)
+    contestant = build(w, key, build_ours(w))
     program = contestant.compile(pass_name)
     run = getattr(contestant, pass_name)
     run()  # torch prepares much in its first call

@@ -34,8 +34,8 @@ from absl import app
 from experiments import benchmark, benchmark_peers
 
 def other_weight(w, weights, implementation):
-    weights[0][0] = weights[0][0]._replace(kernel=1.01 * weights[0][0].kernel)
-    return benchmark_peers._build_nnx(w, weights, implementation)
+    other = [[one._replace(kernel=1.01 * one.kernel) for one in layer] for layer in weights]
+    return benchmark_peers._build_nnx(w, other, implementation)
 
 def no_gradient(w, weights, implementation):
     model = benchmark_peers._build_linen(w, weights, implementation)

@@ -21,6 +21,7 @@ from rnn_jax.training.optimizers import make_optimizer
 from rnn_jax.training.step import make_ensemble
 from rnn_jax.training.update import initial_state
 from rnn_jax.training.watch import probe_batch
+from tests import reference
 
 STAGES = ["initialization", "trained"]
 OPTIONS = {"seq_len": 8, "train_size": 64, "test_size": 16}
@@ -33,8 +34,7 @@ def task():
 
 def somewhere(make, seed=0):
     """Weights that training might have led to, of the model that `make()` builds, or the models."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.normal(0.0, 0.3, leaf.shape).astype(leaf.dtype), jax.eval_shape(make))
+    return reference.drawn(make, seed, scale=0.3)
 
 
 def make_run(folder, made, **flags):

@@ -26,9 +26,7 @@ def loss_of(model, xs):
 def test_the_profile_is_that_of_a_zero_added_at_each_place(sizes, depth, names):
     """One zero a place, level and dimension in a loop in Python, and `jax.grad`."""
     build = {"axes": len(sizes), "depth": depth, "shared": False}
-    grid = jax.eval_shape(lambda: GridLSTM(F, H, **build, rngs=nnx.Rngs(0), **F64))
-    rng = np.random.default_rng(0)
-    grid = jax.tree.map(lambda leaf: jnp.asarray(0.7 * rng.normal(size=leaf.shape)), grid)
+    grid = reference.drawn(lambda: GridLSTM(F, H, **build, rngs=nnx.Rngs(0), **F64), seed=0, scale=0.7)
     xs = np.asarray(reference.normal(1, 2, *sizes, F))
     profile = reference.quick_jit(partial(flow.grid_profile, loss_of))(grid, xs)
     zeros = [[(np.zeros((*sizes, H)),) * 2 for _ in names] for _ in range(grid.depth)]

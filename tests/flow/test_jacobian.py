@@ -233,9 +233,7 @@ def test_both_directions_of_a_model_are_two_cells_on_the_sequence_and_on_the_tur
 def test_a_decoder_starts_from_its_encoder_and_attends_to_its_source():
     """From the record of its call: products of the Jacobians of `next`, the step that decoding takes."""
     dtypes = {"dtype": jnp.float64, "param_dtype": jnp.float64}
-    model = jax.eval_shape(lambda: EncoderDecoder("gru", 5, 6, 2, 2, rngs=nnx.Rngs(0), **dtypes))
-    rng = np.random.default_rng(0)
-    model = jax.tree.map(lambda leaf: 0.7 * rng.normal(size=leaf.shape), model)
+    model = reference.drawn(lambda: EncoderDecoder("gru", 5, 6, 2, 2, rngs=nnx.Rngs(0), **dtypes), seed=0, scale=0.7)
     inputs, lengths = np.array([[1, 2, 3, 4], [4, 3, 2, 0]], np.int32), np.array([4, 3], np.int32)
     answer = np.array([[2, 3, 4, END], [5, END, -1, -1]], np.int32)
 

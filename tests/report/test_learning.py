@@ -59,7 +59,8 @@ def make_run(folder, scores, metric="mse", rows=None, **flags):
 
 @pytest.fixture
 def run_dir(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/home/me/gradient_flow.py", "--hidden=64", "--out", "/home/me/runs/mine"])
+    program, out = str(tmp_path / "gradient_flow.py"), str(tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", [program, "--hidden=64", "--out", out])
     return make_run(tmp_path / "run", SCORES)
 
 
