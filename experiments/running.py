@@ -72,7 +72,8 @@ def tell(error: BaseException) -> int | None:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at the end goes there
         return 141
-    if isinstance(error, KeyboardInterrupt):
+    # JAX raises an error of its own from an interrupt that comes while it compares pytrees.
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt):
         say("Interrupted.")
         return 130
     failure = user_failure(error)

@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -56,6 +57,24 @@ def test_an_interrupt_while_a_program_computes_is_one_line(tmp_path):
     status, told = interrupted_when(process, (out / "long_sequences.csv").exists)
     lines = [line for line in told.splitlines() if line and "length/s" not in line and "?length" not in line]
     assert (status, lines) == (130, ["Interrupted."])
+
+
+def test_an_interrupt_that_became_an_error_within_jax_is_one_line(capsys):
+    class Interrupts:
+        def __hash__(self):
+            return 0
+
+        def __eq__(self, other):
+            raise KeyboardInterrupt
+
+        def __call__(self):
+            pass
+
+    one, other = (jax.tree.structure(jax.tree_util.Partial(Interrupts())) for _ in range(2))
+    with pytest.raises(ValueError, match="checking equality of metadata") as raised:
+        one == other  # noqa: B015
+    assert running.tell(raised.value) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
 
 
 def test_a_reader_that_goes_away_and_a_full_disk_end_a_program_without_a_traceback():
